@@ -1,0 +1,381 @@
+"""THE place where an activation lives: device math, plain-PyTorch math and facts of every f.
+
+The paper's alpha-scaled activation, eq. (1), is f_alpha(z) = alpha f(z / alpha); below, u = x / alpha.
+To add a function, write its device functions, register one `Function`, and everything else (modules,
+kernels, tests, benchmarks, tables) follows from the registry.
+
+Device functions get x (or y) in the type that arithmetic runs in (fp32, or fp64 for fp64 tensors), alpha and
+1 / alpha as fp64 scalars, and `DTYPE`, the tensor's own type: for 16-bit types arithmetic need only be good
+to about 2^-20, which the forms marked "narrow" are. Error figures hold for the approximations of `elementary`
+at their stated bounds and for alpha in [1e-3, 1e3]; the tests measure them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._optional import tl, triton
+from .elementary import (
+    at_most,
+    atan64,
+    clamp,
+    constant,
+    copysign,
+    exp2,
+    exp2_accurate,
+    fma,
+    polynomial,
+    product,
+    quotient,
+    rounded_off,
+    sin64,
+    split,
+    tanh64,
+)
+
+LOG2E = constant(1.4426950408889634)
+LN2 = constant(0.6931471805599453)
+HALF_PI = constant(1.5707963267948966)
+
+# Odd functions near 0, f(s) = s + s p, minimax in the relative error of f (Lawson's iteration, coefficients
+# rounded to fp32). Of tanh, p in powers of v^2 with v = 2 log2(e) s, up to s = 1.25 (error 2^-26.0), 0.3 (2^-26.2)
+# and 0.25 (2^-21.0).
+TANH = constant(
+    (2.518962e-12, -1.9765845e-10, 7.573432e-09, -2.0102738e-07)
+    + (4.4705216e-06, -9.333639e-05, 0.0019234179, -0.04003767)
+)
+TANH_FP16 = constant((-8.727951e-05, 0.0019209567, -0.040037423))
+TANH_BF16 = constant((0.0018577062, -0.040027227))
+# Of arctan, p / s^2 in powers of s^2, up to s = 1 (2^-25.7 and 2^-20.4).
+ARCTAN = constant(
+    (0.0029206884, -0.016367912, 0.043211836, -0.075522125)
+    + (0.10666004, -0.14211056, 0.19993773, -0.33333153)
+)
+ARCTAN_BF16 = constant((0.008106364, -0.03779671, 0.08484103, -0.13544576, 0.19897874, -0.3332849))
+# Of sin, p / s^2 in powers of s^2, up to s = pi / 2 (2^-26.6).
+SIN = constant((2.6057746e-06, -0.00019809601, 0.0083330665, -0.1666666))
+
+
+@triton.jit
+def tanh_value(x, alpha, inv, DTYPE: tl.constexpr):
+    # Near 0, x + x p keeps subnormals and the sign of zero; beyond, alpha - 2 alpha / (1 + e^(2|u|)), in which
+    # an overflowing exponential is harmless. With the sign of u in the exponent (bf16) it is cheaper, and twice
+    # as far off where u < 0.
+    if DTYPE == tl.float64:
+        return alpha * tanh64(x / alpha)
+    a = alpha.to(tl.float32)
+    high, low = split(inv * (2 * LOG2E))
+    if DTYPE == tl.bfloat16:
+        v = x * high
+        w = v * v
+        far = fma(quotient(1.0, 1.0 + exp2(v)), -2.0 * a, a)
+        return tl.where(tl.abs(v) < 0.5 * LOG2E, fma(x, w * polynomial(w, TANH_BF16), x), far)
+    v = product(at_most(tl.abs(x), 64.0 * a), high, low)
+    w = v * v
+    far = copysign(fma(quotient(1.0, 1.0 + exp2(v)), -2.0 * a, a), x)
+    if DTYPE == tl.float16:
+        return tl.where(v < 0.6 * LOG2E, fma(x, w * polynomial(w, TANH_FP16), x), far)
+    return tl.where(v < 2.5 * LOG2E, fma(x, w * polynomial(w, TANH), x), far)
+
+
+@triton.jit
+def tanh_slope(x, alpha, inv, DTYPE: tl.constexpr):
+    # 4 e / (1 + e)^2 with e = e^(-2|u|): never 1 - t^2, which is 0 or noise where tanh saturates.
+    if DTYPE == tl.float64:
+        e4 = 4.0 * tl.exp(-2.0 * tl.abs(x / alpha))
+    else:
+        e4 = exp_minus(tl.abs(x), alpha, inv * 2.0, 2.0, DTYPE)
+    return logistic_slope(e4, 0.25)
+
+
+@triton.jit
+def exp_minus(x, alpha, inv, shift, DTYPE: tl.constexpr):
+    """2^shift e^(-x inv) for x >= 0, in fp32: relative error 3e-7 down to 2^-126 (narrow: 9e-6)."""
+    high, low = split(inv * -LOG2E)
+    if DTYPE != tl.float32:
+        return exp2(fma(x, high, shift))
+    x = at_most(x, 512.0 * alpha.to(tl.float32))
+    v = x * high
+    rest = fma(x, low, fma(x, high, -v))
+    e = exp2(v + shift)
+    return fma(e, rest * LN2, e)
+
+
+@triton.jit
+def logistic_slope(e, scale):
+    """e / (1 + scale e)^2"""
+    if e.dtype == tl.float64:
+        r = 1.0 / (1.0 + scale * e)
+    else:
+        r = quotient(1.0, fma(e, scale, 1.0))
+    return (e * r) * r
+
+
+@triton.jit
+def tanh_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
+    t = y * inv.to(y.dtype)
+    return (1.0 - t) * (1.0 + t)
+
+
+@triton.jit
+def sigmoid_value(x, alpha, inv, DTYPE: tl.constexpr):
+    if DTYPE == tl.float64:
+        u = x / alpha
+        e = tl.exp(-tl.abs(u))
+        return alpha * tl.where(u < 0, e, 1.0) / (1.0 + e)
+    # alpha 2^-k / (2^-k + 2^-k e^(-u)): the scale 2^-k keeps the reciprocal of a large denominator out of the
+    # subnormal numbers, which the hardware flushes, so that results down to 2^-149 come out.
+    a = alpha.to(tl.float32)
+    high, low = split(inv * -LOG2E)
+    if DTYPE == tl.bfloat16:
+        return quotient(a * 2.0**-12, exp2(fma(x, high, -12.0)) + 2.0**-12)
+    x = tl.maximum(at_most(x, 30.0 * a), -130.0 * a, propagate_nan=tl.PropagateNan.ALL)
+    mantissa, power = exp2_accurate(x, high, low, 64)
+    d = fma(mantissa, power, 2.0**-64)
+    r = quotient(1.0, d)
+    return (a * 2.0**-64) * fma(fma(-d, r, 1.0) + rounded_off(alpha, inv), r, r)
+
+
+@triton.jit
+def sigmoid_slope(x, alpha, inv, DTYPE: tl.constexpr):
+    if DTYPE == tl.float64:
+        e = tl.exp(-tl.abs(x / alpha))
+    else:
+        e = exp_minus(tl.abs(x), alpha, inv, 0.0, DTYPE)
+    return logistic_slope(e, 1.0)
+
+
+@triton.jit
+def sigmoid_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
+    s = y * inv.to(y.dtype)
+    return s * (1.0 - s)
+
+
+@triton.jit
+def arctan_value(x, alpha, inv, DTYPE: tl.constexpr):
+    # With z = min(|u|, 1 / |u|): x + x z^2 p(z^2) up to |u| = 1, alpha (pi / 2 - arctan z) beyond.
+    if DTYPE == tl.float64:
+        return alpha * atan64(x / alpha)
+    a = alpha.to(tl.float32)
+    high, low = split(inv)
+    limit, rest = split(alpha * HALF_PI)
+    if DTYPE == tl.bfloat16:
+        u = tl.abs(x) * high
+    else:
+        u = product(at_most(tl.abs(x), 2.0**60 * a), high, low)
+    far = u > 1.0
+    r = quotient(1.0, u)
+    if DTYPE == tl.float32:
+        r = fma(fma(-u, r, 1.0), r, r)
+    z = tl.where(far, r, u)
+    w = z * z
+    wp = w * polynomial(w, ARCTAN_BF16 if DTYPE == tl.bfloat16 else ARCTAN)
+    if DTYPE == tl.float32:
+        beyond = fma(z + fma(z, wp + rounded_off(alpha, inv), -rest * high), -a, limit)
+    else:
+        beyond = fma(fma(z, wp, z), -a, limit)
+    return tl.where(far, copysign(beyond, x), fma(x, wp, x))
+
+
+@triton.jit
+def arctan_slope(x, alpha, inv, DTYPE: tl.constexpr):
+    if DTYPE == tl.float64:
+        u = x / alpha
+        return 1.0 / (1.0 + u * u)
+    u = x * inv.to(tl.float32)
+    return quotient(1.0, fma(u, u, 1.0))
+
+
+@triton.jit
+def arctan_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
+    # cos^2 t as sin^2(pi / 2 - t), which is small where t is near its limit.
+    if DTYPE == tl.float64:
+        c = sin64(HALF_PI - tl.abs(y / alpha))
+    else:
+        s = HALF_PI - tl.abs(y * inv.to(tl.float32))
+        w = s * s
+        c = fma(s, w * polynomial(w, SIN), s)
+    return c * c
+
+
+@triton.jit
+def softsign_value(x, alpha, inv, DTYPE: tl.constexpr):
+    if DTYPE == tl.float64:
+        x = clamp(x, 2.0**60 * alpha)
+        return x / (1.0 + tl.abs(x / alpha))
+    a = alpha.to(tl.float32)
+    high, low = split(inv)
+    x = clamp(x, 2.0**60 * a)
+    m = tl.abs(x)
+    d = fma(m, high, 1.0)
+    if DTYPE == tl.bfloat16:
+        return quotient(x, d)
+    # One step of correction for the quotient, and for the rounding error of its denominator.
+    rest = fma(m, low, fma(m, high, 1.0 - d))
+    r = quotient(1.0, d)
+    q = x * r
+    return fma(fma(-q, rest, fma(-q, d, x)), r, q)
+
+
+@triton.jit
+def softsign_slope(x, alpha, inv, DTYPE: tl.constexpr):
+    if DTYPE == tl.float64:
+        r = 1.0 / (1.0 + tl.abs(x / alpha))
+    else:
+        r = quotient(1.0, fma(tl.abs(x), inv.to(tl.float32), 1.0))
+    return r * r
+
+
+@triton.jit
+def softsign_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
+    r = 1.0 - tl.abs(y * inv.to(y.dtype))
+    return r * r
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A sigmoid-type function f: its device math, its plain-PyTorch math and facts about it.
+
+    `value`, `slope` and `slope_from_output` are device functions of (x or y, alpha, 1 / alpha, DTYPE) that give
+    alpha f(x / alpha), f'(x / alpha) from x, and f'(x / alpha) from y = alpha f(x / alpha).
+
+    `torch_value`, `torch_slope` and `torch_slope_of_value` are f(u), f'(u) and f'(u) from t = f(u) in PyTorch;
+    they own their argument and may overwrite it, and are differentiable. `value_reach` and `slope_reach` say up to which abs(u) their
+    fp32 results are as accurate as the package promises; beyond, they are evaluated in fp64.
+    """
+
+    name: str
+    formula: str
+    value: Any
+    slope: Any
+    slope_from_output: Any
+    torch_value: Callable[[Tensor], Tensor]
+    torch_slope: Callable[[Tensor], Tensor]
+    torch_slope_of_value: Callable[[Tensor], Tensor]
+    lower: float
+    upper: float
+    value_at_zero: float
+    slope_at_zero: float
+    symmetry: str
+    value_reach: float = math.inf
+    slope_reach: float = math.inf
+    paper_name: str = ""
+
+
+class Registry(Mapping[str, Function]):
+    """The functions by name, in the order in which they were registered."""
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Function] = {}
+
+    def register(self, function: Function) -> Function:
+        """Add a function under its name, which must be a new Python identifier."""
+        name = function.name
+        if not name.isidentifier() or name in self._functions:
+            raise ValueError(f"cannot register {name!r}: the name must be an identifier that is not yet taken")
+        self._functions[name] = function
+        return function
+
+    def unregister(self, name: str) -> None:
+        del self._functions[name]
+
+    def __getitem__(self, name: str) -> Function:
+        try:
+            return self._functions[name]
+        except (KeyError, TypeError):
+            known = ", ".join(self._functions)
+            raise ValueError(f"unknown function {name!r}: choose one of {known}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._functions
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._functions)
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+
+FUNCTIONS = Registry()
+
+FUNCTIONS.register(
+    Function(
+        name="tanh",
+        formula="tanh(u)",
+        value=tanh_value,
+        slope=tanh_slope,
+        slope_from_output=tanh_slope_from_output,
+        torch_value=torch.tanh_,
+        torch_slope=lambda u: u.cosh_().square_().reciprocal_(),
+        torch_slope_of_value=lambda t: t.square_().neg_().add_(1),
+        slope_reach=32.0,
+        lower=-1.0,
+        upper=1.0,
+        value_at_zero=0.0,
+        slope_at_zero=1.0,
+        symmetry="odd",
+        paper_name="tanh",
+    )
+)
+FUNCTIONS.register(
+    Function(
+        name="sigmoid",
+        formula="1 / (1 + exp(-u))",
+        value=sigmoid_value,
+        slope=sigmoid_slope,
+        slope_from_output=sigmoid_slope_from_output,
+        torch_value=torch.sigmoid_,
+        torch_slope=lambda u: u.mul_(0.5).cosh_().mul_(2).square_().reciprocal_(),
+        torch_slope_of_value=lambda s: s.square().neg_().add_(s),
+        value_reach=4.0,
+        slope_reach=64.0,
+        lower=0.0,
+        upper=1.0,
+        value_at_zero=0.5,
+        slope_at_zero=0.25,
+        symmetry="odd about (0, 1/2)",
+        paper_name="logsigmoid",
+    )
+)
+FUNCTIONS.register(
+    Function(
+        name="arctan",
+        formula="arctan(u)",
+        value=arctan_value,
+        slope=arctan_slope,
+        slope_from_output=arctan_slope_from_output,
+        torch_value=torch.arctan_,
+        torch_slope=lambda u: u.square_().add_(1).reciprocal_(),
+        torch_slope_of_value=lambda t: t.cos_().square_(),
+        lower=-math.pi / 2,
+        upper=math.pi / 2,
+        value_at_zero=0.0,
+        slope_at_zero=1.0,
+        symmetry="odd",
+        paper_name="arctan",
+    )
+)
+FUNCTIONS.register(
+    Function(
+        name="softsign",
+        formula="u / (1 + |u|)",
+        value=softsign_value,
+        slope=softsign_slope,
+        slope_from_output=softsign_slope_from_output,
+        torch_value=lambda u: u.clamp_(-1e18, 1e18).div_(u.abs().add_(1)),
+        torch_slope=lambda u: u.abs_().add_(1).square_().reciprocal_(),
+        torch_slope_of_value=lambda t: t.abs_().neg_().add_(1).square_(),
+        lower=-1.0,
+        upper=1.0,
+        value_at_zero=0.0,
+        slope_at_zero=1.0,
+        symmetry="odd",
+        paper_name="softsign",
+    )
+)

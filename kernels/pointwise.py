@@ -1,0 +1,68 @@
+"""One forward and one backward kernel, generic in the function f.
+
+    forward    y = alpha f(x / alpha)        reads x,              writes y    2 elements moved per element
+    backward   dx = g f'(x / alpha)          reads g and x (or y), writes dx   3 elements moved per element
+
+Tensors are processed in memory order, as one dimension. A block that lies inside the tensor is not masked, so
+that its loads and stores are 128 bits wide whatever the number of elements; only the last block is masked.
+The scalars arrive as the bits of float64 numbers, since Triton passes a Python float as float32.
+"""
+
+from __future__ import annotations
+
+from ._optional import tl, triton
+from .elementary import narrow, widen
+
+
+@triton.jit(do_not_specialize=["n", "alpha_bits", "inv_bits"])
+def forward_kernel(
+    x_ptr,
+    y_ptr,
+    n: tl.int64,
+    alpha_bits: tl.int64,
+    inv_bits: tl.int64,
+    VALUE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    alpha = alpha_bits.to(tl.float64, bitcast=True)
+    inv = inv_bits.to(tl.float64, bitcast=True)
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    x_ptr += start
+    y_ptr += start
+    offs = tl.arange(0, BLOCK)
+    if start + BLOCK <= n:
+        x = widen(tl.load(x_ptr + offs))
+        tl.store(y_ptr + offs, narrow(VALUE(x, alpha, inv, DTYPE), DTYPE))
+    else:
+        mask = offs < n - start
+        x = widen(tl.load(x_ptr + offs, mask=mask))
+        tl.store(y_ptr + offs, narrow(VALUE(x, alpha, inv, DTYPE), DTYPE), mask=mask)
+
+
+@triton.jit(do_not_specialize=["n", "alpha_bits", "inv_bits"])
+def backward_kernel(
+    g_ptr,
+    saved_ptr,
+    dx_ptr,
+    n: tl.int64,
+    alpha_bits: tl.int64,
+    inv_bits: tl.int64,
+    SLOPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    alpha = alpha_bits.to(tl.float64, bitcast=True)
+    inv = inv_bits.to(tl.float64, bitcast=True)
+    DTYPE: tl.constexpr = saved_ptr.dtype.element_ty
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    g_ptr += start
+    saved_ptr += start
+    dx_ptr += start
+    offs = tl.arange(0, BLOCK)
+    if start + BLOCK <= n:
+        slope = SLOPE(widen(tl.load(saved_ptr + offs)), alpha, inv, DTYPE)
+        tl.store(dx_ptr + offs, narrow(widen(tl.load(g_ptr + offs)) * slope, DTYPE))
+    else:
+        mask = offs < n - start
+        slope = SLOPE(widen(tl.load(saved_ptr + offs, mask=mask)), alpha, inv, DTYPE)
+        tl.store(dx_ptr + offs, narrow(widen(tl.load(g_ptr + offs, mask=mask)) * slope, DTYPE), mask=mask)

@@ -1,0 +1,31 @@
+"""sigscale: fused alpha-scaled sigmoid-type activations for PyTorch."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+
+try:
+    from . import functional, nn
+except ModuleNotFoundError as error:
+    if error.name != "sigscale.kernels":
+        raise
+    raise ImportError(
+        "sigscale runs from an installation, also in its own checkout: pip install -e ."
+    ) from error
+
+from .functional import ActivationFunction
+from .kernels.functions import FUNCTIONS
+
+__version__ = _version("sigscale")
+__all__ = ["FUNCTIONS", "__version__", "functional", "nn", *FUNCTIONS]
+
+
+def __getattr__(name: str) -> ActivationFunction:
+    return getattr(functional, name)  # type: ignore[no-any-return]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *FUNCTIONS]
+
+
+globals().update({name: getattr(functional, name) for name in FUNCTIONS})

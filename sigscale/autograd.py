@@ -1,0 +1,50 @@
+"""The autograd Function over the kernels, and the decision when it is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels import launch, reference
+from .kernels.functions import Function
+
+
+class Activation(torch.autograd.Function):
+    """y = alpha f(x / alpha), keeping x or y for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Function, alpha: float, keep_output: bool) -> Tensor:
+        y = launch.forward(function, x, alpha)
+        ctx.save_for_backward(y if keep_output else x)
+        ctx.settings = function, alpha, keep_output
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        (saved,) = ctx.saved_tensors
+        function, alpha, keep_output = ctx.settings
+        twice = torch.is_grad_enabled()  # the backward pass itself is to be differentiated
+        gradient = reference.composed_backward if twice else launch.backward
+        return gradient(function, g, saved, alpha, from_output=keep_output), None, None, None
+
+
+def activate(function: Function, x: Tensor, alpha: float, save: str | None) -> Tensor:
+    """alpha f(x / alpha) of checked arguments, differentiable as often as wanted."""
+    if not _plain(x):
+        return reference.composed(function, x, alpha)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return launch.forward(function, x, alpha)
+    keep_output = save == "output" if save else x.dtype.itemsize > 2
+    return Activation.apply(x, function, alpha, keep_output)  # type: ignore[no-any-return]
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether x has memory that a kernel can read, rather than being traced, transformed or a subclass."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not x.is_meta
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )

@@ -1,0 +1,76 @@
+"""The alpha-scaled activations as modules: `sigscale.nn.Tanh`, `Sigmoid`, `Arctan`, `Softsign`.
+
+They are made from the registry in `sigscale.kernels.functions`; a function registered there appears here.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from .functional import Save, check_alpha, check_save, functional
+from .kernels.functions import FUNCTIONS, Function
+
+
+class Activation(nn.Module):
+    """Base of the activation modules; see the module of a function, such as `sigscale.nn.Tanh`."""
+
+    function: ClassVar[Function]
+
+    def __init__(self, alpha: float = 2.0, *, save: Save = None) -> None:
+        super().__init__()
+        check_save(save)
+        self.alpha = check_alpha(alpha)
+        self.save = save
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional(self.function)(x, self.alpha, save=self.save)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:g}" + (f", save={self.save!r}" if self.save else "")
+
+
+DOCSTRING = """Alpha-scaled {f.name} as a module: alpha * f(x / alpha) with f(u) = {f.formula}.
+
+Args:
+    alpha: the scale, dimensionless; finite and > 0 (from 2^-60 to 2^60). alpha = 1 is {f.name} itself.
+    save: what the backward pass keeps, "input" or "output"; see `sigscale.{f.name}`.
+
+Shape:
+    Any, and the same out. Real dtypes, as `sigscale.{f.name}`. The module has no parameters and no state.
+
+Raises:
+    TypeError, ValueError: as `sigscale.{f.name}`.
+
+Source: L. Ven and J. Lederer, arXiv 2106.02260, Sec. 2.3, eq. (1).
+
+Example:
+    >>> import torch, sigscale as ss
+    >>> ss.nn.{name}(alpha=1.5)
+    {name}(alpha=1.5)
+"""
+
+
+@lru_cache(maxsize=None)
+def module(function: Function) -> type[Activation]:
+    """The module class for an entry of the registry."""
+    name = class_name(function.name)
+    doc = DOCSTRING.format(f=function, name=name)
+    return type(name, (Activation,), {"function": function, "__doc__": doc, "__module__": __name__})
+
+
+def class_name(function_name: str) -> str:
+    return "".join(part.capitalize() for part in function_name.split("_"))
+
+
+def __getattr__(name: str) -> type[Activation]:
+    for function in FUNCTIONS.values():
+        if class_name(function.name) == name:
+            return module(function)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *map(class_name, FUNCTIONS)]
