@@ -27,6 +27,8 @@ if INTERPRETED:
     @triton.jit
     def fma(x, y, z):
         # Triton 3.6's interpreter rounds the product; of fp32 numbers it is exact in fp64.
+        if x.dtype == tl.float64:
+            return tl.fma(x, y, z)
         return (x.to(tl.float64) * y + z).to(tl.float32)
 
     @triton.jit
@@ -120,8 +122,14 @@ def at_most(x, bound):
 
 
 @triton.jit
+def at_least(x, bound):
+    """max(x, bound); NaN stays NaN."""
+    return tl.maximum(x, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def clamp(x, bound):
-    """x limited to [-bound, bound]; NaN stays NaN."""
+    """x limited to [-bound, bound] (fp32); NaN stays NaN."""
     return tl.clamp(x, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
 
 

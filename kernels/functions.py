@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ._optional import tl, triton
 from .elementary import (
+    at_least,
     at_most,
     atan64,
     clamp,
@@ -64,24 +65,28 @@ SIN = constant((2.6057746e-06, -0.00019809601, 0.0083330665, -0.1666666))
 
 @triton.jit
 def tanh_value(x, alpha, inv, DTYPE: tl.constexpr):
-    # Near 0, x + x p keeps subnormals and the sign of zero; beyond, alpha - 2 alpha / (1 + e^(2|u|)), in which
-    # an overflowing exponential is harmless. With the sign of u in the exponent (bf16) it is cheaper, and twice
-    # as far off where u < 0.
+    # Near 0, x + x p keeps subnormals; beyond, alpha - 2 alpha / (1 + e^(2|u|)), in which an overflowing
+    # exponential is harmless. With the sign of u in the exponent (bf16) it is cheaper, and twice as far off
+    # where u < 0.
     if DTYPE == tl.float64:
-        return alpha * tanh64(x / alpha)
-    a = alpha.to(tl.float32)
-    high, low = split(inv * (2 * LOG2E))
-    if DTYPE == tl.bfloat16:
-        v = x * high
+        y = alpha * tanh64(x / alpha)
+    else:
+        a = alpha.to(tl.float32)
+        high, low = split(inv * (2 * LOG2E))
+        if DTYPE == tl.bfloat16:
+            v = x * high
+        else:
+            v = product(at_most(tl.abs(x), 64.0 * a), high, low)
         w = v * v
         far = fma(quotient(1.0, 1.0 + exp2(v)), -2.0 * a, a)
-        return tl.where(tl.abs(v) < 0.5 * LOG2E, fma(x, w * polynomial(w, TANH_BF16), x), far)
-    v = product(at_most(tl.abs(x), 64.0 * a), high, low)
-    w = v * v
-    far = copysign(fma(quotient(1.0, 1.0 + exp2(v)), -2.0 * a, a), x)
-    if DTYPE == tl.float16:
-        return tl.where(v < 0.6 * LOG2E, fma(x, w * polynomial(w, TANH_FP16), x), far)
-    return tl.where(v < 2.5 * LOG2E, fma(x, w * polynomial(w, TANH), x), far)
+        if DTYPE == tl.bfloat16:
+            y = tl.where(tl.abs(v) < 0.5 * LOG2E, x * fma(w, polynomial(w, TANH_BF16), 1.0), far)
+        elif DTYPE == tl.float16:
+            near = x * fma(w, polynomial(w, TANH_FP16), 1.0)
+            y = tl.where(v < 0.6 * LOG2E, near, copysign(far, x))
+        else:
+            y = copysign(tl.where(v < 2.5 * LOG2E, fma(x, w * polynomial(w, TANH), x), far), x)
+    return y
 
 
 @triton.jit
@@ -95,16 +100,24 @@ def tanh_slope(x, alpha, inv, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def tanh_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
+    t = y * inv.to(y.dtype)
+    return fma(-t, t, 1.0)
+
+
+@triton.jit
 def exp_minus(x, alpha, inv, shift, DTYPE: tl.constexpr):
-    """2^shift e^(-x inv) for x >= 0, in fp32: relative error 3e-7 down to 2^-126 (narrow: 9e-6)."""
+    """2^shift e^(-x inv) for x >= 0, in fp32: relative error 8e-7 down to 2^-126 (16-bit types: 9e-6)."""
     high, low = split(inv * -LOG2E)
-    if DTYPE != tl.float32:
-        return exp2(fma(x, high, shift))
-    x = at_most(x, 512.0 * alpha.to(tl.float32))
-    v = x * high
-    rest = fma(x, low, fma(x, high, -v))
-    e = exp2(v + shift)
-    return fma(e, rest * LN2, e)
+    if DTYPE == tl.float32:
+        x = at_most(x, 512.0 * alpha.to(tl.float32))
+        v = x * high
+        rest = fma(x, low, fma(x, high, -v))
+        e = exp2(v + shift)
+        e = fma(e, rest * LN2, e)
+    else:
+        e = exp2(fma(x, high, shift))
+    return e
 
 
 @triton.jit
@@ -118,28 +131,25 @@ def logistic_slope(e, scale):
 
 
 @triton.jit
-def tanh_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
-    t = y * inv.to(y.dtype)
-    return (1.0 - t) * (1.0 + t)
-
-
-@triton.jit
 def sigmoid_value(x, alpha, inv, DTYPE: tl.constexpr):
+    # In fp32 alpha 2^-k / (2^-k + 2^-k e^(-u)): the scale 2^-k keeps the reciprocal of a large denominator out of
+    # the subnormal numbers, which the hardware flushes, so that results down to 2^-149 come out.
     if DTYPE == tl.float64:
         u = x / alpha
         e = tl.exp(-tl.abs(u))
-        return alpha * tl.where(u < 0, e, 1.0) / (1.0 + e)
-    # alpha 2^-k / (2^-k + 2^-k e^(-u)): the scale 2^-k keeps the reciprocal of a large denominator out of the
-    # subnormal numbers, which the hardware flushes, so that results down to 2^-149 come out.
-    a = alpha.to(tl.float32)
-    high, low = split(inv * -LOG2E)
-    if DTYPE == tl.bfloat16:
-        return quotient(a * 2.0**-12, exp2(fma(x, high, -12.0)) + 2.0**-12)
-    x = tl.maximum(at_most(x, 30.0 * a), -130.0 * a, propagate_nan=tl.PropagateNan.ALL)
-    mantissa, power = exp2_accurate(x, high, low, 64)
-    d = fma(mantissa, power, 2.0**-64)
-    r = quotient(1.0, d)
-    return (a * 2.0**-64) * fma(fma(-d, r, 1.0) + rounded_off(alpha, inv), r, r)
+        y = alpha * tl.where(u < 0, e, 1.0) / (1.0 + e)
+    else:
+        a = alpha.to(tl.float32)
+        high, low = split(inv * -LOG2E)
+        if DTYPE == tl.bfloat16:
+            y = quotient(a * 2.0**-12, exp2(fma(x, high, -12.0)) + 2.0**-12)
+        else:
+            x = at_least(at_most(x, 30.0 * a), -130.0 * a)
+            mantissa, power = exp2_accurate(x, high, low, 64)
+            d = fma(mantissa, power, 2.0**-64)
+            r = quotient(1.0, d)
+            y = (a * 2.0**-64) * fma(fma(-d, r, 1.0) + rounded_off(alpha, inv), r, r)
+    return y
 
 
 @triton.jit
@@ -154,51 +164,56 @@ def sigmoid_slope(x, alpha, inv, DTYPE: tl.constexpr):
 @triton.jit
 def sigmoid_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
     s = y * inv.to(y.dtype)
-    return s * (1.0 - s)
+    return fma(-s, s, s)
 
 
 @triton.jit
 def arctan_value(x, alpha, inv, DTYPE: tl.constexpr):
     # With z = min(|u|, 1 / |u|): x + x z^2 p(z^2) up to |u| = 1, alpha (pi / 2 - arctan z) beyond.
     if DTYPE == tl.float64:
-        return alpha * atan64(x / alpha)
-    a = alpha.to(tl.float32)
-    high, low = split(inv)
-    limit, rest = split(alpha * HALF_PI)
-    if DTYPE == tl.bfloat16:
-        u = tl.abs(x) * high
+        y = alpha * atan64(x / alpha)
     else:
-        u = product(at_most(tl.abs(x), 2.0**60 * a), high, low)
-    far = u > 1.0
-    r = quotient(1.0, u)
-    if DTYPE == tl.float32:
-        r = fma(fma(-u, r, 1.0), r, r)
-    z = tl.where(far, r, u)
-    w = z * z
-    wp = w * polynomial(w, ARCTAN_BF16 if DTYPE == tl.bfloat16 else ARCTAN)
-    if DTYPE == tl.float32:
-        beyond = fma(z + fma(z, wp + rounded_off(alpha, inv), -rest * high), -a, limit)
-    else:
-        beyond = fma(fma(z, wp, z), -a, limit)
-    return tl.where(far, copysign(beyond, x), fma(x, wp, x))
+        a = alpha.to(tl.float32)
+        high, low = split(inv)
+        limit, rest = split(alpha * HALF_PI)
+        if DTYPE == tl.bfloat16:
+            u = tl.abs(x) * high
+            r = quotient(1.0, u)
+        else:
+            u = product(at_most(tl.abs(x), 2.0**60 * a), high, low)
+            r = quotient(1.0, u)
+            r = fma(fma(-u, r, 1.0), r, r)  # a Newton step
+        far = u > 1.0
+        z = tl.where(far, r, u)
+        w = z * z
+        if DTYPE == tl.float32:
+            wp = w * polynomial(w, ARCTAN)
+            q = z + fma(z, wp + rounded_off(alpha, inv), -rest * high)
+            y = copysign(tl.where(far, fma(q, -a, limit), fma(x, wp, x)), x)
+        else:
+            t = fma(w, polynomial(w, ARCTAN_BF16 if DTYPE == tl.bfloat16 else ARCTAN), 1.0)
+            y = tl.where(far, copysign(fma(z * t, -a, limit), x), x * t)
+    return y
 
 
 @triton.jit
 def arctan_slope(x, alpha, inv, DTYPE: tl.constexpr):
     if DTYPE == tl.float64:
         u = x / alpha
-        return 1.0 / (1.0 + u * u)
-    u = x * inv.to(tl.float32)
-    return quotient(1.0, fma(u, u, 1.0))
+        slope = 1.0 / (1.0 + u * u)
+    else:
+        u = x * inv.to(tl.float32)
+        slope = quotient(1.0, fma(u, u, 1.0))
+    return slope
 
 
 @triton.jit
 def arctan_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
     # cos^2 t as sin^2(pi / 2 - t), which is small where t is near its limit.
+    s = HALF_PI - tl.abs(y * inv.to(y.dtype))
     if DTYPE == tl.float64:
-        c = sin64(HALF_PI - tl.abs(y / alpha))
+        c = sin64(s)
     else:
-        s = HALF_PI - tl.abs(y * inv.to(tl.float32))
         w = s * s
         c = fma(s, w * polynomial(w, SIN), s)
     return c * c
@@ -207,20 +222,21 @@ def arctan_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
 @triton.jit
 def softsign_value(x, alpha, inv, DTYPE: tl.constexpr):
     if DTYPE == tl.float64:
-        x = clamp(x, 2.0**60 * alpha)
-        return x / (1.0 + tl.abs(x / alpha))
-    a = alpha.to(tl.float32)
-    high, low = split(inv)
-    x = clamp(x, 2.0**60 * a)
-    m = tl.abs(x)
-    d = fma(m, high, 1.0)
-    if DTYPE == tl.bfloat16:
-        return quotient(x, d)
-    # One step of correction for the quotient, and for the rounding error of its denominator.
-    rest = fma(m, low, fma(m, high, 1.0 - d))
-    r = quotient(1.0, d)
-    q = x * r
-    return fma(fma(-q, rest, fma(-q, d, x)), r, q)
+        u = x / alpha
+        y = tl.where(tl.abs(u) > 2.0**60, tl.where(u > 0, alpha, -alpha), x / (1.0 + tl.abs(u)))
+    else:
+        high, low = split(inv)
+        x = clamp(x, 2.0**60 * alpha.to(tl.float32))
+        m = tl.abs(x)
+        d = fma(m, high, 1.0)
+        if DTYPE == tl.bfloat16:
+            y = quotient(x, d)
+        else:
+            # A Newton step for 1 / (d + rest), where rest is what rounding d has lost.
+            rest = fma(m, low, fma(m, high, 1.0 - d))
+            r = quotient(1.0, d)
+            y = x * fma(fma(-rest, r, fma(-d, r, 1.0)), r, r)
+    return y
 
 
 @triton.jit
@@ -247,7 +263,8 @@ class Function:
 
     `torch_value`, `torch_slope` and `torch_slope_of_value` are f(u), f'(u) and f'(u) from t = f(u) in PyTorch;
     they own their argument and may overwrite it, and are differentiable. `value_reach` and `slope_reach` say up to which abs(u) their
-    fp32 results are as accurate as the package promises; beyond, they are evaluated in fp64.
+    fp32 results are as accurate as the package promises; beyond, they are evaluated in fp64. Where alpha f(u)
+    is not accurate enough with the rounding error of u, `torch_scaled_value` gives alpha f(x / alpha) from x.
     """
 
     name: str
@@ -263,6 +280,7 @@ class Function:
     value_at_zero: float
     slope_at_zero: float
     symmetry: str
+    torch_scaled_value: Callable[[Tensor, float], Tensor] | None = None
     value_reach: float = math.inf
     slope_reach: float = math.inf
     paper_name: str = ""
@@ -303,6 +321,12 @@ class Registry(Mapping[str, Function]):
 
 
 FUNCTIONS = Registry()
+
+
+def _softsign_scaled(x: Tensor, alpha: float) -> Tensor:
+    x = x.double().clamp(-1e18 * alpha, 1e18 * alpha)
+    return x.div_(x.abs().div_(alpha).add_(1))
+
 
 FUNCTIONS.register(
     Function(
@@ -369,6 +393,7 @@ FUNCTIONS.register(
         slope=softsign_slope,
         slope_from_output=softsign_slope_from_output,
         torch_value=lambda u: u.clamp_(-1e18, 1e18).div_(u.abs().add_(1)),
+        torch_scaled_value=_softsign_scaled,
         torch_slope=lambda u: u.abs_().add_(1).square_().reciprocal_(),
         torch_slope_of_value=lambda t: t.abs_().neg_().add_(1).square_(),
         lower=-1.0,

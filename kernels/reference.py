@@ -23,6 +23,9 @@ def forward(function: Function, x: Tensor, y: Tensor, alpha: float) -> None:
     reach = _value_reach(function, x.dtype, alpha)
 
     def value(x: Tensor, y: Tensor) -> None:
+        if function.torch_scaled_value is not None:
+            y.copy_(function.torch_scaled_value(_widened(x), alpha))
+            return
         torch.mul(function.torch_value(_scaled(x, alpha, reach)), alpha, out=y)
 
     _by_chunks(value, x, y)

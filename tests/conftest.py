@@ -1,0 +1,26 @@
+"""Tests run on the path that CPU tensors take in this process, and on the GPU where there is one.
+
+Without more that is the plain-PyTorch twin; under TRITON_INTERPRET=1 it is the Triton kernels in the
+interpreter (`test_interpreter.py` runs the suite that way, in a process of its own).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
