@@ -1,0 +1,186 @@
+"""Gradients of every order, and how the activations live with the rest of autograd."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import sigscale as ss
+import torch
+from sigscale.kernels._optional import INTERPRETED
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+functions = pytest.mark.parametrize("name", list(ss.FUNCTIONS))
+saves = pytest.mark.parametrize("save", ["input", "output"])
+
+
+@functions
+@saves
+@pytest.mark.parametrize("alpha", [0.3, 2.0])
+def test_gradients_of_first_and_second_order(name, save, alpha, device):
+    x = torch.linspace(-2, 2, 8, dtype=torch.float64, device=device).reshape(2, 4).requires_grad_()
+
+    def activation(x):
+        return getattr(ss, name)(x, alpha, save=save)
+
+    assert torch.autograd.gradcheck(activation, x)
+    assert torch.autograd.gradgradcheck(activation, x)
+
+
+@functions
+@saves
+def test_third_derivative(name, save, device):
+    """By repeated differentiation, against differentiation of the plain composition."""
+    function = ss.FUNCTIONS[name]
+
+    def third(f):
+        x = torch.linspace(-1.5, 1.5, 6, dtype=torch.float64, device=device).requires_grad_()
+        y = f(x).sum()
+        for _ in range(3):
+            (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y.detach()
+
+    plain = third(lambda x: 1.3 * function.torch_value(x / 1.3))
+    torch.testing.assert_close(third(lambda x: getattr(ss, name)(x, 1.3, save=save)), plain)
+
+
+@functions
+def test_second_order_of_16_bit_tensors(name, device):
+    x = torch.linspace(-2, 2, 10, device=device, dtype=torch.bfloat16).requires_grad_()
+    (dx,) = torch.autograd.grad(getattr(ss, name)(x).sum(), x, create_graph=True)
+    (ddx,) = torch.autograd.grad(dx.sum(), x)
+    wide = x.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(getattr(ss, name)(wide).sum(), wide, create_graph=True)
+    (want,) = torch.autograd.grad(want.sum(), wide)
+    assert dx.dtype == ddx.dtype == torch.bfloat16
+    torch.testing.assert_close(ddx.double(), want, rtol=2e-2, atol=2e-3)
+
+
+@saves
+def test_one_tensor_is_saved(save, device):
+    x = torch.randn(5, device=device, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        y = ss.tanh(x, save=save)
+    assert saved == [(x if save == "input" else y).data_ptr()]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "save"),
+    [(torch.float16, "x"), (torch.bfloat16, "x"), (torch.float32, "y"), (torch.float64, "y")],
+)
+def test_what_is_saved_by_default(dtype, save, device):
+    x = torch.randn(5, device=device, dtype=dtype, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        y = ss.tanh(x)
+    assert saved == [{"x": x, "y": y}[save].data_ptr()]
+
+
+def test_nothing_is_kept_where_no_gradient_is_needed(device):
+    x = torch.randn(5, device=device)
+    assert ss.tanh(x).grad_fn is None
+    with torch.no_grad():
+        assert ss.tanh(x.requires_grad_()).grad_fn is None
+    with torch.inference_mode():
+        assert ss.tanh(x).is_inference()
+
+
+@saves
+def test_modified_saved_tensor_is_detected(save, device):
+    leaf = torch.randn(5, device=device, requires_grad=True)
+    x = leaf * 1
+    y = ss.tanh(x, save=save)
+    (x if save == "input" else y).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    x = leaf * 1
+    y = ss.tanh(x, save=save)
+    (y if save == "input" else x).add_(1)  # the other one is free
+    y.sum().backward()
+
+
+@pytest.mark.parametrize("inside", [torch.float32, torch.bfloat16])
+def test_autocast_leaves_the_dtype_alone(inside, device):
+    x = torch.randn(4, 4, device=device, dtype=inside, requires_grad=True)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y, like = ss.tanh(x), torch.tanh(x)
+        assert y.dtype == like.dtype
+        assert ss.tanh(x @ x).dtype == torch.tanh(x @ x).dtype == torch.bfloat16
+        y.float().sum().backward()
+    assert x.grad.dtype == inside
+    torch.testing.assert_close(y, 2 * torch.tanh(x / 2))
+
+
+def test_checkpointing_and_hooks(device):
+    x = torch.randn(8, device=device, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(ss.nn.Tanh(), x, use_reentrant=False)
+    seen = []
+    y.register_hook(lambda g: seen.append(g.clone()))
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert len(seen) == 1
+    torch.testing.assert_close(dx, torch.cosh(x.detach() / 2) ** -2)
+
+
+@functions
+def test_tracing_and_transforms_see_plain_operations(name, device):
+    activation = getattr(ss, name)
+    x = torch.randn(3, 5, device=device)
+    torch.testing.assert_close(torch.func.vmap(activation)(x), activation(x))
+    gradient = torch.func.grad(lambda x: activation(x).sum())(x)
+    leaf = x.clone().requires_grad_()
+    activation(leaf).sum().backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+    assert activation(x.to("meta")).shape == x.shape
+    with FakeTensorMode() as mode:
+        assert activation(mode.from_tensor(x)).shape == x.shape
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler never reaches a kernel")
+def test_compiles_without_a_graph_break(device):
+    activation = torch.compile(lambda x: ss.tanh(x, 1.5), fullgraph=True, backend="aot_eager")
+    x = torch.randn(33, device=device, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        y = activation(x)
+    y.sum().backward()
+    torch.testing.assert_close(y, ss.tanh(x, 1.5))
+    torch.testing.assert_close(x.grad, torch.cosh(x.detach() / 1.5) ** -2)
+
+
+@functions
+def test_modules(name, device):
+    layer = getattr(ss.nn, ss.nn.class_name(name))(alpha=1.5)
+    x = torch.randn(4, device=device)
+    assert torch.equal(layer(x), getattr(ss, name)(x, 1.5))
+    assert repr(layer) == f"{ss.nn.class_name(name)}(alpha=1.5)"
+    assert layer.state_dict() == {}
+    for clone in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(clone) is type(layer)
+        assert torch.equal(clone(x), layer(x))
+
+
+def test_a_network_trains_as_with_the_plain_activation(device):
+    """Same losses as the hand-written composition, in fp64, step for step."""
+
+    def losses(activation):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 16), activation, torch.nn.Linear(16, 1)).to(device).double()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        x = torch.randn(64, 6, device=device, dtype=torch.float64)
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = (model(x) - x[:, :1].sin()).square().mean()
+            loss.backward()
+            optimizer.step()
+            yield loss.item()
+
+    class Composed(torch.nn.Module):
+        def forward(self, x):
+            return 2.0 * torch.tanh(x / 2.0)
+
+    ours, plain = list(losses(ss.nn.Tanh())), list(losses(Composed()))
+    assert ours[-1] < ours[0]
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(plain), rtol=1e-9, atol=0)

@@ -1,0 +1,118 @@
+"""Any shape, stride, offset and memory format gives the values of the contiguous tensor, laid out as torch would."""
+
+from __future__ import annotations
+
+import pytest
+import sigscale as ss
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sigscale.kernels import launch
+from sigscale.kernels._optional import INTERPRETED
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+EXAMPLES = 40 if INTERPRETED else 150
+
+
+@st.composite
+def views(draw: st.DrawFn) -> torch.Tensor:
+    """A tensor that may be permuted, sliced with gaps, expanded, offset by one element, 0-d or empty."""
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(st.lists(st.integers(0, 7), max_size=4))
+    steps = draw(st.lists(st.integers(1, 2), min_size=len(shape), max_size=len(shape)))
+    offset = draw(st.integers(0, 1))
+    size = [n * step for n, step in zip(shape, steps, strict=True)]
+    count = torch.Size(size).numel()
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    memory = torch.randn(count + offset, generator=generator, dtype=torch.float64).mul_(4).to(dtype)
+    x = memory[offset:].reshape(size)[tuple(slice(None, None, step) for step in steps)]
+    x = x.permute(draw(st.permutations(range(x.ndim))))
+    return x.unsqueeze(0).expand(3, *x.shape) if draw(st.booleans()) else x
+
+
+@pytest.mark.parametrize("name", list(ss.FUNCTIONS))
+def test_any_view(name, device):
+    activation = getattr(ss, name)
+
+    @settings(max_examples=EXAMPLES)
+    @given(x=views(), grad=views(), save=st.sampled_from(["input", "output"]))
+    def check(x, grad, save):
+        x = x.to(device) if device != "cpu" else x
+        plain = x.clone(memory_format=torch.contiguous_format)
+        x, plain = x.detach().requires_grad_(), plain.requires_grad_()
+        y, want = activation(x, 1.7, save=save), activation(plain, 1.7, save=save)
+        assert y.shape == x.shape
+        assert x.numel() == 0 or y.stride() == torch.tanh(x).stride()
+        assert torch.equal(y, want)
+        # A gradient of another layout, drawn from the same kind of views.
+        g = torch.randn_like(want).transpose(0, -1).contiguous().transpose(0, -1) if x.ndim else torch.ones_like(y)
+        if grad.ndim and grad.shape[0] == 3:  # expanded
+            g = torch.full((), 0.5, dtype=x.dtype, device=x.device).expand(x.shape)
+        (dx,) = torch.autograd.grad(y, x, g)
+        (dx_want,) = torch.autograd.grad(want, plain, g)
+        assert dx.shape == x.shape
+        assert torch.equal(dx, dx_want)
+
+    check()
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_around_a_block(dtype, extra, device):
+    """The masked tail begins where it must and writes no further."""
+    for blocks in (0, 1, 3):
+        n = blocks * launch.FORWARD_BLOCK[dtype.itemsize] + extra
+        if n < 0:
+            continue
+        x = torch.linspace(-5, 5, n, dtype=torch.float64).to(dtype).to(device)
+        y = ss.tanh(x, 1.7)
+        want = 1.7 * torch.tanh(x.double() / 1.7)
+        tolerance = {8: 1e-14, 4: 1e-6, 2: 1e-2}[dtype.itemsize]
+        torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance / 10)
+
+
+def test_channels_last_is_neither_copied_nor_lost(device):
+    x = torch.randn(2, 3, 5, 7, device=device).to(memory_format=torch.channels_last)
+    assert launch.dense(x) is x
+    y = ss.tanh(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, 2 * torch.tanh(x / 2))
+
+
+def test_gaps_are_copied_once_and_left_alone(device):
+    memory = torch.randn(10, 10, device=device)
+    x, before = memory[:, ::2], memory.clone()
+    assert launch.dense(x) is not x
+    torch.testing.assert_close(ss.tanh(x), 2 * torch.tanh(x / 2))
+    assert torch.equal(memory, before)
+
+
+def test_result_never_shares_memory_with_the_input(device):
+    for alpha in (1.0, 2.0):
+        x = torch.randn(64, device=device)
+        assert ss.tanh(x, alpha).data_ptr() != x.data_ptr()
+
+
+def test_same_bits_every_time(device):
+    x = torch.randn(100_001, device=device, dtype=torch.bfloat16)
+    g = torch.randn_like(x)
+    results = []
+    for _ in range(3):
+        leaf = x.clone().requires_grad_()
+        y = ss.sigmoid(leaf, 1.7)
+        results.append((y.detach(), *torch.autograd.grad(y, leaf, g)))
+    for y, dx in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(dx, results[0][1])
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements():
+    n = 2**31 + 12_345
+    x = torch.empty(n, dtype=torch.bfloat16, device="cuda").normal_()
+    y = ss.tanh(x)
+    dx = launch.backward(ss.FUNCTIONS["tanh"], torch.ones_like(x), x, 2.0, from_output=False)
+    for part in (slice(0, 4096), slice(n - 4096, n), slice(2**31 - 2048, 2**31 + 2048)):
+        u = x[part].double() / 2
+        torch.testing.assert_close(y[part].double(), 2 * torch.tanh(u), rtol=4e-3, atol=1e-30)
+        torch.testing.assert_close(dx[part].double(), torch.cosh(u) ** -2, rtol=4e-3, atol=1e-30)
