@@ -392,7 +392,7 @@ FUNCTIONS.register(
         value=softsign_value,
         slope=softsign_slope,
         slope_from_output=softsign_slope_from_output,
-        torch_value=lambda u: u.clamp_(-1e18, 1e18).div_(u.abs().add_(1)),
+        torch_value=lambda u: u.clamp_(-1e18, 1e18) / u.abs().add_(1),
         torch_scaled_value=_softsign_scaled,
         torch_slope=lambda u: u.abs_().add_(1).square_().reciprocal_(),
         torch_slope_of_value=lambda t: t.abs_().neg_().add_(1).square_(),

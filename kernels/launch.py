@@ -115,7 +115,7 @@ def _launch(
 def _observed() -> bool:
     """Whether somebody listens to launches, and Triton's own launcher must do them."""
     runtime = triton.knobs.runtime
-    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
+    return any(getattr(hook, "calls", hook) for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
 
 
 def cached_launch(compiled: Any) -> CachedLaunch | None:

@@ -49,8 +49,8 @@ def test_the_truth_is_true(name):
     with mpmath.workdps(200):
         want = np.array([float(exact(mpmath.mpf(v))) for v in u])
         slope = np.array([float(mpmath.diff(exact, mpmath.mpf(v))) for v in u])
-    np.testing.assert_allclose(truth.VALUES[name](u), want, rtol=1e-14)
-    np.testing.assert_allclose(truth.SLOPES[name](u), slope, rtol=1e-13)
+    np.testing.assert_allclose(truth.value(name, u, 1.0), want, rtol=1e-14)
+    np.testing.assert_allclose(truth.slope(name, u, 1.0), slope, rtol=1e-13)
 
 
 @functions
@@ -61,7 +61,7 @@ def test_every_16_bit_input(name, dtype, device):
     for alpha in truth.ALPHAS:
         error = truth.ulps(activation(name, x, alpha, device), truth.value(name, x.double().numpy(), alpha))
         assert error.max() <= 0.51, f"alpha = {alpha}: {error.max():.4f} ulp at {x[int(error.argmax())]}"
-        misrounded += np.count_nonzero(error > 0.5 + 1e-9)
+        misrounded += int((error > 0.5 + 1e-9).sum())
     assert misrounded <= 1e-4 * len(truth.ALPHAS) * x.numel()
 
 
@@ -117,7 +117,7 @@ def test_fp64(name, alpha, device):
     exact = truth.value(name, x.numpy(), alpha)
     error = truth.ulps(activation(name, x, alpha, device), exact)
     # Two roundings by alpha; where f decays like e^u, the first is magnified by |u|.
-    assert np.all((error <= 4 + np.abs(x.numpy() / alpha)) | (np.abs(exact) < 2.0**-1000))
+    assert torch.all((error <= 4 + (x / alpha).abs()) | (torch.from_numpy(exact).abs() < 2.0**-1000))
     for save in ("input", "output"):
         got = slopes(name, x, alpha, device, save).numpy()
         np.testing.assert_allclose(got, truth.slope(name, x.numpy(), alpha), rtol=1e-12, atol=1e-15)
@@ -180,3 +180,24 @@ def test_fp32_survives_the_hardware(name, alpha, monkeypatch):
     monkeypatch.setattr(functions, "quotient", lambda x, y: x * reciprocal(1.0, y))
     test_fp32(name, alpha, "cpu")
     test_fp32_derivative(name, alpha, "cpu")
+
+
+@pytest.mark.gpu
+@functions
+@alphas
+def test_every_fp32_input(name, alpha, record_property):
+    """All 2^32 bit patterns, forward and derivative."""
+    function = ss.FUNCTIONS[name]
+    worst = {"forward": (0.0, 0.0), "derivative": (0.0, 0.0)}
+    for first in range(-(2**31), 2**31, 2**27):
+        x = torch.arange(first, first + 2**27, dtype=torch.int32, device="cuda").view(torch.float32)
+        u = x.double() / alpha
+        error = truth.ulps(getattr(ss, name)(x, alpha), alpha * truth.VALUES[name](u, torch))
+        worst["forward"] = max(worst["forward"], (error.max().item(), x[error.argmax()].item()))
+        exact = truth.SLOPES[name](u, torch)
+        slope = launch.backward(function, torch.ones_like(x), x, alpha, from_output=False).double()
+        error = torch.where(exact >= 2.0**-126, (slope / exact - 1.0).abs(), 0.0)
+        worst["derivative"] = max(worst["derivative"], (error.max().item(), x[error.argmax()].item()))
+    record_property("worst", worst)
+    assert worst["forward"][0] <= FP32_ULP[name], worst
+    assert worst["derivative"][0] <= SLOPE_ERROR, worst

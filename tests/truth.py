@@ -11,59 +11,56 @@ ALPHAS = (0.3, 1.0, 1.7, 2.0, 3.7)
 FORMATS = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126), torch.float64: (53, -1022)}
 
 
-def _tanh(u):
-    return np.tanh(u)
+def _sigmoid(u, xp):
+    e = xp.exp(-xp.abs(u))
+    return xp.where(u < 0, e, 1.0) / (1.0 + e)
 
 
-def _sigmoid(u):
-    e = np.exp(-np.abs(u))
-    return np.where(u < 0, e, 1.0) / (1.0 + e)
+def _softsign(u, xp):
+    finite = xp.where(xp.isinf(u), 0.0, u)
+    return xp.where(xp.isinf(u), xp.sign(u), finite / (1.0 + xp.abs(finite)))
 
 
-def _softsign(u):
-    return np.where(np.isinf(u), np.sign(u), u / (1.0 + np.abs(np.where(np.isinf(u), 0.0, u))))
-
-
-def _tanh_slope(u):
-    e = np.exp(-2.0 * np.abs(u))
-    return 4.0 * e / (1.0 + e) ** 2
-
-
-def _sigmoid_slope(u):
-    e = np.exp(-np.abs(u))
+def _logistic_slope(u, xp):
+    e = xp.exp(-xp.abs(u))
     return e / (1.0 + e) ** 2
 
 
-VALUES = {"tanh": _tanh, "sigmoid": _sigmoid, "arctan": np.arctan, "softsign": _softsign}
+# Of u and of the array module, NumPy or (on a GPU) torch.
+VALUES = {
+    "tanh": lambda u, xp: xp.tanh(u),
+    "sigmoid": _sigmoid,
+    "arctan": lambda u, xp: xp.arctan(u),
+    "softsign": _softsign,
+}
 SLOPES = {
-    "tanh": _tanh_slope,
-    "sigmoid": _sigmoid_slope,
-    "arctan": lambda u: 1.0 / (1.0 + u * u),
-    "softsign": lambda u: (1.0 + np.abs(u)) ** -2.0,
+    "tanh": lambda u, xp: 4.0 * _logistic_slope(2.0 * u, xp),
+    "sigmoid": _logistic_slope,
+    "arctan": lambda u, xp: 1.0 / (1.0 + u * u),
+    "softsign": lambda u, xp: 1.0 / (1.0 + xp.abs(u)) ** 2,
 }
 
 
 def value(name: str, x: np.ndarray, alpha: float) -> np.ndarray:
     """alpha f(x / alpha) in fp64."""
     with np.errstate(all="ignore"):
-        return alpha * VALUES[name](x / alpha)
+        return alpha * VALUES[name](x / alpha, np)
 
 
 def slope(name: str, x: np.ndarray, alpha: float) -> np.ndarray:
     """f'(x / alpha) in fp64."""
     with np.errstate(all="ignore"):
-        return SLOPES[name](x / alpha)
+        return SLOPES[name](x / alpha, np)
 
 
-def ulps(result: torch.Tensor, exact: np.ndarray) -> np.ndarray:
+def ulps(result: torch.Tensor, exact: np.ndarray | torch.Tensor) -> torch.Tensor:
     """abs(result - exact) in units in the last place of result's type at `exact`; 0 where both are NaN."""
     precision, smallest = FORMATS[result.dtype]
-    got = result.double().numpy()
-    with np.errstate(all="ignore"):
-        exponent = np.maximum(np.frexp(np.abs(exact))[1] - 1, smallest)
-        error = np.abs(got - exact) / np.ldexp(1.0, exponent - precision + 1)
-    assert np.array_equal(np.isnan(got), np.isnan(exact)), "NaN where there should be none, or none where it should"
-    return np.where(np.isnan(exact), 0.0, error)
+    exact = torch.as_tensor(exact, dtype=torch.float64, device=result.device)
+    assert torch.equal(result.isnan(), exact.isnan()), "NaN where there should be none, or none where it should"
+    exponent = (torch.frexp(exact).exponent - 1).clamp_min(smallest)
+    error = (result.double() - exact).abs() / torch.ldexp(torch.ones_like(exact), exponent - precision + 1)
+    return error.nan_to_num(nan=0.0, posinf=torch.inf)
 
 
 def every_16_bit(dtype: torch.dtype) -> torch.Tensor:

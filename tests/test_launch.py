@@ -1,0 +1,161 @@
+"""Which way a kernel is launched, on a machine without a GPU: Triton and its driver are stood in for."""
+
+from __future__ import annotations
+
+import struct
+from types import SimpleNamespace
+
+import pytest
+import sigscale as ss
+import torch
+from sigscale.kernels import launch
+
+pytest.importorskip("triton")
+
+
+class Compiled:
+    """A compiled kernel of Triton 3.6 to 3.9 as far as a cached launch needs it."""
+
+    function, packed_metadata = "handle", "metadata"
+
+    def __init__(self) -> None:
+        self.runs: list[tuple] = []
+
+    def run(self, *arguments) -> None:
+        self.runs.append(arguments)
+
+
+class Kernel:
+    """A JIT function that counts what goes the slow way."""
+
+    def __init__(self, compiled) -> None:
+        self.compiled, self.calls = compiled, []
+
+    def __getitem__(self, grid):
+        def call(*arguments, **options):
+            self.calls.append((grid, arguments, options))
+            return self.compiled
+
+        return call
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """CPU tensors take the kernel path; hands out the stand-ins for the forward kernel."""
+    compiled = Compiled()
+    kernel = Kernel(compiled)
+    driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: ("stream", device))
+    hooks = SimpleNamespace(launch_enter_hook=SimpleNamespace(calls=[]), launch_exit_hook=SimpleNamespace(calls=[]))
+    stand_in = SimpleNamespace(
+        runtime=SimpleNamespace(driver=SimpleNamespace(active=driver)), knobs=SimpleNamespace(runtime=hooks)
+    )
+    monkeypatch.setattr(launch, "triton", stand_in)
+    monkeypatch.setattr(launch, "takes_kernel", lambda x: True)
+    monkeypatch.setattr(launch, "forward_kernel", kernel)
+    monkeypatch.setattr(launch, "_launches", {})
+    return SimpleNamespace(kernel=kernel, compiled=compiled, hooks=hooks)
+
+
+def test_first_by_triton_then_cached(gpu):
+    x = torch.randn(5000)
+    ss.tanh(x, 1.7)
+    assert len(gpu.kernel.calls) == 1
+    assert not gpu.compiled.runs
+    (grid, arguments, options) = gpu.kernel.calls[0]
+    assert grid == (-(-5000 // launch.FORWARD_BLOCK[4]),)
+    assert options == launch.OPTIONS
+    y = ss.tanh(x, 1.9)
+    assert len(gpu.kernel.calls) == 1
+    (run,) = gpu.compiled.runs
+    assert run[:9] == (*grid, 1, 1, ("stream", 0), "handle", "metadata", None, None, None)
+    assert [t.data_ptr() for t in run[9:11]] == [x.data_ptr(), y.data_ptr()]
+    assert run[11] == 5000
+    assert struct.unpack("<2d", struct.pack("<2q", *run[12:14])) == (1.9, 1 / 1.9)
+    assert run[14:] == (ss.FUNCTIONS["tanh"].value, launch.FORWARD_BLOCK[4])
+    assert len(run[9:]) == len(arguments)
+
+
+def test_another_dtype_or_function_is_another_kernel(gpu):
+    for x in (torch.randn(64), torch.randn(64).bfloat16()):
+        for activation in (ss.tanh, ss.arctan):
+            activation(x)
+            activation(x)
+    assert len(gpu.kernel.calls) == 4
+    assert len(gpu.compiled.runs) == 4
+
+
+def test_unaligned_tensors_are_left_to_triton(gpu):
+    x = torch.randn(65)[1:]
+    ss.tanh(x)
+    ss.tanh(x)
+    assert len(gpu.kernel.calls) == 2
+    assert not gpu.compiled.runs
+
+
+@pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
+def test_profilers_see_every_launch(gpu, hook):
+    x = torch.randn(64)
+    ss.tanh(x)
+    getattr(gpu.hooks, hook).calls.append(print)
+    ss.tanh(x)
+    assert len(gpu.kernel.calls) == 2
+    getattr(gpu.hooks, hook).calls.clear()
+    ss.tanh(x)
+    assert len(gpu.kernel.calls) == 2
+    assert len(gpu.compiled.runs) == 1
+
+
+@pytest.mark.parametrize("missing", ["run", "function", "packed_metadata"])
+def test_falls_back_where_triton_has_changed(gpu, missing):
+    parts = {"run": print, "function": 1, "packed_metadata": 2}
+    parts.pop(missing)
+    gpu.kernel.compiled = SimpleNamespace(**parts)
+    x = torch.randn(64)
+    ss.tanh(x)
+    ss.tanh(x)
+    assert len(gpu.kernel.calls) == 2
+
+
+def test_falls_back_without_the_drivers_streams(gpu):
+    del launch.triton.runtime.driver.active.get_current_stream
+    x = torch.randn(64)
+    ss.tanh(x)
+    ss.tanh(x)
+    assert len(gpu.kernel.calls) == 2
+
+
+def test_nothing_is_launched_for_nothing(gpu):
+    assert ss.tanh(torch.empty(0, 3)).shape == (0, 3)
+    assert not gpu.kernel.calls
+
+
+@pytest.mark.gpu
+def test_both_ways_agree_on_a_gpu(monkeypatch):
+    x = torch.randn(100_000, device="cuda")
+    ss.tanh(x)
+    cached = ss.tanh(x)
+    assert any(launch._launches.values())
+    monkeypatch.setattr(launch, "_observed", lambda: True)
+    assert torch.equal(ss.tanh(x), cached)
+
+
+@pytest.mark.gpu
+def test_capture_in_a_graph():
+    x = torch.randn(1000, device="cuda", requires_grad=True)
+    ones = torch.ones_like(x)
+
+    def step():
+        return torch.autograd.grad(ss.tanh(x, 1.7), x, ones)[0]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        dx = step()
+    with torch.no_grad():
+        x.normal_()
+    graph.replay()
+    torch.testing.assert_close(dx, torch.cosh(x.detach() / 1.7) ** -2)
