@@ -2,6 +2,6 @@
 
 if __name__ != "sigscale.kernels":
     raise ImportError(
-        f"this folder is the package sigscale.kernels, not {__name__!r}: run `pip install -e .` in the checkout "
-        "and `import sigscale`"
+        f"this folder is the package sigscale.kernels, not {__name__!r}: run `pip install -e .` "
+        "in the checkout and `import sigscale`"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = ["HAS_TRITON", "INTERPRETED", "libdevice", "require_triton", "tl", "triton"]
+
 try:
     import triton
     import triton.language as tl

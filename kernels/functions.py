@@ -5,32 +5,39 @@ To add a function, write its device functions, register one `Function`, and ever
 kernels, tests, benchmarks, tables) follows from the registry.
 
 Device functions get x (or y) in the type that arithmetic runs in (fp32, or fp64 for fp64 tensors), alpha and
-1 / alpha as fp64 scalars, and `DTYPE`, the tensor's own type: for 16-bit types arithmetic need only be good
-to about 2^-20, which the forms marked "narrow" are. Error figures hold for the approximations of `elementary`
-at their stated bounds and for alpha in [1e-3, 1e3]; the tests measure them.
+1 / alpha as fp64 scalars, and `DTYPE`, the tensor's own type, which says how good the result has to be: bf16
+leaves a GPU's memory 31 instructions an element and needs 2^-17, fp32 leaves 62 and needs a few ulp.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._optional import tl, triton
+from .coefficients import (
+    ARCTAN,
+    ARCTAN_BF16,
+    HALF_PI,
+    LOG2E,
+    SIN,
+    TANH,
+    TANH_BF16,
+    TANH_FP16,
+)
 from .elementary import (
     at_least,
     at_most,
     atan64,
     clamp,
-    constant,
     copysign,
     exp2,
     exp2_accurate,
+    exp_minus,
     fma,
+    logistic_slope,
     polynomial,
     product,
     quotient,
@@ -39,28 +46,7 @@ from .elementary import (
     split,
     tanh64,
 )
-
-LOG2E = constant(1.4426950408889634)
-LN2 = constant(0.6931471805599453)
-HALF_PI = constant(1.5707963267948966)
-
-# Odd functions near 0, f(s) = s + s p, minimax in the relative error of f (Lawson's iteration, coefficients
-# rounded to fp32). Of tanh, p in powers of v^2 with v = 2 log2(e) s, up to s = 1.25 (error 2^-26.0), 0.3 (2^-26.2)
-# and 0.25 (2^-21.0).
-TANH = constant(
-    (2.518962e-12, -1.9765845e-10, 7.573432e-09, -2.0102738e-07)
-    + (4.4705216e-06, -9.333639e-05, 0.0019234179, -0.04003767)
-)
-TANH_FP16 = constant((-8.727951e-05, 0.0019209567, -0.040037423))
-TANH_BF16 = constant((0.0018577062, -0.040027227))
-# Of arctan, p / s^2 in powers of s^2, up to s = 1 (2^-25.7 and 2^-20.4).
-ARCTAN = constant(
-    (0.0029206884, -0.016367912, 0.043211836, -0.075522125)
-    + (0.10666004, -0.14211056, 0.19993773, -0.33333153)
-)
-ARCTAN_BF16 = constant((0.008106364, -0.03779671, 0.08484103, -0.13544576, 0.19897874, -0.3332849))
-# Of sin, p / s^2 in powers of s^2, up to s = pi / 2 (2^-26.6).
-SIN = constant((2.6057746e-06, -0.00019809601, 0.0083330665, -0.1666666))
+from .registry import Function, Registry
 
 
 @triton.jit
@@ -106,34 +92,9 @@ def tanh_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def exp_minus(x, alpha, inv, shift, DTYPE: tl.constexpr):
-    """2^shift e^(-x inv) for x >= 0, in fp32: relative error 8e-7 down to 2^-126 (16-bit types: 9e-6)."""
-    high, low = split(inv * -LOG2E)
-    if DTYPE == tl.float32:
-        x = at_most(x, 512.0 * alpha.to(tl.float32))
-        v = x * high
-        rest = fma(x, low, fma(x, high, -v))
-        e = exp2(v + shift)
-        e = fma(e, rest * LN2, e)
-    else:
-        e = exp2(fma(x, high, shift))
-    return e
-
-
-@triton.jit
-def logistic_slope(e, scale):
-    """e / (1 + scale e)^2"""
-    if e.dtype == tl.float64:
-        r = 1.0 / (1.0 + scale * e)
-    else:
-        r = quotient(1.0, fma(e, scale, 1.0))
-    return (e * r) * r
-
-
-@triton.jit
 def sigmoid_value(x, alpha, inv, DTYPE: tl.constexpr):
-    # In fp32 alpha 2^-k / (2^-k + 2^-k e^(-u)): the scale 2^-k keeps the reciprocal of a large denominator out of
-    # the subnormal numbers, which the hardware flushes, so that results down to 2^-149 come out.
+    # alpha 2^-k / (2^-k + 2^-k e^(-u)): the scale 2^-k keeps the reciprocal of a large denominator out of the
+    # subnormal numbers, which the hardware flushes, so that results down to 2^-149 come out.
     if DTYPE == tl.float64:
         u = x / alpha
         e = tl.exp(-tl.abs(u))
@@ -252,72 +213,6 @@ def softsign_slope(x, alpha, inv, DTYPE: tl.constexpr):
 def softsign_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
     r = 1.0 - tl.abs(y * inv.to(y.dtype))
     return r * r
-
-
-@dataclass(frozen=True, eq=False)
-class Function:
-    """A sigmoid-type function f: its device math, its plain-PyTorch math and facts about it.
-
-    `value`, `slope` and `slope_from_output` are device functions of (x or y, alpha, 1 / alpha, DTYPE) that give
-    alpha f(x / alpha), f'(x / alpha) from x, and f'(x / alpha) from y = alpha f(x / alpha).
-
-    `torch_value`, `torch_slope` and `torch_slope_of_value` are f(u), f'(u) and f'(u) from t = f(u) in PyTorch;
-    they own their argument and may overwrite it, and are differentiable. `value_reach` and `slope_reach` say up to which abs(u) their
-    fp32 results are as accurate as the package promises; beyond, they are evaluated in fp64. Where alpha f(u)
-    is not accurate enough with the rounding error of u, `torch_scaled_value` gives alpha f(x / alpha) from x.
-    """
-
-    name: str
-    formula: str
-    value: Any
-    slope: Any
-    slope_from_output: Any
-    torch_value: Callable[[Tensor], Tensor]
-    torch_slope: Callable[[Tensor], Tensor]
-    torch_slope_of_value: Callable[[Tensor], Tensor]
-    lower: float
-    upper: float
-    value_at_zero: float
-    slope_at_zero: float
-    symmetry: str
-    torch_scaled_value: Callable[[Tensor, float], Tensor] | None = None
-    value_reach: float = math.inf
-    slope_reach: float = math.inf
-    paper_name: str = ""
-
-
-class Registry(Mapping[str, Function]):
-    """The functions by name, in the order in which they were registered."""
-
-    def __init__(self) -> None:
-        self._functions: dict[str, Function] = {}
-
-    def register(self, function: Function) -> Function:
-        """Add a function under its name, which must be a new Python identifier."""
-        name = function.name
-        if not name.isidentifier() or name in self._functions:
-            raise ValueError(f"cannot register {name!r}: the name must be an identifier that is not yet taken")
-        self._functions[name] = function
-        return function
-
-    def unregister(self, name: str) -> None:
-        del self._functions[name]
-
-    def __getitem__(self, name: str) -> Function:
-        try:
-            return self._functions[name]
-        except (KeyError, TypeError):
-            known = ", ".join(self._functions)
-            raise ValueError(f"unknown function {name!r}: choose one of {known}") from None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._functions
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._functions)
-
-    def __len__(self) -> int:
-        return len(self._functions)
 
 
 FUNCTIONS = Registry()

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from . import reference
 from ._optional import INTERPRETED, require_triton, triton
-from .functions import Function
 from .pointwise import backward_kernel, forward_kernel
+from .registry import Function
 
 NUM_WARPS = 4
 THREADS = 32 * NUM_WARPS
@@ -27,8 +27,8 @@ FORWARD_BLOCK = {2: 16 * THREADS, 4: 8 * THREADS, 8: 4 * THREADS}
 BACKWARD_BLOCK = {2: 8 * THREADS, 4: 8 * THREADS, 8: 4 * THREADS}
 ALIGNMENT = 16  # bytes, of a 128-bit access; Triton compiles for aligned and unaligned pointers apart
 
-# What is written is what runs: no contraction to fused multiply-adds behind the text's back. (Triton's default
-# differs between versions.)
+# What is written is what runs: no contraction to fused multiply-adds behind the text's back (on which the
+# default of Triton differs between versions).
 OPTIONS = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
 
 
@@ -79,7 +79,7 @@ def dense(x: Tensor) -> Tensor:
 @lru_cache(maxsize=1024)
 def scalar_bits(alpha: float) -> tuple[int, int]:
     """The bits of alpha and of 1 / alpha as float64, which is how kernels receive them."""
-    return struct.unpack("<2q", struct.pack("<2d", alpha, 1.0 / alpha))  # type: ignore[return-value]
+    return struct.unpack("<2q", struct.pack("<2d", alpha, 1.0 / alpha))
 
 
 CachedLaunch = Callable[..., None]
@@ -89,7 +89,7 @@ _launches: dict[tuple[Any, ...], CachedLaunch | None] = {}
 def _launch(
     what: tuple[Any, ...], kernel: Any, device_function: Any, block: int, alpha: float, *tensors: Tensor
 ) -> None:
-    """Launch one program for each block of the tensors, which are dense, alike in layout, dtype and device."""
+    """Launch one program a block over tensors that are dense and alike in layout, dtype and device."""
     first = tensors[0]
     index = first.get_device()
     if index >= 0 and index != torch.cuda.current_device():
@@ -119,10 +119,10 @@ def _observed() -> bool:
 
 
 def cached_launch(compiled: Any) -> CachedLaunch | None:
-    """A call that launches an already compiled kernel on the current stream; None where Triton has no such way.
+    """A call that launches a compiled kernel on the current stream; None where Triton has no such way.
 
-    `run` and its arguments are not public in Triton; they are those of 3.6 to 3.9. What it saves is the binding
-    and hashing of arguments, which costs ten times the launch itself.
+    `run` and its arguments are not public in Triton; they are those of 3.6 to 3.9. What it saves is the
+    binding and hashing of arguments, which takes longer than the launch itself.
     """
     try:
         run, handle, packed = compiled.run, compiled.function, compiled.packed_metadata

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .functions import Function
+from .registry import Function
 
 CHUNK = 1 << 17  # elements; the temporaries of a chunk fit the second-level cache of a core
 EXACT_REACH = 85.0  # of abs(u), where u is exact: beyond, exp(-u) overflows fp32 before f(u) underflows it

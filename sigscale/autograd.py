@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .kernels import launch, reference
-from .kernels.functions import Function
+from .kernels.registry import Function
 
 
 class Activation(torch.autograd.Function):
@@ -22,7 +22,7 @@ class Activation(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         (saved,) = ctx.saved_tensors
         function, alpha, keep_output = ctx.settings
         twice = torch.is_grad_enabled()  # the backward pass itself is to be differentiated

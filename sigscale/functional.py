@@ -6,7 +6,7 @@ They are made from the registry in `sigscale.kernels.functions`; a function regi
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from numbers import Real
 from typing import Any, Literal, Protocol
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .autograd import activate
-from .kernels.functions import FUNCTIONS, Function
+from .kernels.functions import FUNCTIONS
+from .kernels.registry import Function
 
 Save = Literal["input", "output"] | None
 
@@ -30,7 +31,7 @@ class ActivationFunction(Protocol):
     def __call__(self, x: Tensor, alpha: float = 2.0, *, save: Save = None) -> Tensor: ...
 
 
-@lru_cache(maxsize=None)
+@cache
 def functional(function: Function) -> ActivationFunction:
     """The public function for an entry of the registry."""
 
@@ -92,7 +93,9 @@ def check_input(x: Any, name: str) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}() takes {accepted}, got {type(x).__name__}: use torch.as_tensor(x)")
     if x.dtype not in DTYPES:
-        remedy = "apply it to the real and the imaginary part" if x.is_complex() else "convert it with x.float()"
+        remedy = (
+            "apply it to the real and the imaginary part" if x.is_complex() else "convert it with x.float()"
+        )
         if x.is_quantized:
             remedy = "convert it with x.dequantize()"
         raise TypeError(f"{name}() takes {accepted}, got dtype {x.dtype}: {remedy}")
@@ -112,8 +115,8 @@ def check_alpha(alpha: Any) -> float:
         raise ValueError(f"{rule}; got {alpha!r}: the paper's choice is 2.0, and 1.0 leaves f as it is")
     if not ALPHA_MIN <= value <= ALPHA_MAX:
         raise ValueError(
-            f"alpha must lie between 2^-60 and 2^60, so that x / alpha stays in the range of float32; got {alpha!r}: "
-            "rescale the layer's weights instead"
+            "alpha must lie between 2^-60 and 2^60, so that x / alpha stays in the range of float32; "
+            f"got {alpha!r}: rescale the layer's weights instead"
         )
     return value
 

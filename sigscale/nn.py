@@ -5,13 +5,14 @@ They are made from the registry in `sigscale.kernels.functions`; a function regi
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from .functional import Save, check_alpha, check_save, functional
-from .kernels.functions import FUNCTIONS, Function
+from .kernels.functions import FUNCTIONS
+from .kernels.registry import Function
 
 
 class Activation(nn.Module):
@@ -53,7 +54,7 @@ Example:
 """
 
 
-@lru_cache(maxsize=None)
+@cache
 def module(function: Function) -> type[Activation]:
     """The module class for an entry of the registry."""
     name = class_name(function.name)

@@ -41,6 +41,6 @@ def full_block(program: dict[int, tuple[bool, str, str]]) -> list[str]:
                 address = following[address]
 
     def load_width(path: tuple[str, ...]) -> int:
-        return max((128 if ".128" in op else 64 if ".64" in op else 32 for op in path if op.startswith("LDG")))
+        return max(128 if ".128" in op else 64 if ".64" in op else 32 for op in path if op.startswith("LDG"))
 
     return list(max(paths(next(iter(program)), ()), key=load_width))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import mpmath
 import numpy as np
 import pytest
-import sigscale as ss
 import torch
 import truth
 from sigscale.kernels import launch
 from sigscale.kernels._optional import INTERPRETED
+
+import sigscale as ss
 
 FP32_ULP = {"tanh": 2.5, "sigmoid": 3.0, "arctan": 2.5, "softsign": 2.0}
 SLOPE_ERROR = 3e-6
@@ -102,7 +103,7 @@ def test_fp32_derivative(name, alpha, device):
 @functions
 @alphas
 def test_fp32_derivative_from_output(name, alpha, device):
-    """As good as the rounding of the output allows: an error of 4 ulp of alpha in y, through d slope / d y."""
+    """As good as the rounding of the output allows: 4 ulp of alpha in y, through d slope / d y."""
     x = truth.stratified_fp32(SAMPLE)
     x = x[x.isfinite()]
     exact = truth.slope(name, x.double().numpy(), alpha)

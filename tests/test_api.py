@@ -7,13 +7,16 @@ import fractions
 
 import numpy as np
 import pytest
-import sigscale as ss
 import torch
+
+import sigscale as ss
 
 X = torch.ones(3)
 
 
-@pytest.mark.parametrize("alpha", [2, 2.0, np.float32(2.0), np.float64(2.0), np.int64(2), fractions.Fraction(2)])
+@pytest.mark.parametrize(
+    "alpha", [2, 2.0, np.float32(2.0), np.float64(2.0), np.int64(2), fractions.Fraction(2)]
+)
 def test_any_real_number_is_an_alpha(alpha):
     assert torch.equal(ss.tanh(X, alpha), 2 * torch.tanh(X / 2))
     assert ss.nn.Tanh(alpha).alpha == 2.0
@@ -67,7 +70,9 @@ def sparse():
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_bad_input(x, received, remedy):
     for call in (ss.arctan, ss.nn.Arctan()):
-        with pytest.raises(TypeError, match=rf"arctan\(\) takes a dense tensor .*got {received}.*: .*{remedy}"):
+        with pytest.raises(
+            TypeError, match=rf"arctan\(\) takes a dense tensor .*got {received}.*: .*{remedy}"
+        ):
             call(x)
 
 
@@ -86,7 +91,9 @@ def test_bad_save(save):
 
 
 def test_unknown_function():
-    with pytest.raises(ValueError, match="unknown function 'tahn': choose one of tanh, sigmoid, arctan, softsign"):
+    with pytest.raises(
+        ValueError, match="unknown function 'tahn': choose one of tanh, sigmoid, arctan, softsign"
+    ):
         ss.FUNCTIONS["tahn"]
     with pytest.raises(AttributeError, match="no attribute 'tahn'"):
         ss.tahn  # noqa: B018

@@ -1,4 +1,4 @@
-"""What the layout promises: who imports whom, what an import needs, where the folder `kernels` may be found."""
+"""What the layout promises: who imports whom, what an import needs, under which name `kernels` is found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ["_optional", "elementary", "functions", "pointwise", "reference", "launch"]
+LAYERS = [
+    "_optional",
+    "coefficients",
+    "elementary",
+    "registry",
+    "functions",
+    "pointwise",
+    "reference",
+    "launch",
+]
 
 
 def imports(path: Path) -> set[str]:
@@ -47,7 +56,10 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_folder_refuses_its_bare_name():
     run = python("import kernels", ROOT)
-    assert "ImportError: this folder is the package sigscale.kernels, not 'kernels': run `pip install" in run.stderr
+    assert (
+        "ImportError: this folder is the package sigscale.kernels, not 'kernels': run `pip install"
+        in run.stderr
+    )
 
 
 def test_without_triton(tmp_path):

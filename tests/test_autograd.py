@@ -7,10 +7,11 @@ import pickle
 import warnings
 
 import pytest
-import sigscale as ss
 import torch
 from sigscale.kernels._optional import INTERPRETED
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+import sigscale as ss
 
 functions = pytest.mark.parametrize("name", list(ss.FUNCTIONS))
 saves = pytest.mark.parametrize("save", ["input", "output"])
@@ -167,7 +168,11 @@ def test_a_network_trains_as_with_the_plain_activation(device):
 
     def losses(activation):
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(6, 16), activation, torch.nn.Linear(16, 1)).to(device).double()
+        model = (
+            torch.nn.Sequential(torch.nn.Linear(6, 16), activation, torch.nn.Linear(16, 1))
+            .to(device)
+            .double()
+        )
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         x = torch.randn(64, 6, device=device, dtype=torch.float64)
         for _ in range(20):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import sigscale as ss
 import torch
 from sigscale.kernels._optional import tl, triton
-from sigscale.kernels.functions import Function
+from sigscale.kernels.registry import Function
+
+import sigscale as ss
 
 
 @triton.jit
@@ -72,5 +73,5 @@ def test_gone_when_unregistered(toy):
 
 
 def test_a_name_is_taken_once(toy):
-    with pytest.raises(ValueError, match="cannot register 'algebraic'.*not yet taken"):
+    with pytest.raises(ValueError, match=r"cannot register 'algebraic'.*not yet taken"):
         ss.FUNCTIONS.register(toy)

@@ -6,9 +6,10 @@ import struct
 from types import SimpleNamespace
 
 import pytest
-import sigscale as ss
 import torch
 from sigscale.kernels import launch
+
+import sigscale as ss
 
 pytest.importorskip("triton")
 
@@ -44,8 +45,12 @@ def gpu(monkeypatch):
     """CPU tensors take the kernel path; hands out the stand-ins for the forward kernel."""
     compiled = Compiled()
     kernel = Kernel(compiled)
-    driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: ("stream", device))
-    hooks = SimpleNamespace(launch_enter_hook=SimpleNamespace(calls=[]), launch_exit_hook=SimpleNamespace(calls=[]))
+    driver = SimpleNamespace(
+        get_current_device=lambda: 0, get_current_stream=lambda device: ("stream", device)
+    )
+    hooks = SimpleNamespace(
+        launch_enter_hook=SimpleNamespace(calls=[]), launch_exit_hook=SimpleNamespace(calls=[])
+    )
     stand_in = SimpleNamespace(
         runtime=SimpleNamespace(driver=SimpleNamespace(active=driver)), knobs=SimpleNamespace(runtime=hooks)
     )

@@ -1,14 +1,15 @@
-"""Any shape, stride, offset and memory format gives the values of the contiguous tensor, laid out as torch would."""
+"""Any shape, stride and memory format gives the values of the contiguous tensor, laid out as torch would."""
 
 from __future__ import annotations
 
 import pytest
-import sigscale as ss
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sigscale.kernels import launch
 from sigscale.kernels._optional import INTERPRETED
+
+import sigscale as ss
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EXAMPLES = 40 if INTERPRETED else 150
@@ -42,10 +43,15 @@ def test_any_view(name, device):
         x, plain = x.detach().requires_grad_(), plain.requires_grad_()
         y, want = activation(x, 1.7, save=save), activation(plain, 1.7, save=save)
         assert y.shape == x.shape
-        assert x.numel() == 0 or y.stride() == torch.tanh(x).stride()
+        for size, stride, like in zip(y.shape, y.stride(), torch.tanh(x).stride(), strict=True):
+            assert x.numel() < 2 or size == 1 or stride == like
         assert torch.equal(y, want)
         # A gradient of another layout, drawn from the same kind of views.
-        g = torch.randn_like(want).transpose(0, -1).contiguous().transpose(0, -1) if x.ndim else torch.ones_like(y)
+        g = (
+            torch.randn_like(want).transpose(0, -1).contiguous().transpose(0, -1)
+            if x.ndim
+            else torch.ones_like(y)
+        )
         if grad.ndim and grad.shape[0] == 3:  # expanded
             g = torch.full((), 0.5, dtype=x.dtype, device=x.device).expand(x.shape)
         (dx,) = torch.autograd.grad(y, x, g)

@@ -1,4 +1,4 @@
-"""Every kernel compiled for real targets on a machine without a GPU, and what the machine code must look like."""
+"""Every kernel compiled for real targets, which needs no GPU, and what its machine code must look like."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 
 triton = pytest.importorskip("triton")
 import sass
-from sigscale import FUNCTIONS
 from sigscale.kernels import launch
 from sigscale.kernels._optional import INTERPRETED
 from sigscale.kernels.pointwise import backward_kernel, forward_kernel
+
+from sigscale import FUNCTIONS
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
@@ -32,8 +33,8 @@ BUDGET = {
     ("tanh", "bf16", "from output"): 11.9,
     ("tanh", "bf16", "from input"): 17.4,
 }
-# The forms that fp32's accuracy takes (a polynomial for e^u, Newton steps, what rounding alpha loses), which the
-# lean ones miss: at most half of the issue slots.
+# The forms that fp32's accuracy takes (a polynomial for e^u, Newton steps, what rounding alpha loses), which
+# the lean ones miss: at most half of the issue slots.
 ACCURATE = {
     ("sigmoid", "fp32", "forward"): 27.0,
     ("arctan", "fp32", "forward"): 31.0,

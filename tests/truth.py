@@ -8,7 +8,12 @@ import torch
 ALPHAS = (0.3, 1.0, 1.7, 2.0, 3.7)
 
 # Significant bits and the exponent of the smallest normal number.
-FORMATS = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126), torch.float64: (53, -1022)}
+FORMATS = {
+    torch.float16: (11, -14),
+    torch.bfloat16: (8, -126),
+    torch.float32: (24, -126),
+    torch.float64: (53, -1022),
+}
 
 
 def _sigmoid(u, xp):
@@ -57,7 +62,9 @@ def ulps(result: torch.Tensor, exact: np.ndarray | torch.Tensor) -> torch.Tensor
     """abs(result - exact) in units in the last place of result's type at `exact`; 0 where both are NaN."""
     precision, smallest = FORMATS[result.dtype]
     exact = torch.as_tensor(exact, dtype=torch.float64, device=result.device)
-    assert torch.equal(result.isnan(), exact.isnan()), "NaN where there should be none, or none where it should"
+    assert torch.equal(result.isnan(), exact.isnan()), (
+        "NaN where there should be none, or none where it should"
+    )
     exponent = (torch.frexp(exact).exponent - 1).clamp_min(smallest)
     error = (result.double() - exact).abs() / torch.ldexp(torch.ones_like(exact), exponent - precision + 1)
     return error.nan_to_num(nan=0.0, posinf=torch.inf)

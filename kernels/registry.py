@@ -1,0 +1,79 @@
+"""What an entry of the registry of functions holds, and the registry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A sigmoid-type function f: its device math, its plain-PyTorch math and facts about it.
+
+    `value`, `slope` and `slope_from_output` are device functions of (x or y, alpha, 1 / alpha, DTYPE) that
+    give alpha f(x / alpha), f'(x / alpha) from x, and f'(x / alpha) from y = alpha f(x / alpha).
+
+    `torch_value`, `torch_slope` and `torch_slope_of_value` are f(u), f'(u) and f'(u) from t = f(u) in
+    PyTorch, differentiable; they own their argument and may overwrite it. `value_reach` and `slope_reach` say up to
+    which abs(u) their fp32 results are as accurate as the package promises; beyond, they are evaluated in
+    fp64. Where alpha f(u) suffers too much from the rounding of u, `torch_scaled_value` gives
+    alpha f(x / alpha) from x.
+    """
+
+    name: str
+    formula: str
+    value: Any
+    slope: Any
+    slope_from_output: Any
+    torch_value: Callable[[Tensor], Tensor]
+    torch_slope: Callable[[Tensor], Tensor]
+    torch_slope_of_value: Callable[[Tensor], Tensor]
+    lower: float
+    upper: float
+    value_at_zero: float
+    slope_at_zero: float
+    symmetry: str
+    torch_scaled_value: Callable[[Tensor, float], Tensor] | None = None
+    value_reach: float = math.inf
+    slope_reach: float = math.inf
+    paper_name: str = ""
+
+
+class Registry(Mapping[str, Function]):
+    """The functions by name, in the order in which they were registered."""
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Function] = {}
+
+    def register(self, function: Function) -> Function:
+        """Add a function under its name, which must be a new Python identifier."""
+        name = function.name
+        if not name.isidentifier() or name in self._functions:
+            raise ValueError(
+                f"cannot register {name!r}: the name must be an identifier that is not yet taken"
+            )
+        self._functions[name] = function
+        return function
+
+    def unregister(self, name: str) -> None:
+        del self._functions[name]
+
+    def __getitem__(self, name: str) -> Function:
+        try:
+            return self._functions[name]
+        except (KeyError, TypeError):
+            known = ", ".join(self._functions)
+            raise ValueError(f"unknown function {name!r}: choose one of {known}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._functions
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._functions)
+
+    def __len__(self) -> int:
+        return len(self._functions)
