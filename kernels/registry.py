@@ -18,9 +18,9 @@ class Function:
     give alpha f(x / alpha), f'(x / alpha) from x, and f'(x / alpha) from y = alpha f(x / alpha).
 
     `torch_value`, `torch_slope` and `torch_slope_of_value` are f(u), f'(u) and f'(u) from t = f(u) in
-    PyTorch, differentiable; they own their argument and may overwrite it. `value_reach` and `slope_reach` say up to
-    which abs(u) their fp32 results are as accurate as the package promises; beyond, they are evaluated in
-    fp64. Where alpha f(u) suffers too much from the rounding of u, `torch_scaled_value` gives
+    PyTorch, differentiable; they own their argument and may overwrite it. `value_reach` and `slope_reach` say
+    up to which abs(u) their fp32 results are as accurate as the package promises; beyond, they are evaluated
+    in fp64. Where alpha f(u) suffers too much from the rounding of u, `torch_scaled_value` gives
     alpha f(x / alpha) from x.
     """
 

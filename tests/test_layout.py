@@ -31,6 +31,15 @@ def views(draw: st.DrawFn) -> torch.Tensor:
     return x.unsqueeze(0).expand(3, *x.shape) if draw(st.booleans()) else x
 
 
+def same(result, expected):
+    """Equal to the bit in a kernel; PyTorch's CPU functions differ by an ulp between vectors and remainders."""
+    if launch.takes_kernel(result):
+        assert torch.equal(result, expected)
+    else:
+        eps = torch.finfo(result.dtype).eps
+        torch.testing.assert_close(result, expected, rtol=4 * eps, atol=eps * 1e-3)
+
+
 @pytest.mark.parametrize("name", list(ss.FUNCTIONS))
 def test_any_view(name, device):
     activation = getattr(ss, name)
@@ -45,7 +54,7 @@ def test_any_view(name, device):
         assert y.shape == x.shape
         for size, stride, like in zip(y.shape, y.stride(), torch.tanh(x).stride(), strict=True):
             assert x.numel() < 2 or size == 1 or stride == like
-        assert torch.equal(y, want)
+        same(y, want)
         # A gradient of another layout, drawn from the same kind of views.
         g = (
             torch.randn_like(want).transpose(0, -1).contiguous().transpose(0, -1)
@@ -57,7 +66,7 @@ def test_any_view(name, device):
         (dx,) = torch.autograd.grad(y, x, g)
         (dx_want,) = torch.autograd.grad(want, plain, g)
         assert dx.shape == x.shape
-        assert torch.equal(dx, dx_want)
+        same(dx, dx_want)
 
     check()
 
