@@ -34,32 +34,26 @@ OPTIONS = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
 
 def forward(function: Function, x: Tensor, alpha: float) -> Tensor:
     """alpha f(x / alpha), with the strides that torch.tanh(x) would have."""
+    if not takes_kernel(x):
+        return reference.forward(function, x, alpha)
     x = dense(x)
     y = torch.empty_like(x)
-    if x.numel() == 0:
-        return y
-    if takes_kernel(x):
-        block = FORWARD_BLOCK[x.element_size()]
-        _launch((function, "forward"), forward_kernel, function.value, block, alpha, x, y)
-    else:
-        reference.forward(function, x, y, alpha)
+    block = FORWARD_BLOCK[x.element_size()]
+    _launch((function, "forward"), forward_kernel, function.value, block, alpha, x, y)
     return y
 
 
 def backward(function: Function, g: Tensor, saved: Tensor, alpha: float, *, from_output: bool) -> Tensor:
     """g f'(x / alpha), from saved = x or, if `from_output`, from saved = alpha f(x / alpha)."""
+    if not takes_kernel(saved):
+        return reference.backward(function, g, saved, alpha, from_output=from_output)
     saved = dense(saved)
     dx = torch.empty_like(saved)
-    if saved.numel() == 0:
-        return dx
     if g.stride() != saved.stride():
         g = torch.empty_like(saved).copy_(g)
-    if takes_kernel(saved):
-        slope = function.slope_from_output if from_output else function.slope
-        block = BACKWARD_BLOCK[saved.element_size()]
-        _launch((function, from_output), backward_kernel, slope, block, alpha, g, saved, dx)
-    else:
-        reference.backward(function, g, saved, dx, alpha, from_output=from_output)
+    slope = function.slope_from_output if from_output else function.slope
+    block = BACKWARD_BLOCK[saved.element_size()]
+    _launch((function, from_output), backward_kernel, slope, block, alpha, g, saved, dx)
     return dx
 
 
@@ -96,6 +90,8 @@ def _launch(
         with torch.cuda.device(index):
             return _launch(what, kernel, device_function, block, alpha, *tensors)
     n = first.numel()
+    if n == 0:
+        return None
     grid = -(-n // block)
     arguments = (*tensors, n, *scalar_bits(alpha), device_function, block)
     if any(t.data_ptr() % ALIGNMENT for t in tensors):

@@ -1,47 +1,42 @@
 """The plain-PyTorch twin of every kernel: the CPU path, and the differentiable form of both directions.
 
-16-bit tensors are computed in fp32, like in the kernels. Tensors are taken in chunks that stay in the cache,
-with in-place arithmetic inside a chunk, so that memory is read and written once.
+16-bit tensors are computed in fp32, like in the kernels, and in chunks that stay in the cache; arithmetic is in
+place, so that a direction allocates its result and, in 16 bits, one chunk.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .registry import Function
 
-CHUNK = 1 << 17  # elements; the temporaries of a chunk fit the second-level cache of a core
+CHUNK = 1 << 17  # elements; the fp32 temporaries of a chunk fit the second-level caches of two cores
 EXACT_REACH = 85.0  # of abs(u), where u is exact: beyond, exp(-u) overflows fp32 before f(u) underflows it
 
 
-def forward(function: Function, x: Tensor, y: Tensor, alpha: float) -> None:
-    """Write alpha f(x / alpha) to y; both dense, of one layout and at least one element."""
+def forward(function: Function, x: Tensor, alpha: float) -> Tensor:
+    """alpha f(x / alpha), laid out as torch.tanh(x) would be."""
     reach = _value_reach(function, x.dtype, alpha)
 
-    def value(x: Tensor, y: Tensor) -> None:
+    def value(x: Tensor) -> Tensor:
         if function.torch_scaled_value is not None:
-            y.copy_(function.torch_scaled_value(_widened(x), alpha))
-            return
-        torch.mul(function.torch_value(_scaled(x, alpha, reach)), alpha, out=y)
+            return function.torch_scaled_value(x, alpha)
+        u = _scaled(x, alpha, reach)
+        return function.torch_value(u).mul_(_division(alpha, u.dtype)[2])
 
-    _by_chunks(value, x, y)
+    return _by_chunks(value, x)
 
 
-def backward(
-    function: Function, g: Tensor, saved: Tensor, dx: Tensor, alpha: float, *, from_output: bool
-) -> None:
-    """Write g f'(x / alpha) to dx, from x or from y = alpha f(x / alpha); all dense, of one layout."""
-    slope = function.torch_slope_of_value if from_output else function.torch_slope
+def backward(function: Function, g: Tensor, saved: Tensor, alpha: float, *, from_output: bool) -> Tensor:
+    """g f'(x / alpha), from x or from y = alpha f(x / alpha)."""
+    gradient = function.torch_gradient_of_value if from_output else function.torch_gradient
     reach = function.slope_reach if saved.dtype == torch.float32 and not from_output else math.inf
-
-    def gradient(g: Tensor, saved: Tensor, dx: Tensor) -> None:
-        torch.mul(slope(_scaled(saved, alpha, reach)), g, out=dx)
-
-    _by_chunks(gradient, g, saved, dx)
+    return _by_chunks(lambda saved, g: gradient(g, _scaled(saved, alpha, reach)), saved, g)
 
 
 def composed(function: Function, x: Tensor, alpha: float) -> Tensor:
@@ -52,9 +47,11 @@ def composed(function: Function, x: Tensor, alpha: float) -> Tensor:
 def composed_backward(
     function: Function, g: Tensor, saved: Tensor, alpha: float, *, from_output: bool
 ) -> Tensor:
-    """g f'(x / alpha) in differentiable PyTorch operations."""
-    slope = function.torch_slope_of_value if from_output else function.torch_slope
-    return (_widened(g) * slope(_widened(saved) / alpha)).to(g.dtype)
+    """g f'(x / alpha) in PyTorch operations that are differentiable with respect to g and `saved`."""
+    if from_output:
+        return function.torch_gradient_of_value(_widened(g), _widened(saved) / alpha).to(g.dtype)
+    (dx,) = torch.autograd.grad(composed(function, saved, alpha), saved, g, create_graph=True)
+    return dx
 
 
 def _widened(x: Tensor) -> Tensor:
@@ -68,21 +65,44 @@ def _value_reach(function: Function, dtype: torch.dtype, alpha: float) -> float:
     return EXACT_REACH if u_is_exact or dtype == torch.bfloat16 else function.value_reach
 
 
+@lru_cache(maxsize=1024)
+def _division(alpha: float, dtype: torch.dtype) -> tuple[Callable[..., Tensor], Tensor, Tensor]:
+    """What divides by alpha without a needless rounding, its operand, and alpha.
+
+    As 0-d tensors, since a Python number costs an operation a microsecond to wrap.
+    """
+    tensor = torch.tensor(alpha, dtype=dtype, device="cpu")
+    if math.frexp(alpha)[0] == 0.5:
+        return torch.mul, tensor.reciprocal(), tensor
+    return torch.div, tensor, tensor
+
+
 def _scaled(x: Tensor, alpha: float, reach: float) -> Tensor:
     """x / alpha as a new tensor, in fp64 where an element is NaN or outside [-reach, reach]."""
-    u = x.float().div_(alpha) if x.dtype.itemsize == 2 else x / alpha
-    if reach < math.inf:
+    if x.dtype.itemsize == 2:
+        u = x.float()
+        divide, operand, _ = _division(alpha, torch.float32)
+        divide(u, operand, out=u)
+    else:
+        divide, operand, _ = _division(alpha, x.dtype)
+        u = divide(x, operand)
+    if reach < math.inf and x.numel() > 0:
         low, high = torch.aminmax(u)
-        if not (low >= -reach and high <= reach):
+        if not (low.item() >= -reach and high.item() <= reach):
             return x.double().div_(alpha)
     return u
 
 
-def _by_chunks(operation: Callable[..., None], *tensors: Tensor) -> None:
-    n = tensors[0].numel()
-    if n <= CHUNK:
-        operation(*tensors)
-        return
-    flat = [t.as_strided((n,), (1,)) for t in tensors]
-    for start in range(0, n, CHUNK):
-        operation(*(t[start : start + CHUNK] for t in flat))
+def _by_chunks(operation: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """operation(*tensors), elementwise, in the dtype of the tensors; large 16-bit tensors by chunks."""
+    first = tensors[0]
+    n = first.numel()
+    if first.dtype.itemsize > 2 or n <= CHUNK:
+        return operation(*tensors).to(first.dtype)
+    result = torch.empty_like(first)
+    if any(t.stride() != result.stride() for t in tensors):
+        return operation(*tensors).to(first.dtype)
+    flat = [t.as_strided((n,), (1,)).split(CHUNK) for t in (result, *tensors)]
+    for part, *inputs in zip(*flat, strict=True):
+        part.copy_(operation(*inputs))
+    return result

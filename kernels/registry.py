@@ -17,11 +17,11 @@ class Function:
     `value`, `slope` and `slope_from_output` are device functions of (x or y, alpha, 1 / alpha, DTYPE) that
     give alpha f(x / alpha), f'(x / alpha) from x, and f'(x / alpha) from y = alpha f(x / alpha).
 
-    `torch_value`, `torch_slope` and `torch_slope_of_value` are f(u), f'(u) and f'(u) from t = f(u) in
-    PyTorch, differentiable; they own their argument and may overwrite it. `value_reach` and `slope_reach` say
-    up to which abs(u) their fp32 results are as accurate as the package promises; beyond, they are evaluated
-    in fp64. Where alpha f(u) suffers too much from the rounding of u, `torch_scaled_value` gives
-    alpha f(x / alpha) from x.
+    In PyTorch, `torch_value(u)` is f(u), `torch_gradient(g, u)` is g f'(u) and `torch_gradient_of_value(g, t)`
+    is g f'(u) from t = f(u), the first and the last differentiable; they own u and t and may overwrite them.
+    `value_reach` and `slope_reach` say up to which abs(u) their fp32 results are as accurate as the package
+    promises; beyond, they are evaluated in fp64. Where alpha f(u) suffers too much from the rounding of u,
+    `torch_scaled_value(x, alpha)` gives alpha f(x / alpha).
     """
 
     name: str
@@ -30,8 +30,8 @@ class Function:
     slope: Any
     slope_from_output: Any
     torch_value: Callable[[Tensor], Tensor]
-    torch_slope: Callable[[Tensor], Tensor]
-    torch_slope_of_value: Callable[[Tensor], Tensor]
+    torch_gradient: Callable[[Tensor, Tensor], Tensor]
+    torch_gradient_of_value: Callable[[Tensor, Tensor], Tensor]
     lower: float
     upper: float
     value_at_zero: float

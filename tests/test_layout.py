@@ -32,7 +32,7 @@ def views(draw: st.DrawFn) -> torch.Tensor:
 
 
 def same(result, expected):
-    """Equal to the bit in a kernel; PyTorch's CPU functions differ by an ulp between vectors and remainders."""
+    """Equal to the bit in a kernel; PyTorch's CPU functions differ by an ulp between vectors and rests."""
     if launch.takes_kernel(result):
         assert torch.equal(result, expected)
     else:
