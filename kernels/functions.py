@@ -219,23 +219,23 @@ FUNCTIONS = Registry()
 
 
 # As 0-d tensors, since a Python number costs an operation a microsecond to wrap.
-ONE, MINUS_TWO, FOUR = (torch.tensor(number, device="cpu") for number in (1.0, -2.0, 4.0))
+ONE, TWO, FOUR = (torch.tensor(number, device="cpu") for number in (1.0, 2.0, 4.0))
 
 
-def _tanh_gradient(g: Tensor, u: Tensor) -> Tensor:
-    # 4 s (1 - s) with s the logistic function of -2|u|, which does not cancel.
-    s = u.abs_().mul_(MINUS_TWO).sigmoid_()
-    return torch.addcmul(s, s, s, value=-1, out=s).mul_(FOUR).mul_(g)
-
-
-def _sigmoid_gradient(g: Tensor, u: Tensor) -> Tensor:
+def _logistic_slope(u: Tensor) -> Tensor:
+    # s (1 - s) with s the logistic function of -|u|, which does not cancel.
     s = u.abs_().neg_().sigmoid_()
-    return torch.addcmul(s, s, s, value=-1, out=s).mul_(g)
+    return torch.addcmul(s, s, s, value=-1, out=s)
 
 
 def _softsign_scaled(x: Tensor, alpha: float) -> Tensor:
-    x = x.double().clamp(-1e18 * alpha, 1e18 * alpha)
-    return x.div_(x.abs().div_(alpha).add_(1))
+    # x / (1 + |x / alpha|), in fp64 where the rounding error of x / alpha would show.
+    if math.frexp(alpha)[0] != 0.5:
+        x = x.double()
+    x = x.clamp(-1e18 * alpha, 1e18 * alpha)
+    d = x.abs()
+    torch.add(ONE, d, alpha=1 / alpha, out=d)
+    return torch.div(x, d, out=d)
 
 
 FUNCTIONS.register(
@@ -246,7 +246,7 @@ FUNCTIONS.register(
         slope=tanh_slope,
         slope_from_output=tanh_slope_from_output,
         torch_value=torch.tanh_,
-        torch_gradient=_tanh_gradient,
+        torch_slope=lambda u: _logistic_slope(u.mul_(TWO)).mul_(FOUR),
         torch_gradient_of_value=torch.ops.aten.tanh_backward.default,
         slope_reach=32.0,
         lower=-1.0,
@@ -265,7 +265,7 @@ FUNCTIONS.register(
         slope=sigmoid_slope,
         slope_from_output=sigmoid_slope_from_output,
         torch_value=torch.sigmoid_,
-        torch_gradient=_sigmoid_gradient,
+        torch_slope=_logistic_slope,
         torch_gradient_of_value=torch.ops.aten.sigmoid_backward.default,
         value_reach=4.0,
         slope_reach=64.0,
@@ -285,7 +285,7 @@ FUNCTIONS.register(
         slope=arctan_slope,
         slope_from_output=arctan_slope_from_output,
         torch_value=torch.arctan_,
-        torch_gradient=lambda g, u: u.square_().add_(ONE).reciprocal_().mul_(g),
+        torch_slope=lambda u: u.square_().add_(ONE).reciprocal_(),
         torch_gradient_of_value=lambda g, t: t.cos_().square_().mul_(g),
         lower=-math.pi / 2,
         upper=math.pi / 2,
@@ -304,7 +304,7 @@ FUNCTIONS.register(
         slope_from_output=softsign_slope_from_output,
         torch_value=lambda u: u.clamp_(-1e18, 1e18) / u.abs().add_(1),
         torch_scaled_value=_softsign_scaled,
-        torch_gradient=lambda g, u: u.abs_().add_(ONE).square_().reciprocal_().mul_(g),
+        torch_slope=lambda u: u.abs_().add_(ONE).square_().reciprocal_(),
         torch_gradient_of_value=lambda g, t: t.abs_().sub_(ONE).square_().mul_(g),
         lower=-1.0,
         upper=1.0,

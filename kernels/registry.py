@@ -17,8 +17,8 @@ class Function:
     `value`, `slope` and `slope_from_output` are device functions of (x or y, alpha, 1 / alpha, DTYPE) that
     give alpha f(x / alpha), f'(x / alpha) from x, and f'(x / alpha) from y = alpha f(x / alpha).
 
-    In PyTorch, `torch_value(u)` is f(u), `torch_gradient(g, u)` is g f'(u) and `torch_gradient_of_value(g, t)`
-    is g f'(u) from t = f(u), the first and the last differentiable; they own u and t and may overwrite them.
+    In PyTorch, `torch_value(u)` is f(u), `torch_slope(u)` is f'(u) and `torch_gradient_of_value(g, t)` is
+    g f'(u) from t = f(u), the first and the last differentiable; they own u and t and may overwrite them.
     `value_reach` and `slope_reach` say up to which abs(u) their fp32 results are as accurate as the package
     promises; beyond, they are evaluated in fp64. Where alpha f(u) suffers too much from the rounding of u,
     `torch_scaled_value(x, alpha)` gives alpha f(x / alpha).
@@ -30,7 +30,7 @@ class Function:
     slope: Any
     slope_from_output: Any
     torch_value: Callable[[Tensor], Tensor]
-    torch_gradient: Callable[[Tensor, Tensor], Tensor]
+    torch_slope: Callable[[Tensor], Tensor]
     torch_gradient_of_value: Callable[[Tensor, Tensor], Tensor]
     lower: float
     upper: float

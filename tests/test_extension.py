@@ -39,7 +39,7 @@ def toy():
         slope=_slope,
         slope_from_output=_slope_from_output,
         torch_value=lambda u: u * torch.rsqrt(1 + u * u),
-        torch_gradient=lambda g, u: g * torch.rsqrt(1 + u * u) ** 3,
+        torch_slope=lambda u: torch.rsqrt(1 + u * u) ** 3,
         torch_gradient_of_value=lambda g, t: g * (1 - t * t) ** 1.5,
         lower=-1.0,
         upper=1.0,

@@ -1,0 +1,40 @@
+# The project's verbs. They use the Python of the current environment.
+PYTHON ?= python
+
+.PHONY: install check format test test-gpu bench figure3 quick wheel clean
+
+install:  ## the package with everything that development needs
+	$(PYTHON) -m pip install -e ".[dev]"
+
+check:  ## lint, format and types, the latter of the package as it is installed
+	ruff check .
+	ruff format --check .
+	rm -rf build
+	$(PYTHON) -m pip install --quiet --no-deps --target build/typed .
+	ln -s ../../examples ../../bench build/typed
+	cd build/typed && mypy --config-file ../../pyproject.toml -p sigscale -p examples bench/*.py
+
+format:
+	ruff check --fix .
+	ruff format .
+
+test:  ## everything that runs without a GPU, on all cores
+	$(PYTHON) -m pytest -n auto
+
+test-gpu:  ## what needs a GPU
+	$(PYTHON) -m pytest -m gpu
+
+bench:  ## time the activations on the GPU, or on the CPU where there is none
+	$(PYTHON) -m pytest bench --benchmark-only
+
+quick:  ## the CIFAR-10 example in about two minutes
+	$(PYTHON) -m examples.cifar10 --quick
+
+figure3:  ## the CIFAR-10 example in full
+	$(PYTHON) -m examples.cifar10
+
+wheel:
+	$(PYTHON) -m build --wheel
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

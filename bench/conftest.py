@@ -1,0 +1,75 @@
+"""Provenance and the summary of `pytest bench --benchmark-only`."""
+
+from __future__ import annotations
+
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import options
+import pytest
+import torch
+from options import Record, settings
+from pytest_benchmark.fixture import BenchmarkFixture
+from tables import losses, text_tables
+
+RECORDS = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RECORDS] = []
+    if config.getoption("--threads"):
+        torch.set_num_threads(config.getoption("--threads"))
+
+
+@pytest.fixture
+def record(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Record:
+    """Keep a result for the summary and in the benchmark's JSON."""
+
+    def keep(**result: Any) -> None:
+        benchmark.extra_info.setdefault("results", []).append(result)
+        pytestconfig.stash[RECORDS].append(result)
+
+    return keep
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    arguments = [a for a in config.invocation_params.args if not a.startswith("--benchmark-json")]
+    machine_info["provenance"] = {
+        "device": _device_name(settings(config).device, machine_info),
+        "sigscale": _version("sigscale"),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "command": " ".join(["pytest", *arguments]),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _device_name(device: torch.device, machine_info: dict[str, Any]) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    processor = machine_info.get("cpu", {}).get("brand_raw", platform.machine())
+    return f"{processor}, torch.get_num_threads() = {torch.get_num_threads()}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    records = config.stash[RECORDS]
+    for title, lines in text_tables(records):
+        terminalreporter.section(title)
+        terminalreporter.write_line("\n".join(lines))
+    if records:
+        terminalreporter.write_line(losses(records))

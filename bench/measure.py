@@ -1,0 +1,100 @@
+"""Fair timing of alternatives: interleaved rounds, so that a machine's moods hit all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+import torch
+
+Call = Callable[[], object]
+
+SAMPLE_SECONDS = 2e-4  # a sample of the host's clock repeats a call until it lasts so long
+FLUSH_BYTES = 256 << 20  # more than the second-level cache of any GPU
+MIN_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each call in each round; round i of every call ran within the same moment."""
+
+    samples: dict[str, list[float]]
+
+    def seconds(self, name: str) -> float:
+        return median(self.samples[name])
+
+    def ratio(self, name: str, to: str) -> list[float]:
+        """Times of `name` to those of `to` in the same rounds: median, lower and upper quartile."""
+        pairs = zip(self.samples[name], self.samples[to], strict=True)
+        low, middle, high = quantiles((a / b for a, b in pairs), n=4)
+        return [middle, low, high]
+
+
+def interleaved(calls: Mapping[str, Call], timer: Callable[[Call], float], seconds: float) -> Timings:
+    """Time the calls in turn, A B C A B C ..., for about `seconds`; in each round one sample of each.
+
+    Every round starts with another call, so that none always comes first.
+    """
+    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        timer(calls[name])
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+        first = rounds % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name].append(timer(calls[name]))
+        rounds += 1
+    return Timings(samples)
+
+
+def host_timer(device: torch.device) -> Callable[[Call], float]:
+    """Seconds a call by the host's clock, in a row of calls that is waited for once, at its end.
+
+    On a GPU that is the cost of issuing the work or of doing it, whichever is larger.
+    """
+
+    def timer(call: Call) -> float:
+        once = _elapsed(call, 1, device)
+        return _elapsed(call, 1 + int(SAMPLE_SECONDS / once), device)
+
+    return timer
+
+
+def _elapsed(call: Call, repeats: int, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_timer(device: torch.device) -> Callable[[Call], float]:
+    """Seconds of a single call: on a GPU between two events, after its caches were overwritten.
+
+    The overwriting also gives the host time to issue the call, so that small sizes show the device's time;
+    `test_launch.py` shows the host's. On a CPU this is `host_timer`.
+    """
+    if device.type != "cuda":
+        return host_timer(device)
+    scratch = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+
+    def timer(call: Call) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        scratch.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    return timer

@@ -1,0 +1,39 @@
+"""The command line's options and what they select."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from cases import EXPONENTS, Case, cases
+
+Record = Callable[..., None]
+
+
+def add(parser: pytest.Parser) -> None:
+    group = parser.getgroup("sigscale benchmarks")
+    group.addoption("--device", help="cpu or cuda; by default cuda where there is one")
+    group.addoption("--dtypes", default="float32,bfloat16", help="also float16, float64")
+    group.addoption(
+        "--exponents", help="log2 of the numbers of elements, such as 10,14,20; default by device"
+    )
+    group.addoption("--seconds", type=float, default=0.15, help="of interleaved rounds a case")
+    group.addoption("--threads", type=int, help="for CPU tensors; by default one for each core")
+
+
+@dataclass(frozen=True)
+class Settings:
+    device: torch.device
+    cases: tuple[Case, ...]
+    seconds: float
+
+
+def settings(config: pytest.Config) -> Settings:
+    """The options, with what depends on the device filled in."""
+    device = torch.device(config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    given = config.getoption("--exponents")
+    exponents = [int(e) for e in given.split(",")] if given else EXPONENTS[device.type]
+    grid = cases(device, config.getoption("--dtypes").split(","), exponents)
+    return Settings(device, tuple(grid), config.getoption("--seconds"))
