@@ -1,7 +1,7 @@
 """The plain-PyTorch twin of every kernel: the CPU path, and the differentiable form of both directions.
 
-16-bit tensors are computed in fp32, like in the kernels, and in chunks that stay in the cache; arithmetic is in
-place, so that a direction allocates its result and, in 16 bits, one chunk.
+16-bit tensors are computed in fp32, like in the kernels, and in chunks that stay in the cache; arithmetic is
+in place, so that a direction allocates its result and, in 16 bits, one chunk.
 """
 
 from __future__ import annotations
@@ -83,8 +83,10 @@ def _rounded(result: Tensor, like: Tensor, out: Tensor | None) -> Tensor:
 
 
 class Scale(NamedTuple):
-    """What alpha means for tensors of a dtype; numbers as 0-d tensors, since a Python number costs an operation
-    a microsecond to wrap."""
+    """What alpha means for tensors of a dtype.
+
+    Numbers are 0-d tensors here, since a Python number costs an operation a microsecond to wrap.
+    """
 
     alpha: Tensor
     over_alpha: Callable[[Tensor], Tensor]  # x / alpha as a new tensor of the computing type
@@ -117,7 +119,7 @@ def _widened(x: Tensor) -> Tensor:
 
 
 def _by_chunks(write: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """write(result, *inputs), which is elementwise, for chunks of the tensors where they are dense and alike."""
+    """The result of write(result, *inputs), elementwise: by chunks where the tensors are dense and alike."""
     result = torch.empty_like(inputs[0])
     n = result.numel()
     if n <= CHUNK or any(t.stride() != result.stride() for t in inputs):
