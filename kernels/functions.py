@@ -87,8 +87,9 @@ def tanh_slope(x, alpha, inv, DTYPE: tl.constexpr):
 
 @triton.jit
 def tanh_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
+    # alpha may have been rounded up in y, and a slope must not become negative.
     t = y * inv.to(y.dtype)
-    return fma(-t, t, 1.0)
+    return at_least(fma(-t, t, 1.0), 0.0)
 
 
 @triton.jit
@@ -125,7 +126,7 @@ def sigmoid_slope(x, alpha, inv, DTYPE: tl.constexpr):
 @triton.jit
 def sigmoid_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
     s = y * inv.to(y.dtype)
-    return fma(-s, s, s)
+    return at_least(fma(-s, s, s), 0.0)
 
 
 @triton.jit
@@ -248,7 +249,7 @@ FUNCTIONS.register(
         torch_value=torch.tanh_,
         torch_slope=lambda u: _logistic_slope(u.mul_(TWO)).mul_(FOUR),
         torch_gradient_of_value=torch.ops.aten.tanh_backward.default,
-        slope_reach=32.0,
+        slope_reach=10.0,
         lower=-1.0,
         upper=1.0,
         value_at_zero=0.0,
@@ -267,8 +268,8 @@ FUNCTIONS.register(
         torch_value=torch.sigmoid_,
         torch_slope=_logistic_slope,
         torch_gradient_of_value=torch.ops.aten.sigmoid_backward.default,
-        value_reach=4.0,
-        slope_reach=64.0,
+        value_reach=1.0,
+        slope_reach=20.0,
         lower=0.0,
         upper=1.0,
         value_at_zero=0.5,
@@ -286,7 +287,7 @@ FUNCTIONS.register(
         slope_from_output=arctan_slope_from_output,
         torch_value=torch.arctan_,
         torch_slope=lambda u: u.square_().add_(ONE).reciprocal_(),
-        torch_gradient_of_value=lambda g, t: t.cos_().square_().mul_(g),
+        torch_gradient_of_value=lambda g, t: t.cos_().square_() * g,
         lower=-math.pi / 2,
         upper=math.pi / 2,
         value_at_zero=0.0,
@@ -305,7 +306,7 @@ FUNCTIONS.register(
         torch_value=lambda u: u.clamp_(-1e18, 1e18) / u.abs().add_(1),
         torch_scaled_value=_softsign_scaled,
         torch_slope=lambda u: u.abs_().add_(ONE).square_().reciprocal_(),
-        torch_gradient_of_value=lambda g, t: t.abs_().sub_(ONE).square_().mul_(g),
+        torch_gradient_of_value=lambda g, t: t.abs_().sub_(ONE).square_() * g,
         lower=-1.0,
         upper=1.0,
         value_at_zero=0.0,

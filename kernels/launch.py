@@ -25,7 +25,10 @@ THREADS = 32 * NUM_WARPS
 # would halve the threads that are resident.
 FORWARD_BLOCK = {2: 16 * THREADS, 4: 8 * THREADS, 8: 4 * THREADS}
 BACKWARD_BLOCK = {2: 8 * THREADS, 4: 8 * THREADS, 8: 4 * THREADS}
-ALIGNMENT = 16  # bytes, of a 128-bit access; Triton compiles for aligned and unaligned pointers apart
+# What Triton compiles apart, and a cached launch must not mix: pointers that allow 128-bit accesses and those
+# that do not, and (for AMD) tensors within the reach of 32-bit byte offsets and larger ones.
+ALIGNMENT = 16
+OFFSET_REACH = 2**31
 
 # What is written is what runs: no contraction to fused multiply-adds behind the text's back (on which the
 # default of Triton differs between versions).
@@ -94,8 +97,8 @@ def _launch(
         return None
     grid = -(-n // block)
     arguments = (*tensors, n, *scalar_bits(alpha), device_function, block)
-    if any(t.data_ptr() % ALIGNMENT for t in tensors):
-        key = None  # compiled for that very combination, by Triton's own cache
+    if n * first.element_size() >= OFFSET_REACH or any(t.data_ptr() % ALIGNMENT for t in tensors):
+        key = None  # left to Triton's own cache
     else:
         key = (what, first.dtype, index)
         run = _launches.get(key)

@@ -1,7 +1,8 @@
 """The plain-PyTorch twin of every kernel: the CPU path, and the differentiable form of both directions.
 
 16-bit tensors are computed in fp32, like in the kernels, and in chunks that stay in the cache; arithmetic is
-in place, so that a direction allocates its result and, in 16 bits, one chunk.
+in place, so that a direction allocates its result and, in 16 bits, one chunk. Unlike in the kernels, an x
+below 2^-126 alpha loses precision, since x / alpha is a subnormal number.
 """
 
 from __future__ import annotations
@@ -43,10 +44,16 @@ def composed(function: Function, x: Tensor, alpha: float) -> Tensor:
 def composed_backward(
     function: Function, g: Tensor, saved: Tensor, alpha: float, *, from_output: bool
 ) -> Tensor:
-    """g f'(x / alpha) in PyTorch operations that are differentiable with respect to g and `saved`."""
+    """g f'(x / alpha) in PyTorch operations, differentiable with respect to g and `saved` in grad mode."""
     if from_output:
-        return function.torch_gradient_of_value(_widened(g), _widened(saved) / alpha).to(g.dtype)
-    (dx,) = torch.autograd.grad(composed(function, saved, alpha), saved, g, create_graph=True)
+        t = (_widened(saved) / alpha).clamp(function.lower, function.upper)
+        return function.torch_gradient_of_value(_widened(g), t).to(g.dtype)
+    twice = torch.is_grad_enabled()
+    # A view or a copy, so that the hooks of `saved` itself do not see this inner backward pass.
+    x = saved.view_as(saved) if twice else saved.detach().requires_grad_()
+    with torch.enable_grad():
+        y = composed(function, x, alpha)
+    (dx,) = torch.autograd.grad(y, x, g, create_graph=twice)
     return dx
 
 
@@ -56,23 +63,30 @@ def _value(function: Function, x: Tensor, alpha: float, y: Tensor | None = None)
         return _rounded(function.torch_scaled_value(_widened(x), alpha), x, y)
     scale = _scale(function, x.dtype, alpha)
     u = scale.over_alpha(x)
+    far = None
     if scale.value_reach < math.inf and u.numel() and not u.amin().item() >= -scale.value_reach:
-        return _rounded(function.torch_value(x.double() / alpha).mul_(alpha), x, y)
-    return _rounded(function.torch_value(u).mul_(scale.alpha), x, y)
+        far = u < -scale.value_reach
+    result = function.torch_value(u).mul_(scale.alpha)
+    if far is not None:
+        result[far] = function.torch_value(x[far].double() / alpha).mul_(alpha).to(result.dtype)
+    return _rounded(result, x, y)
 
 
 def _gradient(function: Function, g: Tensor, x: Tensor, alpha: float, dx: Tensor | None = None) -> Tensor:
     scale = _scale(function, x.dtype, alpha)
     u = scale.over_alpha(x)
-    if scale.slope_reach < math.inf and u.numel() and not u.abs().amax().item() <= scale.slope_reach:
-        return _rounded(function.torch_slope(x.double() / alpha).mul_(g), x, dx)
-    return _rounded(function.torch_slope(u).mul_(g), x, dx)
+    far = u.abs() > scale.slope_reach if scale.slope_reach < math.inf else None
+    slope = function.torch_slope(u)
+    if far is not None and far.any():
+        slope[far] = function.torch_slope(x[far].double() / alpha).to(slope.dtype)
+    return _rounded(slope.mul_(g), x, dx)
 
 
 def _gradient_of_value(
     function: Function, g: Tensor, y: Tensor, alpha: float, dx: Tensor | None = None
 ) -> Tensor:
-    t = _scale(function, y.dtype, alpha).over_alpha(y)
+    # alpha may have been rounded up in y, and a slope must not become negative.
+    t = _scale(function, y.dtype, alpha).over_alpha(y).clamp_(function.lower, function.upper)
     return _rounded(function.torch_gradient_of_value(_widened(g), t), y, dx)
 
 
@@ -90,8 +104,8 @@ class Scale(NamedTuple):
 
     alpha: Tensor
     over_alpha: Callable[[Tensor], Tensor]  # x / alpha as a new tensor of the computing type
-    value_reach: float  # lowest -u, and largest abs(u), up to which that type is accurate enough
-    slope_reach: float
+    value_reach: float  # of -u, beyond which the value is computed in fp64
+    slope_reach: float  # of abs(u), beyond which the slope is computed in fp64
 
 
 @lru_cache(maxsize=1024)

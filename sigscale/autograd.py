@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
 
 from .kernels import launch, reference
 from .kernels.registry import Function
@@ -25,8 +27,9 @@ class Activation(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         (saved,) = ctx.saved_tensors
         function, alpha, keep_output = ctx.settings
-        twice = torch.is_grad_enabled()  # the backward pass itself is to be differentiated
-        gradient = reference.composed_backward if twice else launch.backward
+        # In grad mode the backward pass itself is to be differentiated.
+        by_kernel = not torch.is_grad_enabled() and _plain(g) and not is_legacy_batchedtensor(g)
+        gradient = launch.backward if by_kernel else reference.composed_backward
         return gradient(function, g, saved, alpha, from_output=keep_output), None, None, None
 
 
@@ -41,10 +44,14 @@ def activate(function: Function, x: Tensor, alpha: float, save: str | None) -> T
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether x has memory that a kernel can read, rather than being traced, transformed or a subclass."""
+    """Whether x is no more than its memory: not lazy, not a subclass, and nobody traces or transforms."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)
         and not x.is_meta
-        and not torch.compiler.is_compiling()
+        and not x.is_neg()
+        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
     )

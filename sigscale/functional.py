@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from .autograd import activate
 from .kernels.functions import FUNCTIONS
@@ -20,7 +21,7 @@ from .kernels.registry import Function
 Save = Literal["input", "output"] | None
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ALPHA_MIN, ALPHA_MAX = 2.0**-60, 2.0**60  # alpha, 1 / alpha and their products stay normal numbers in fp32
+ALPHA_MIN, ALPHA_MAX = 2.0**-36, 2.0**36  # what the kernels form from alpha stays in the range of fp32
 
 
 class ActivationFunction(Protocol):
@@ -36,7 +37,9 @@ def functional(function: Function) -> ActivationFunction:
     """The public function for an entry of the registry."""
 
     def activation(x: Tensor, alpha: float = 2.0, *, save: Save = None) -> Tensor:
-        if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided:
+        if not isinstance(x, Tensor) and has_torch_function((x,)):
+            return handle_torch_function(activation, (x,), x, alpha, save=save)
+        if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
             check_input(x, function.name)
         if type(alpha) is not float or not ALPHA_MIN <= alpha <= ALPHA_MAX:
             alpha = check_alpha(alpha)
@@ -62,10 +65,11 @@ Values lie between {lower} and {upper}; the derivative with respect to x is f'(x
 
 Args:
     x: real tensor of any shape and strides; float16, bfloat16, float32 (computed in float32) or float64.
-    alpha: the scale, dimensionless; finite and > 0 (from 2^-60 to 2^60).
+    alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36).
     save: what the backward pass keeps. "input" gives accurate gradients however far x saturates; "output"
         costs no memory where the next layer keeps it anyway. By default "input" for 16-bit types, whose
-        rounded output makes gradients vanish from |x / alpha| = 3.5 on, and "output" else.
+        rounded output makes gradients vanish from |x / alpha| = 3.5 on, and "output" else. Has no effect
+        under torch.compile, torch.func and create_graph=True, where PyTorch's own derivatives take over.
 
 Returns:
     A tensor of x's shape, dtype, device and memory format.
@@ -99,6 +103,8 @@ def check_input(x: Any, name: str) -> None:
         if x.is_quantized:
             remedy = "convert it with x.dequantize()"
         raise TypeError(f"{name}() takes {accepted}, got dtype {x.dtype}: {remedy}")
+    if x.is_nested:
+        raise TypeError(f"{name}() takes {accepted}, got a nested tensor: apply it to x.values()")
     if x.layout is not torch.strided:
         raise TypeError(f"{name}() takes {accepted}, got layout {x.layout}: convert it with x.to_dense()")
 
@@ -110,12 +116,15 @@ def check_alpha(alpha: Any) -> float:
         raise TypeError(f"{rule}; got a tensor of shape {tuple(alpha.shape)}: pass alpha.item()")
     if isinstance(alpha, bool) or not isinstance(alpha, Real):
         raise TypeError(f"{rule}; got {alpha!r} of type {type(alpha).__name__}: pass a float such as 2.0")
-    value = float(alpha)
+    try:
+        value = float(alpha)
+    except OverflowError:
+        value = math.inf
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{rule}; got {alpha!r}: the paper's choice is 2.0, and 1.0 leaves f as it is")
     if not ALPHA_MIN <= value <= ALPHA_MAX:
         raise ValueError(
-            "alpha must lie between 2^-60 and 2^60, so that x / alpha stays in the range of float32; "
+            "alpha must lie between 2^-36 and 2^36, so that x / alpha stays in the range of float32; "
             f"got {alpha!r}: rescale the layer's weights instead"
         )
     return value
@@ -123,7 +132,7 @@ def check_alpha(alpha: Any) -> float:
 
 def check_save(save: Any) -> None:
     """Raise ValueError unless `save` is a choice of what the backward pass keeps."""
-    if save not in (None, "input", "output"):
+    if save is not None and not (isinstance(save, str) and save in ("input", "output")):
         raise ValueError(f'save must be "input", "output" or None (chosen by dtype); got {save!r}')
 
 

@@ -30,13 +30,13 @@ class Activation(nn.Module):
         return functional(self.function)(x, self.alpha, save=self.save)
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha:g}" + (f", save={self.save!r}" if self.save else "")
+        return f"alpha={self.alpha!r}" + (f", save={self.save!r}" if self.save else "")
 
 
 DOCSTRING = """Alpha-scaled {f.name} as a module: alpha * f(x / alpha) with f(u) = {f.formula}.
 
 Args:
-    alpha: the scale, dimensionless; finite and > 0 (from 2^-60 to 2^60). alpha = 1 is {f.name} itself.
+    alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36). alpha = 1 is {f.name} itself.
     save: what the backward pass keeps, "input" or "output"; see `sigscale.{f.name}`.
 
 Shape:

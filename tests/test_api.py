@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import fractions
+import re
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ def test_any_real_number_is_an_alpha(alpha):
         (float("inf"), ValueError, "inf"),
         (-float("inf"), ValueError, "-inf"),
         (1e30, ValueError, r"1e\+30"),
+        (fractions.Fraction(10**400), ValueError, "Fraction"),
         (1e-30, ValueError, "1e-30"),
         ("2", TypeError, "'2' of type str"),
         (True, TypeError, "True of type bool"),
@@ -45,10 +47,6 @@ def test_bad_alpha(alpha, error, received):
     for call in (lambda: ss.tanh(X, alpha), lambda: ss.nn.Sigmoid(alpha)):
         with pytest.raises(error, match=f"alpha must .*got .*{received}.*: .+"):
             call()
-
-
-def sparse():
-    return X.to_sparse()
 
 
 @pytest.mark.parametrize(
@@ -83,10 +81,12 @@ def test_quantized_input():
         ss.tanh(x)
 
 
-@pytest.mark.parametrize("save", ["x", "Input", "", 1, True])
+@pytest.mark.parametrize("save", ["x", "Input", "", 1, True, ["input"]])
 def test_bad_save(save):
     for call in (lambda: ss.tanh(X, save=save), lambda: ss.nn.Tanh(save=save)):
-        with pytest.raises(ValueError, match=f'save must be "input", "output" or None .*got {save!r}'):
+        with pytest.raises(
+            ValueError, match='save must be "input", "output" or None .*got ' + re.escape(repr(save))
+        ):
             call()
 
 
@@ -141,11 +141,11 @@ def test_facts(name):
     at_zero = activation(zero, 1.0)
     at_zero.backward()
     assert at_zero.item() == function.value_at_zero
-    assert zero.grad.item() == function.slope_at_zero
+    assert zero.grad.item() == pytest.approx(function.slope_at_zero, rel=1e-15)
     centre = {"odd": 0.0, "odd about (0, 1/2)": 0.5}[function.symmetry]
     torch.testing.assert_close(y.flip(0) - centre, centre - y)
 
 
 def test_repr_shows_what_was_chosen():
     assert repr(ss.nn.Softsign(0.5, save="input")) == "Softsign(alpha=0.5, save='input')"
-    assert repr(ss.nn.Tanh()) == "Tanh(alpha=2)"
+    assert repr(ss.nn.Tanh()) == "Tanh(alpha=2.0)"

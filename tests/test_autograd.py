@@ -189,3 +189,64 @@ def test_a_network_trains_as_with_the_plain_activation(device):
     ours, plain = list(losses(ss.nn.Tanh())), list(losses(Composed()))
     assert ours[-1] < ours[0]
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(plain), rtol=1e-9, atol=0)
+
+
+@saves
+def test_hooks_of_the_input_run_once(save, device):
+    """Also in a backward pass that is itself differentiated."""
+    for create_graph in (False, True):
+        leaf = torch.full((4,), 0.5, device=device, requires_grad=True)
+        x = leaf * 1
+        calls = []
+        x.register_hook(lambda g, calls=calls: calls.append(1) or 10 * g)
+        (dx,) = torch.autograd.grad(ss.tanh(x, save=save).sum(), leaf, create_graph=create_graph)
+        assert calls == [1]
+        torch.testing.assert_close(dx, 10 * torch.cosh(leaf.detach() / 2) ** -2)
+
+
+@functions
+@saves
+def test_vectorized_and_forward_mode(name, save, device):
+    x = torch.tensor([-1.0, 0.3, 2.0], device=device, dtype=torch.float64)
+
+    def activation(x):
+        return getattr(ss, name)(x, save=save)
+
+    want = torch.autograd.functional.jacobian(activation, x)
+    for options in ({}, {"strategy": "forward-mode"}):
+        got = torch.autograd.functional.jacobian(activation, x, vectorize=True, **options)
+        torch.testing.assert_close(got, want)
+    with torch.autograd.forward_ad.dual_level():
+        dual = activation(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(tangent, want.diagonal())
+
+
+def test_lazy_negation(device):
+    x = torch._neg_view(torch.randn(6, device=device))
+    assert x.is_neg()
+    torch.testing.assert_close(ss.tanh(x), 2 * torch.tanh(x / 2))
+    leaf = torch.randn(6, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(ss.tanh(leaf), leaf, x)
+    torch.testing.assert_close(dx, x * torch.cosh(leaf.detach() / 2) ** -2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tracers_see_plain_operations(device):
+    x = torch.randn(5, device=device)
+    traced = torch.jit.trace(ss.nn.Tanh(), x)
+    torch.testing.assert_close(traced(x + 1), ss.tanh(x + 1))
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(ss.nn.Tanh(), torch.nn.ReLU()))
+    torch.testing.assert_close(graph(x), ss.tanh(x).relu())
+    made = torch.fx.experimental.proxy_tensor.make_fx(lambda x: ss.tanh(x))(x)
+    torch.testing.assert_close(made(x), ss.tanh(x))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ss.tanh(x, 1.2345)
+    assert type(ss.tanh(x, 1.2345)) is torch.Tensor
+
+
+def test_one_element_does_not_change_another():
+    x = torch.linspace(-3, 3, 1001)
+    y = torch.cat([x, torch.tensor([torch.nan, -1e4])])
+    for alpha in (1.7, 2.0):
+        torch.testing.assert_close(ss.sigmoid(y, alpha)[:1001], ss.sigmoid(x, alpha), rtol=3e-7, atol=0)

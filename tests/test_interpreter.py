@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
-SUITES = ("test_accuracy.py", "test_layout.py", "test_autograd.py", "test_extension.py")
+SUITES = ("test_accuracy.py", "test_layout.py", "test_autograd.py", "test_extension.py", "test_api.py")
 
 
 @pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="this is that run")

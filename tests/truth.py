@@ -65,7 +65,7 @@ def ulps(result: torch.Tensor, exact: np.ndarray | torch.Tensor) -> torch.Tensor
     assert torch.equal(result.isnan(), exact.isnan()), (
         "NaN where there should be none, or none where it should"
     )
-    exponent = (torch.frexp(exact).exponent - 1).clamp_min(smallest)
+    exponent = torch.where(exact == 0, smallest, torch.frexp(exact).exponent - 1).clamp_min(smallest)
     error = (result.double() - exact).abs() / torch.ldexp(torch.ones_like(exact), exponent - precision + 1)
     return error.nan_to_num(nan=0.0, posinf=torch.inf)
 
