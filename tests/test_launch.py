@@ -89,6 +89,43 @@ def test_another_dtype_or_function_is_another_kernel(gpu):
     assert len(gpu.compiled.runs) == 4
 
 
+def test_each_device_has_its_own_launch(gpu, monkeypatch):
+    """Launched with the tensor's device current, compiled there, and on a stream of that device."""
+    current = [0]
+
+    class Device:
+        def __init__(self, index):
+            self.index = index
+
+        def __enter__(self):
+            self.before, current[0] = current[0], self.index
+
+        def __exit__(self, *error):
+            current[0] = self.before
+
+    index = [0]
+    monkeypatch.setattr(torch.Tensor, "get_device", lambda self: index[0])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(launch.triton.runtime.driver.active, "get_current_device", lambda: current[0])
+    x = torch.randn(64)
+    for index[0] in (0, 1, 0, 1):
+        ss.tanh(x)
+    assert len(gpu.kernel.calls) == 2
+    assert [run[3] for run in gpu.compiled.runs] == [("stream", 0), ("stream", 1)]
+    assert current == [0]
+
+
+def test_beyond_32_bit_offsets_is_left_to_triton(gpu, monkeypatch):
+    """There AMD's kernels are compiled apart."""
+    monkeypatch.setattr(launch, "OFFSET_REACH", 1000)
+    ss.tanh(torch.randn(64))
+    ss.tanh(torch.randn(250))
+    ss.tanh(torch.randn(250))
+    assert len(gpu.kernel.calls) == 3
+    assert not gpu.compiled.runs
+
+
 def test_unaligned_tensors_are_left_to_triton(gpu):
     x = torch.randn(65)[1:]
     ss.tanh(x)

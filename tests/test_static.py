@@ -63,6 +63,9 @@ def compiled(function, dtype, direction, target):
         constexprs=constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(pointers))},
     )
+    if target[0] == "hip":  # as Triton's launcher finds them for tensors within 2 GiB
+        for i in range(len(pointers)):
+            source.attrs[(i,)].append(["tt.pointer_range", 32])
     gpu = triton.backends.compiler.GPUTarget(*target)
     return triton.compile(source, target=gpu, options=launch.OPTIONS), block // launch.THREADS
 
