@@ -85,8 +85,10 @@ def _gradient(function: Function, g: Tensor, x: Tensor, alpha: float, dx: Tensor
 def _gradient_of_value(
     function: Function, g: Tensor, y: Tensor, alpha: float, dx: Tensor | None = None
 ) -> Tensor:
-    # alpha may have been rounded up in y, and a slope must not become negative.
-    t = _scale(function, y.dtype, alpha).over_alpha(y).clamp_(function.lower, function.upper)
+    scale = _scale(function, y.dtype, alpha)
+    t = scale.over_alpha(y)
+    if not scale.is_exact:  # alpha may have been rounded up in y, and a slope must not become negative
+        t.clamp_(function.lower, function.upper)
     return _rounded(function.torch_gradient_of_value(_widened(g), t), y, dx)
 
 
@@ -103,6 +105,7 @@ class Scale(NamedTuple):
     """
 
     alpha: Tensor
+    is_exact: bool  # whether dividing by alpha rounds nothing
     over_alpha: Callable[[Tensor], Tensor]  # x / alpha as a new tensor of the computing type
     value_reach: float  # of -u, beyond which the value is computed in fp64
     slope_reach: float  # of abs(u), beyond which the slope is computed in fp64
@@ -112,20 +115,18 @@ class Scale(NamedTuple):
 def _scale(function: Function, dtype: torch.dtype, alpha: float) -> Scale:
     narrow = dtype.itemsize == 2
     operand = torch.tensor(alpha, dtype=torch.float32 if narrow else dtype, device="cpu")
-    u_is_exact = math.frexp(alpha)[0] == 0.5
+    is_exact = math.frexp(alpha)[0] == 0.5
     inverse = operand.reciprocal()
     if narrow:
-        over_alpha = (
-            (lambda x: x.float().mul_(inverse)) if u_is_exact else (lambda x: x.float().div_(operand))
-        )
+        over_alpha = (lambda x: x.float().mul_(inverse)) if is_exact else (lambda x: x.float().div_(operand))
     else:
-        over_alpha = (lambda x: x * inverse) if u_is_exact else (lambda x: x / operand)
+        over_alpha = (lambda x: x * inverse) if is_exact else (lambda x: x / operand)
     value_reach = slope_reach = math.inf
     if not math.isinf(function.value_reach) and dtype in (torch.float32, torch.bfloat16):
-        value_reach = EXACT_REACH if u_is_exact or narrow else function.value_reach
+        value_reach = EXACT_REACH if is_exact or narrow else function.value_reach
     if dtype == torch.float32:
         slope_reach = function.slope_reach
-    return Scale(operand, over_alpha, value_reach, slope_reach)
+    return Scale(operand, is_exact, over_alpha, value_reach, slope_reach)
 
 
 def _widened(x: Tensor) -> Tensor:
