@@ -14,11 +14,10 @@ import json
 from pathlib import Path
 
 from figure import draw
-from tables import TITLES, Results, losses, markdown, rows
+from tables import TITLES, Results, losses, markdown, ratios_by_size, rows
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-README_ELEMENTS = 1 << 17  # at least; smaller sizes are in the result's own table
 
 
 def load(path: Path) -> tuple[dict[str, str], Results]:
@@ -58,8 +57,7 @@ def update_readme(readme: Path, provenance: dict[str, str], results: Results) ->
     text = readme.read_text()
     if BEGIN not in text or END not in text:
         raise SystemExit(f"{readme} has no {BEGIN} ... {END} to write between")
-    large = [r for r in results if r["kind"] == "activation" and r["elements"] >= README_ELEMENTS]
-    table = f"{markdown(rows(large, 'activation'))}\n\n{provenance_line(provenance)}"
+    table = f"{markdown(ratios_by_size(results, 'eager'))}\n\n{provenance_line(provenance)}"
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 

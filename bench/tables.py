@@ -63,6 +63,16 @@ def _ratio(ratio: list[float] | None) -> str:
     return "" if ratio is None else f"{ratio[0]:.2f} ({ratio[1]:.2f}-{ratio[2]:.2f})"
 
 
+def ratios_by_size(records: Results, other: str) -> list[Row]:
+    """sigscale's time over `other`'s: a row for each function, direction and dtype, a column for each size."""
+    table: dict[tuple[Any, ...], Row] = {}
+    for (*name, size), group in grouped(records, "activation").items():
+        row = table.setdefault(tuple(name), dict(zip(KEYS["activation"], name, strict=False)))
+        ratio = group["sigscale"]["ratios"].get(other)
+        row[_cell(size)] = "" if ratio is None else f"{ratio[0]:.2f}"
+    return list(table.values())
+
+
 def losses(records: Results) -> str:
     """How often sigscale was slower than what it replaces, and where; by the median of paired rounds."""
     ours = [r for r in records if r["provider"] == "sigscale"]

@@ -220,12 +220,12 @@ FUNCTIONS = Registry()
 
 
 # As 0-d tensors, since a Python number costs an operation a microsecond to wrap.
-ONE, TWO, FOUR = (torch.tensor(number, device="cpu") for number in (1.0, 2.0, 4.0))
+ONE, MINUS_TWO, FOUR = (torch.tensor(number, device="cpu") for number in (1.0, -2.0, 4.0))
 
 
 def _logistic_slope(u: Tensor) -> Tensor:
-    # s (1 - s) with s the logistic function of -|u|, which does not cancel.
-    s = u.abs_().neg_().sigmoid_()
+    # s (1 - s) with s the logistic function of u <= 0, which does not cancel.
+    s = u.sigmoid_()
     return torch.addcmul(s, s, s, value=-1, out=s)
 
 
@@ -247,7 +247,7 @@ FUNCTIONS.register(
         slope=tanh_slope,
         slope_from_output=tanh_slope_from_output,
         torch_value=torch.tanh_,
-        torch_slope=lambda u: _logistic_slope(u.mul_(TWO)).mul_(FOUR),
+        torch_slope=lambda u: _logistic_slope(u.abs_().mul_(MINUS_TWO)).mul_(FOUR),
         torch_gradient_of_value=torch.ops.aten.tanh_backward.default,
         slope_reach=10.0,
         lower=-1.0,
@@ -255,7 +255,6 @@ FUNCTIONS.register(
         value_at_zero=0.0,
         slope_at_zero=1.0,
         symmetry="odd",
-        paper_name="tanh",
     )
 )
 FUNCTIONS.register(
@@ -266,7 +265,7 @@ FUNCTIONS.register(
         slope=sigmoid_slope,
         slope_from_output=sigmoid_slope_from_output,
         torch_value=torch.sigmoid_,
-        torch_slope=_logistic_slope,
+        torch_slope=lambda u: _logistic_slope(u.abs_().neg_()),
         torch_gradient_of_value=torch.ops.aten.sigmoid_backward.default,
         value_reach=1.0,
         slope_reach=20.0,
@@ -293,7 +292,6 @@ FUNCTIONS.register(
         value_at_zero=0.0,
         slope_at_zero=1.0,
         symmetry="odd",
-        paper_name="arctan",
     )
 )
 FUNCTIONS.register(
@@ -312,6 +310,5 @@ FUNCTIONS.register(
         value_at_zero=0.0,
         slope_at_zero=1.0,
         symmetry="odd",
-        paper_name="softsign",
     )
 )

@@ -52,7 +52,7 @@ def functional(function: Function) -> ActivationFunction:
         f=function,
         lower=_times_alpha(function.lower),
         upper=_times_alpha(function.upper),
-        paper=f' The paper calls it "{function.paper_name}".' if function.paper_name != function.name else "",
+        paper=f' The paper calls it "{function.paper_name}".' if function.paper_name else "",
         at_zero=[2.0 * function.value_at_zero] * 2,
     )
     return activation
