@@ -64,7 +64,7 @@ def _ratio(ratio: list[float] | None) -> str:
 
 
 def ratios_by_size(records: Results, other: str) -> list[Row]:
-    """sigscale's time over `other`'s: a row for each function, direction and dtype, a column for each size."""
+    """sigscale's time over `other`'s: a row a function, direction and dtype, a column a size."""
     table: dict[tuple[Any, ...], Row] = {}
     for (*name, size), group in grouped(records, "activation").items():
         row = table.setdefault(tuple(name), dict(zip(KEYS["activation"], name, strict=False)))

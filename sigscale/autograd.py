@@ -27,8 +27,9 @@ class Activation(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         (saved,) = ctx.saved_tensors
         function, alpha, keep_output = ctx.settings
-        # In grad mode the backward pass itself is to be differentiated.
-        by_kernel = not torch.is_grad_enabled() and _plain(g) and not is_legacy_batchedtensor(g)
+        # In grad mode the backward pass itself is to be differentiated; under vmap, g is many gradients at once.
+        batched = torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)
+        by_kernel = type(g) is Tensor and not (torch.is_grad_enabled() or batched or g.is_neg())
         gradient = launch.backward if by_kernel else reference.composed_backward
         return gradient(function, g, saved, alpha, from_output=keep_output), None, None, None
 
