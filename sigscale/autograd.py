@@ -27,7 +27,7 @@ class Activation(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         (saved,) = ctx.saved_tensors
         function, alpha, keep_output = ctx.settings
-        # In grad mode the backward pass itself is to be differentiated; under vmap, g is many gradients at once.
+        # In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients.
         batched = torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)
         by_kernel = type(g) is Tensor and not (torch.is_grad_enabled() or batched or g.is_neg())
         gradient = launch.backward if by_kernel else reference.composed_backward
