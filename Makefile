@@ -12,7 +12,8 @@ check:  ## lint, format and types, the latter of the package as it is installed
 	rm -rf build
 	$(PYTHON) -m pip install --quiet --no-deps --target build/typed .
 	ln -s ../../examples ../../bench build/typed
-	cd build/typed && mypy --config-file ../../pyproject.toml -p sigscale -p examples bench/*.py
+	cd build/typed && mypy --config-file ../../pyproject.toml -p sigscale -p examples
+	cd build/typed && MYPYPATH=bench mypy --config-file ../../pyproject.toml bench/*.py
 
 format:
 	ruff check --fix .

@@ -89,7 +89,7 @@ def device_timer(device: torch.device) -> Callable[[Call], float]:
     scratch = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
 
     def timer(call: Call) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         scratch.zero_()
         start.record()
         call()

@@ -22,7 +22,7 @@ from sigscale.kernels import launch
 
 import sigscale
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 SHAPE = {"cuda": (32, 3, 32, 32), "cpu": (16,)}
 CALLS = ("no grad", "forward", "forward+backward")
@@ -47,7 +47,7 @@ def device(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> torc
     if device.type == "cpu":
         driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 0)
         runtime = SimpleNamespace(driver=SimpleNamespace(active=driver))
-        monkeypatch.setattr(launch, "triton", SimpleNamespace(runtime=runtime, knobs=launch.triton.knobs))
+        monkeypatch.setattr(launch, "triton", SimpleNamespace(runtime=runtime, knobs=triton.knobs))
         monkeypatch.setattr(launch, "takes_kernel", lambda x: True)
         monkeypatch.setattr(launch, "_launches", NoOps())
     return device

@@ -51,7 +51,7 @@ def _plain(x: Tensor) -> bool:
         and type(x) in (Tensor, torch.nn.Parameter)
         and not x.is_meta
         and not x.is_neg()
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and forward_ad._current_level < 0
