@@ -13,21 +13,14 @@ from examples.cifar10.data import GENERATED, Cifar10, Split
 from examples.cifar10.results import Outcome
 from examples.cifar10.train import FIGURE_3, Settings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def split(images):
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 10, (images,), generator=generator)
     pixels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator)
     return Split(pixels.contiguous(memory_format=torch.channels_last), labels)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """So small a network is no faster on more, and far slower where tests share the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from examples.cifar10.errors import FolderError
 from examples.cifar10.folder import Folder
 from examples.cifar10.train import FIGURE_3, Run, Settings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=3, batch=8)
 TANH, SCALED, RELU, RELU_PENALTY = FIGURE_3
@@ -26,15 +28,6 @@ def split(images, seed):
 
 
 CIFAR = Cifar10(split(70, 0), split(30, 1), "a test", "0")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """So small a network is no faster on more, and far slower where tests share the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained(pipeline=SCALED, seed=0, epochs=3, settings=SETTINGS):

@@ -89,5 +89,6 @@ def test_hopper_machine_code(name, dtype, direction, tmp_path):
     assert accesses
     assert all(".128" in op for op in accesses), accesses
     per_element = len(path) / elements
+    print(f"{name} {dtype} {direction}: {per_element:.1f} instructions per element")
     budget = (BUDGET | ACCURATE).get((name, dtype, direction))
     assert budget is None or per_element <= budget + SLACK, f"{per_element:.2f} instructions per element"
