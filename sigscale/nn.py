@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .functional import Save, check_alpha, check_save, functional
+from .functional import ActivationFunction, Save, check_alpha, check_save, functional
 from .kernels.functions import FUNCTIONS
 from .kernels.registry import Function
 
@@ -18,7 +18,7 @@ from .kernels.registry import Function
 class Activation(nn.Module):
     """Base of the activation modules; see the module of a function, such as `sigscale.nn.Tanh`."""
 
-    function: ClassVar[Function]
+    activation: ClassVar[ActivationFunction]
 
     def __init__(self, alpha: float = 2.0, *, save: Save = None) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Activation(nn.Module):
         self.save = save
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional(self.function)(x, self.alpha, save=self.save)
+        return self.activation(x, self.alpha, save=self.save)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha!r}" + (f", save={self.save!r}" if self.save else "")
@@ -58,8 +58,12 @@ Example:
 def module(function: Function) -> type[Activation]:
     """The module class for an entry of the registry."""
     name = class_name(function.name)
-    doc = DOCSTRING.format(f=function, name=name)
-    return type(name, (Activation,), {"function": function, "__doc__": doc, "__module__": __name__})
+    members = {
+        "activation": staticmethod(functional(function)),
+        "__doc__": DOCSTRING.format(f=function, name=name),
+        "__module__": __name__,
+    }
+    return type(name, (Activation,), members)
 
 
 def class_name(function_name: str) -> str:

@@ -141,14 +141,15 @@ def test_tracing_and_transforms_see_plain_operations(name, device):
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler never reaches a kernel")
 def test_compiles_without_a_graph_break(device):
-    activation = torch.compile(lambda x: ss.tanh(x, 1.5), fullgraph=True, backend="aot_eager")
-    x = torch.randn(33, device=device, requires_grad=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        y = activation(x)
-    y.sum().backward()
-    torch.testing.assert_close(y, ss.tanh(x, 1.5))
-    torch.testing.assert_close(x.grad, torch.cosh(x.detach() / 1.5) ** -2)
+    for activation in (lambda x: ss.tanh(x, 1.5), ss.nn.Tanh(1.5)):
+        compiled = torch.compile(activation, fullgraph=True, backend="aot_eager")
+        x = torch.randn(33, device=device, requires_grad=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            y = compiled(x)
+        y.sum().backward()
+        torch.testing.assert_close(y, ss.tanh(x, 1.5))
+        torch.testing.assert_close(x.grad, torch.cosh(x.detach() / 1.5) ** -2)
 
 
 @functions
