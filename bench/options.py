@@ -33,7 +33,13 @@ class Settings:
 def settings(config: pytest.Config) -> Settings:
     """The options, with what depends on the device filled in."""
     device = torch.device(config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"))
-    given = config.getoption("--exponents")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: there is no GPU here; leave it out to use the CPU")
+    given, dtypes = config.getoption("--exponents"), config.getoption("--dtypes").split(",")
+    if given and not all(e.isdecimal() for e in given.split(",")):
+        raise pytest.UsageError(f"--exponents {given}: must be whole numbers such as 10,14,20")
+    if unknown := set(dtypes) - {"float16", "bfloat16", "float32", "float64"}:
+        raise pytest.UsageError(f"--dtypes {','.join(unknown)}: choose from float16,bfloat16,float32,float64")
     exponents = [int(e) for e in given.split(",")] if given else EXPONENTS[device.type]
-    grid = cases(device, config.getoption("--dtypes").split(","), exponents)
+    grid = cases(device, dtypes, exponents)
     return Settings(device, tuple(grid), config.getoption("--seconds"))

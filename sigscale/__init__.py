@@ -21,11 +21,18 @@ __all__ = ["FUNCTIONS", "__version__", "functional", "nn", *FUNCTIONS]
 
 
 def __getattr__(name: str) -> ActivationFunction:
-    return getattr(functional, name)  # type: ignore[no-any-return]
+    if name in FUNCTIONS:
+        return functional.functional(FUNCTIONS[name])
+    for function in FUNCTIONS.values():
+        if name == function.paper_name:
+            raise AttributeError(
+                f"module 'sigscale' has no attribute {name!r}: it is sigscale.{function.name}"
+            )
+    raise AttributeError(f"module 'sigscale' has no attribute {name!r}: it has {', '.join(FUNCTIONS)}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *FUNCTIONS]
+    return sorted({*__all__, *FUNCTIONS})
 
 
 globals().update({name: getattr(functional, name) for name in FUNCTIONS})

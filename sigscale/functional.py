@@ -143,4 +143,4 @@ def __getattr__(name: str) -> ActivationFunction:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *FUNCTIONS]
+    return sorted({*globals(), *FUNCTIONS})

@@ -78,4 +78,4 @@ def __getattr__(name: str) -> type[Activation]:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *map(class_name, FUNCTIONS)]
+    return sorted({*globals(), *map(class_name, FUNCTIONS)})

@@ -95,8 +95,12 @@ def test_unknown_function():
         ValueError, match="unknown function 'tahn': choose one of tanh, sigmoid, arctan, softsign"
     ):
         ss.FUNCTIONS["tahn"]
-    with pytest.raises(AttributeError, match="no attribute 'tahn'"):
+    with pytest.raises(
+        AttributeError, match="'sigscale' has no attribute 'tahn': it has tanh, sigmoid, arctan"
+    ):
         ss.tahn  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'logsigmoid': it is sigscale\.sigmoid"):
+        ss.logsigmoid  # noqa: B018
     with pytest.raises(AttributeError, match="no attribute 'Tahn'"):
         ss.nn.Tahn  # noqa: B018
 

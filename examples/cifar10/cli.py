@@ -50,6 +50,7 @@ def _experiment(arguments: argparse.Namespace) -> None:
     folder.begin(experiment)
     if cifar.generated:
         print(f"{GENERATED_WARNING}.\nNo data was found and none could be downloaded. Real data: --data DIR.")
+        print(f"({cifar.why_generated})")
     print(f"data: {cifar.source}; {len(cifar.train.labels):,} + {len(cifar.test.labels):,} images")
     print(f"on {name}: {_describe(experiment)}", flush=True)
     outcomes = _train(arguments, settings, cifar, folder)
@@ -86,9 +87,9 @@ def _report(outcomes: list[Outcome], folder: Folder, experiment: dict[str, Any])
     title = "Combined regime (network of Table 3, parameters from [-10, 10)) on CIFAR-10"
     warning = GENERATED_WARNING if experiment["data_generated"] else ""
     results.write_csv(folder.path / "results.csv", outcomes)
+    results.write_json(folder.path / "results.json", experiment, outcomes)
     title = f"{title}\n{_describe(experiment)}"
     figures.draw(outcomes, folder.path / "figure3", title=title, warning=warning)
-    results.write_json(folder.path / "results.json", experiment, outcomes)
     print("", *filter(None, [warning]), results.table(outcomes), sep="\n")
     print(f"\nwritten to {folder.path}: results.json, results.csv, figure3.png, figure3.svg")
 

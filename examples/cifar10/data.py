@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Cifar10:
-    """`sha256` is that of the six official binary files in a row, whatever layout the data came in."""
+    """`sha256` is that of the six official binary files in a row, whatever layout the data came in.
+
+    `why_generated` says why there are made-up images instead.
+    """
 
     train: Split
     test: Split
     source: str
     sha256: str
+    why_generated: str = ""
 
     @property
     def generated(self) -> bool:
@@ -63,10 +67,10 @@ def load(directory: Path | None, *, allow_generated: bool = False) -> Cifar10:
             return _from_records(*read(*found), str(found[1]))
     try:
         archive = download.download(cache_folder(), download.URL, download.MD5)
-    except DownloadError:
+    except DownloadError as error:
         if not allow_generated:
             raise
-        return _from_records(*_generate(), GENERATED)
+        return replace(_from_records(*_generate(), GENERATED), why_generated=str(error))
     return _from_records(*read(BINARY, archive), str(archive))
 
 

@@ -74,6 +74,7 @@ def _accuracies(axes: Axes, outcomes: Sequence[Outcome]) -> None:
         labels.append((mean[-1], f"{pipeline}: {mean[-1]:.1f} %", colour))
     axes.set_ylabel("test accuracy (%)")
     axes.axhline(10, color="0.6", lw=0.8, ls=":", zorder=0)
+    axes.set_ylim(bottom=min(axes.get_ylim()[0], 9.3))  # room for the note
     _note(axes, 10, "chance")
     _label_ends(axes, labels)
 

@@ -48,10 +48,11 @@ class Folder:
                 "Name another folder with --out, or repeat that run's options."
             )
         if not resume:
-            state = "a finished" if (self.path / RESULTS[0]).exists() else "an unfinished"
+            finished = (self.path / RESULTS[0]).exists()
+            state, verb = ("a finished", "Report it again") if finished else ("an unfinished", "Continue it")
             raise FolderError(
                 f"{self.path}: holds {state} run of these settings. "
-                "Continue it with --resume, or name another folder with --out."
+                f"{verb} with --resume, or name another folder with --out."
             )
 
     def begin(self, experiment: Mapping[str, Any]) -> None:
