@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from .kernels import launch, reference
 from .kernels.registry import Function
+
+# Of PyTorch's first vmap, on which autograd.functional.jacobian(vectorize=True) still relies.
+is_legacy_batchedtensor = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
 
 
 class Activation(torch.autograd.Function):

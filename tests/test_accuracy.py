@@ -167,7 +167,7 @@ def test_default_keeps_16_bit_gradients_alive(device):
 @alphas
 def test_fp32_survives_the_hardware(name, alpha, monkeypatch):
     """The special-function unit errs by up to 2^-22 (exp2), 2^-23 (reciprocal) and flushes subnormals."""
-    from sigscale.kernels import functions
+    from sigscale.kernels import elementary, functions
 
     def erring(function, bound):
         def perturbed(*arguments):
@@ -180,9 +180,11 @@ def test_fp32_survives_the_hardware(name, alpha, monkeypatch):
 
         return perturbed
 
-    reciprocal = erring(functions.quotient, 2.0**-23)
-    monkeypatch.setattr(functions, "exp2", erring(functions.exp2, 2.0**-22))
-    monkeypatch.setattr(functions, "quotient", lambda x, y: x * reciprocal(1.0, y))
+    reciprocal = erring(elementary.quotient, 2.0**-23)
+    exp2 = erring(elementary.exp2, 2.0**-22)
+    for module in (elementary, functions):
+        monkeypatch.setattr(module, "exp2", exp2)
+        monkeypatch.setattr(module, "quotient", lambda x, y: x * reciprocal(1.0, y))
     test_fp32(name, alpha, "cpu")
     test_fp32_derivative(name, alpha, "cpu")
 
