@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from measure import Call
-from sigscale.kernels.registry import Function
 from torch import Tensor
 from torch.nn.functional import softsign
 
 import sigscale
+from measure import Call
+from sigscale.kernels.registry import Function
 
 ALPHA = 2.0
 FORWARD, TRAINING = "forward", "forward+backward"

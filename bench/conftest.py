@@ -7,11 +7,12 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import options
 import pytest
 import torch
-from options import Record, settings
 from pytest_benchmark.fixture import BenchmarkFixture
+
+import options
+from options import Record, settings
 from tables import losses, text_tables
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()

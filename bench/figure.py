@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+
 from tables import Results, grouped
 
 mpl.use("agg")

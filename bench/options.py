@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from cases import EXPONENTS, Case, cases
 
 Record = Callable[..., None]

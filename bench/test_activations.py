@@ -10,10 +10,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
 from cases import Case, calls
 from measure import Call, Timings, device_timer, interleaved, synchronize
 from options import Record, settings
-from pytest_benchmark.fixture import BenchmarkFixture
 
 ROUNDS = 5
 RATIOS = ("eager", "compile")

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import sigscale
 from cases import bind, expressions
 from measure import Call, host_timer, interleaved, synchronize
 from options import Record, settings
-from pytest_benchmark.fixture import BenchmarkFixture
 from sigscale.kernels import launch
-
-import sigscale
 
 triton = pytest.importorskip("triton")
 

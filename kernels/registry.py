@@ -19,9 +19,9 @@ class Function:
 
     In PyTorch, `torch_value(u)` is f(u), `torch_slope(u)` is f'(u) and `torch_gradient_of_value(g, t)` is
     g f'(u) from t = f(u), the first and the last differentiable; they own u and t and may overwrite them.
-    `value_reach` and `slope_reach` say up to which abs(u) their fp32 results are as accurate as the package
-    promises; beyond, they are evaluated in fp64. Where alpha f(u) suffers too much from the rounding of u,
-    `torch_scaled_value(x, alpha)` gives alpha f(x / alpha).
+    `value_reach` (of -u) and `slope_reach` (of abs(u)) say how far their fp32 results are as accurate as the
+    package promises; beyond, they are evaluated in fp64. Where alpha f(u) suffers too much from the rounding
+    of u, `torch_scaled_value(x, alpha)` gives alpha f(x / alpha).
     """
 
     name: str

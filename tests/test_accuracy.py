@@ -6,11 +6,11 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+
+import sigscale as ss
 import truth
 from sigscale.kernels import launch
 from sigscale.kernels._optional import INTERPRETED
-
-import sigscale as ss
 
 FP32_ULP = {"tanh": 2.5, "sigmoid": 5.0, "arctan": 2.5, "softsign": 2.0}
 KERNEL_ULP = FP32_ULP | {"sigmoid": 3.0}
@@ -160,6 +160,16 @@ def test_default_keeps_16_bit_gradients_alive(device):
     x.grad = None
     ss.tanh(x, 2.0, save="output").sum().backward()
     assert x.grad[1:].eq(0).all()
+
+
+def test_where_16_bit_gradients_vanish(device):
+    """The limits of |x / alpha| in the README: 3.5 from the output, beyond 8 by PyTorch's own formula."""
+    x = torch.tensor([6.75, 7.0], dtype=torch.bfloat16, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(ss.tanh(x, 2.0, save="output").sum(), x)
+    assert dx.ne(0).tolist() == [True, False]
+    x = torch.tensor([16.0, 40.0], dtype=torch.bfloat16, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(ss.tanh(x, 2.0).sum(), x, create_graph=True)
+    assert dx.ne(0).tolist() == [True, False]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="perturbs the interpreter's arithmetic")

@@ -8,10 +8,10 @@ import warnings
 
 import pytest
 import torch
-from sigscale.kernels._optional import INTERPRETED
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sigscale as ss
+from sigscale.kernels._optional import INTERPRETED
 
 functions = pytest.mark.parametrize("name", list(ss.FUNCTIONS))
 saves = pytest.mark.parametrize("save", ["input", "output"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sigscale.kernels._optional import tl, triton
-from sigscale.kernels.registry import Function
 
 import sigscale as ss
+from sigscale.kernels._optional import tl, triton
+from sigscale.kernels.registry import Function
 
 
 @triton.jit

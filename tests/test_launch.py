@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sigscale.kernels import launch
 
 import sigscale as ss
+from sigscale.kernels import launch
 
 pytest.importorskip("triton")
 

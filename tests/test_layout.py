@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sigscale.kernels import launch
-from sigscale.kernels._optional import INTERPRETED
 
 import sigscale as ss
+from sigscale.kernels import launch
+from sigscale.kernels._optional import INTERPRETED
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EXAMPLES = 40 if INTERPRETED else 150
