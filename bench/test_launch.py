@@ -20,7 +20,7 @@ import sigscale
 from cases import bind, expressions
 from measure import Call, host_timer, interleaved, synchronize
 from options import Record, settings
-from sigscale.kernels import launch
+from sigscale.kernels import cached, launch
 
 triton = pytest.importorskip("triton")
 
@@ -37,7 +37,7 @@ class NoOps(dict[Any, Any]):
 
     def __init__(self) -> None:
         compiled = SimpleNamespace(run=lambda *arguments: None, function=0, packed_metadata=(4, 1, 0))
-        self.no_op = launch.cached_launch(compiled)
+        self.no_op = cached.cached_launch(compiled)
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def device(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> torc
     if device.type == "cpu":
         driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 0)
         runtime = SimpleNamespace(driver=SimpleNamespace(active=driver))
-        monkeypatch.setattr(launch, "triton", SimpleNamespace(runtime=runtime, knobs=triton.knobs))
+        monkeypatch.setattr(cached, "triton", SimpleNamespace(runtime=runtime, knobs=triton.knobs))
         monkeypatch.setattr(launch, "takes_kernel", lambda x: True)
-        monkeypatch.setattr(launch, "_launches", NoOps())
+        monkeypatch.setattr(cached, "_launches", NoOps())
     return device
 
 
@@ -57,8 +57,8 @@ def device(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> torc
 def jit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Call], Call]:
     """Makes a call take Triton's own launcher, which is what it takes when somebody observes launches."""
     wanted = False
-    observed = launch._observed
-    monkeypatch.setattr(launch, "_observed", lambda: wanted or observed())
+    observed = cached._observed
+    monkeypatch.setattr(cached, "_observed", lambda: wanted or observed())
 
     def through_triton(call: Call) -> Call:
         def wrapped() -> None:

@@ -40,6 +40,16 @@ def forward_kernel(
         tl.store(y_ptr + offs, narrow(VALUE(x, alpha, inv, DTYPE), DTYPE), mask=mask)
 
 
+@triton.jit
+def gradient(g_ptr, saved_ptr, dx_ptr, mask, alpha, inv, SLOPE: tl.constexpr):
+    """g f'(x / alpha) of one block, stored and returned as stored; `mask` is None for a full one."""
+    DTYPE: tl.constexpr = dx_ptr.dtype.element_ty
+    slope = SLOPE(widen(tl.load(saved_ptr, mask=mask)), alpha, inv, DTYPE)
+    dx = narrow(widen(tl.load(g_ptr, mask=mask)) * slope, DTYPE)
+    tl.store(dx_ptr, dx, mask=mask)
+    return dx
+
+
 @triton.jit(do_not_specialize=["n", "alpha_bits", "inv_bits"])
 def backward_kernel(
     g_ptr,
@@ -53,16 +63,12 @@ def backward_kernel(
 ):
     alpha = alpha_bits.to(tl.float64, bitcast=True)
     inv = inv_bits.to(tl.float64, bitcast=True)
-    DTYPE: tl.constexpr = saved_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
     g_ptr += start
     saved_ptr += start
     dx_ptr += start
     offs = tl.arange(0, BLOCK)
     if start + BLOCK <= n:
-        slope = SLOPE(widen(tl.load(saved_ptr + offs)), alpha, inv, DTYPE)
-        tl.store(dx_ptr + offs, narrow(widen(tl.load(g_ptr + offs)) * slope, DTYPE))
+        gradient(g_ptr + offs, saved_ptr + offs, dx_ptr + offs, None, alpha, inv, SLOPE)
     else:
-        mask = offs < n - start
-        slope = SLOPE(widen(tl.load(saved_ptr + offs, mask=mask)), alpha, inv, DTYPE)
-        tl.store(dx_ptr + offs, narrow(widen(tl.load(g_ptr + offs, mask=mask)) * slope, DTYPE), mask=mask)
+        gradient(g_ptr + offs, saved_ptr + offs, dx_ptr + offs, offs < n - start, alpha, inv, SLOPE)

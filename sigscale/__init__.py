@@ -15,9 +15,10 @@ except ModuleNotFoundError as error:
 
 from .functional import ActivationFunction
 from .kernels.functions import FUNCTIONS
+from .quantile import QuantileSketch
 
 __version__ = _version("sigscale")
-__all__ = ["FUNCTIONS", "__version__", "functional", "nn", *FUNCTIONS]
+__all__ = ["FUNCTIONS", "QuantileSketch", "__version__", "functional", "nn", *FUNCTIONS]
 
 
 def __getattr__(name: str) -> ActivationFunction:

@@ -10,40 +10,113 @@ from torch.autograd import forward_ad
 
 from .kernels import launch, reference
 from .kernels.registry import Function
+from .quantile import QuantileSketch
 
 # Of PyTorch's first vmap, on which autograd.functional.jacobian(vectorize=True) still relies.
 is_legacy_batchedtensor = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
 
 
 class Activation(torch.autograd.Function):
-    """y = alpha f(x / alpha), keeping x or y for the backward pass."""
+    """y = alpha f(x / alpha), keeping x or y for the backward pass, which counts dx if there is a sketch."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: Function, alpha: float, keep_output: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        function: Function,
+        alpha: float,
+        keep_output: bool,
+        sketch: QuantileSketch | None,
+    ) -> Tensor:
         y = launch.forward(function, x, alpha)
         ctx.save_for_backward(y if keep_output else x)
-        ctx.settings = function, alpha, keep_output
+        ctx.settings = function, alpha, keep_output, sketch
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         (saved,) = ctx.saved_tensors
-        function, alpha, keep_output = ctx.settings
+        function, alpha, keep_output, sketch = ctx.settings
         # In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients.
-        batched = torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)
-        by_kernel = type(g) is Tensor and not (torch.is_grad_enabled() or batched or g.is_neg())
-        gradient = launch.backward if by_kernel else reference.composed_backward
-        return gradient(function, g, saved, alpha, from_output=keep_output), None, None, None
+        by_kernel = type(g) is Tensor and not (torch.is_grad_enabled() or _batched(g) or g.is_neg())
+        if not by_kernel:
+            dx = reference.composed_backward(function, g, saved, alpha, from_output=keep_output)
+            if sketch is not None:
+                count_gradient(sketch, dx)
+        elif sketch is None:
+            dx = launch.backward(function, g, saved, alpha, from_output=keep_output)
+        else:
+            counts, bits = sketch.counts_on(saved.device), sketch.mantissa_bits
+            dx = launch.backward(function, g, saved, alpha, from_output=keep_output, counts=counts, m=bits)
+        return dx, None, None, None, None
 
 
-def activate(function: Function, x: Tensor, alpha: float, save: str | None) -> Tensor:
+class CountGradient(torch.autograd.Function):
+    """x itself; the backward pass counts the gradient that arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sketch: QuantileSketch) -> Tensor:
+        ctx.sketch = sketch
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        count_gradient(ctx.sketch, g)
+        return g, None
+
+
+def activate(
+    function: Function, x: Tensor, alpha: float, save: str | None, sketch: QuantileSketch | None
+) -> Tensor:
     """alpha f(x / alpha) of checked arguments, differentiable as often as wanted."""
     if not _plain(x):
-        return reference.composed(function, x, alpha)
+        return reference.composed(function, x if sketch is None else counted(x, sketch), alpha)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return launch.forward(function, x, alpha)
     keep_output = save == "output" if save else x.dtype.itemsize > 2
-    return Activation.apply(x, function, alpha, keep_output)  # type: ignore[no-any-return]
+    return Activation.apply(x, function, alpha, keep_output, sketch)  # type: ignore[no-any-return]
+
+
+def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
+    """x, whose gradient the backward pass counts."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "a gradient cannot be counted under torch.func transforms, which see no single backward pass: "
+            "leave grad_sketch out, or close the monitor, for this call"
+        )
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x
+    return _uncompiled(x, sketch) if torch.compiler.is_compiling() else CountGradient.apply(x, sketch)  # type: ignore[no-any-return]
+
+
+def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
+    """Add a gradient to a sketch, unless it has no values: a fake tensor, or one on the meta device."""
+    if _batched(g):
+        raise RuntimeError(
+            "gradients batched by vmap (is_grads_batched, jacobian(vectorize=True)) cannot be counted: "
+            "leave grad_sketch out, or close the monitor, for this call"
+        )
+    if hasattr(g, "to_local"):  # this process's part of a DTensor
+        g = g.to_local()
+    if not (g.is_meta or _is_fake(g)):
+        sketch.update(g)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _uncompiled(x: Tensor, sketch: QuantileSketch) -> Tensor:
+    return CountGradient.apply(x, sketch)  # type: ignore[no-any-return]
+
+
+def _is_fake(g: Tensor) -> bool:
+    if type(g) is Tensor:
+        return False
+    from torch._subclasses.fake_tensor import is_fake  # takes a third of a second to import
+
+    return is_fake(g)
+
+
+def _batched(g: Tensor) -> bool:
+    return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)
 
 
 def _plain(x: Tensor) -> bool:

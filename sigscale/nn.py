@@ -10,15 +10,18 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .functional import ActivationFunction, Save, check_alpha, check_save, functional
+from .checks import check_alpha, check_save
+from .functional import ActivationFunction, Save, functional
 from .kernels.functions import FUNCTIONS
 from .kernels.registry import Function
+from .quantile import QuantileSketch
 
 
 class Activation(nn.Module):
     """Base of the activation modules; see the module of a function, such as `sigscale.nn.Tanh`."""
 
     activation: ClassVar[ActivationFunction]
+    grad_sketch: QuantileSketch | None = None  # set where the gradient is to be measured
 
     def __init__(self, alpha: float = 2.0, *, save: Save = None) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class Activation(nn.Module):
         self.save = save
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(x, self.alpha, save=self.save)
+        return self.activation(x, self.alpha, save=self.save, grad_sketch=self.grad_sketch)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha!r}" + (f", save={self.save!r}" if self.save else "")

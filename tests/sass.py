@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import triton
@@ -22,7 +23,7 @@ def disassemble(cubin: bytes, folder: Path) -> dict[int, tuple[bool, str, str]]:
 
 def full_block(program: dict[int, tuple[bool, str, str]]) -> list[str]:
     """Opcodes on the path of an unmasked block: the one from entry to exit whose global loads are widest."""
-    following = dict(zip(program, list(program)[1:], strict=False))
+    following = dict(pairwise(program))
 
     def paths(address: int, trail: tuple[str, ...]) -> list[tuple[str, ...]]:
         while True:
@@ -40,7 +41,42 @@ def full_block(program: dict[int, tuple[bool, str, str]]) -> list[str]:
             else:
                 address = following[address]
 
-    def load_width(path: tuple[str, ...]) -> int:
-        return max(128 if ".128" in op else 64 if ".64" in op else 32 for op in path if op.startswith("LDG"))
+    return list(max(paths(next(iter(program)), ()), key=_load_width))
 
-    return list(max(paths(next(iter(program)), ()), key=load_width))
+
+def full_loop(program: dict[int, tuple[bool, str, str]]) -> list[str]:
+    """Opcodes of one round of the loop over full blocks: the cycle through the widest global loads."""
+    addresses = list(program)
+    following = dict(pairwise(addresses))
+
+    def rounds(address: int, head: int, trail: tuple[str, ...]) -> list[tuple[str, ...]]:
+        while address in program:
+            predicated, opcode, operands = program[address]
+            trail = (*trail, opcode)
+            if opcode == "EXIT" and not predicated:
+                return []
+            if opcode == "BRA":
+                target = int(re.search(r"0x([0-9a-f]+)", operands)[1], 16)
+                if target == head:
+                    return [trail]
+                if target < address:
+                    return []
+                if predicated:
+                    return rounds(following[address], head, trail) + rounds(target, head, trail)
+                address = target
+            else:
+                address = following[address]
+        return []
+
+    heads = {
+        int(re.search(r"0x([0-9a-f]+)", operands)[1], 16)
+        for address, (_, opcode, operands) in program.items()
+        if opcode == "BRA" and int(re.search(r"0x([0-9a-f]+)", operands)[1], 16) < address
+    }
+    cycles = [cycle for head in heads for cycle in rounds(head, head, ())]
+    return list(max(cycles, key=lambda cycle: (_load_width(cycle), -len(cycle))))
+
+
+def _load_width(path: tuple[str, ...]) -> int:
+    widths = [128 if ".128" in op else 64 if ".64" in op else 32 for op in path if op.startswith("LDG")]
+    return max(widths, default=0)

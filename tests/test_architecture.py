@@ -17,6 +17,10 @@ LAYERS = [
     "registry",
     "functions",
     "pointwise",
+    "bins",
+    "sketch",
+    "select",
+    "cached",
     "reference",
     "launch",
 ]

@@ -9,7 +9,7 @@ import pytest
 triton = pytest.importorskip("triton")
 import sass
 from sigscale import FUNCTIONS
-from sigscale.kernels import launch
+from sigscale.kernels import cached, launch
 from sigscale.kernels._optional import INTERPRETED
 from sigscale.kernels.pointwise import backward_kernel, forward_kernel
 
@@ -66,7 +66,9 @@ def compiled(function, dtype, direction, target):
         for i in range(len(pointers)):
             source.attrs[(i,)].append(["tt.pointer_range", 32])
     gpu = triton.backends.compiler.GPUTarget(*target)
-    return triton.compile(source, target=gpu, options=launch.OPTIONS), block // launch.THREADS
+    return triton.compile(
+        source, target=gpu, options={"num_warps": launch.NUM_WARPS} | cached.OPTIONS
+    ), block // launch.THREADS
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,0 +1,65 @@
+"""Checks of what users pass: each error names the value received, the rule and the remedy."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ALPHA_MIN, ALPHA_MAX = 2.0**-36, 2.0**36  # what the kernels form from alpha stays in the range of fp32
+
+
+def check_input(x: Any, name: str) -> None:
+    """Raise TypeError unless x is a tensor that an activation takes."""
+    accepted = "a dense tensor of dtype float16, bfloat16, float32 or float64"
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}() takes {accepted}, got {type(x).__name__}: use torch.as_tensor(x)")
+    if x.dtype not in DTYPES:
+        remedy = (
+            "apply it to the real and the imaginary part" if x.is_complex() else "convert it with x.float()"
+        )
+        if x.is_quantized:
+            remedy = "convert it with x.dequantize()"
+        raise TypeError(f"{name}() takes {accepted}, got dtype {x.dtype}: {remedy}")
+    if x.is_nested:
+        raise TypeError(f"{name}() takes {accepted}, got a nested tensor: apply it to x.values()")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name}() takes {accepted}, got layout {x.layout}: convert it with x.to_dense()")
+
+
+def check_alpha(alpha: Any) -> float:
+    """alpha as a float; TypeError or ValueError unless it is a real number, finite and > 0."""
+    rule = "alpha must be a real number, finite and > 0"
+    if isinstance(alpha, Tensor):
+        raise TypeError(f"{rule}; got a tensor of shape {tuple(alpha.shape)}: pass alpha.item()")
+    if isinstance(alpha, bool) or not isinstance(alpha, Real):
+        raise TypeError(f"{rule}; got {alpha!r} of type {type(alpha).__name__}: pass a float such as 2.0")
+    try:
+        value = float(alpha)
+    except OverflowError:
+        value = math.inf
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{rule}; got {alpha!r}: the paper's choice is 2.0, and 1.0 leaves f as it is")
+    if not ALPHA_MIN <= value <= ALPHA_MAX:
+        raise ValueError(
+            "alpha must lie between 2^-36 and 2^36, so that x / alpha stays in the range of float32; "
+            f"got {alpha!r}: rescale the layer's weights instead"
+        )
+    return value
+
+
+def check_save(save: Any) -> None:
+    """Raise ValueError unless `save` is a choice of what the backward pass keeps."""
+    if save is not None and not (isinstance(save, str) and save in ("input", "output")):
+        raise ValueError(f'save must be "input", "output" or None (chosen by dtype); got {save!r}')
+
+
+def check_sketch(sketch: Any) -> None:
+    """Raise TypeError; called with what is not a QuantileSketch."""
+    raise TypeError(
+        f"grad_sketch must be a QuantileSketch; got {type(sketch).__name__}: pass sigscale.QuantileSketch()"
+    )
