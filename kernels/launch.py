@@ -7,12 +7,13 @@ TRITON_INTERPRET=1 was set before the import, through the kernels in Triton's in
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, select
 from ._optional import INTERPRETED
 from .cached import launch
 from .pointwise import backward_kernel, forward_kernel
@@ -102,6 +103,19 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
     grid, block, shared = counting(x, m)
     arguments = (x.numel(), m, shared, block)
     return launch(sketch_kernel, ("count", m), grid, (x, counts), *arguments, num_warps=SKETCH_WARPS[m])
+
+
+def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int) -> None:
+    """Add the values of each tensor to its row of counts (rows, bins)."""
+    for row, tensor in zip(rows, tensors, strict=True):
+        count(counts[row], tensor, m)
+
+
+def summarize(
+    counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
+) -> Tensor:
+    """What is worth keeping of sketches: see `select.summary`."""
+    return select.summary(counts, scale, q, thresholds, m, magnitude=magnitude)
 
 
 def counting(x: Tensor, m: int) -> tuple[int, int, bool]:

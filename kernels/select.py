@@ -58,12 +58,44 @@ def bounds(values: Distribution, q: Tensor) -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
-def fraction_below(values: Distribution, threshold: float) -> Tensor:
-    """The share of values below the threshold: (...,) in float64, exact where an edge of the bins is met."""
+def fraction_below(values: Distribution, thresholds: Tensor) -> Tensor:
+    """The share of values below each threshold (..., k), exact where one is an edge of bins: (..., k)."""
+    thresholds = thresholds.unsqueeze(-1)
     lower, upper = values.lower, values.upper
-    share = ((threshold - lower) / (upper - lower)).clamp_(0, 1)
-    share = torch.where(upper > lower, share, (lower < threshold).double())
-    return (values.counts * share).sum(-1) / values.counts.sum(-1)
+    share = ((thresholds - lower) / (upper - lower)).clamp_(0, 1)
+    share = torch.where(upper > lower, share, (lower < thresholds).double())
+    counts = values.counts.double().unsqueeze(-2)
+    return (counts * share).sum(-1) / counts.sum(-1)
+
+
+def mean(values: Distribution) -> Tensor:
+    """The mean of the values, each taken to be at the middle of its bin: (...,) in float64."""
+    middle = torch.where(values.upper < 2.0**129, (values.lower + values.upper) / 2, values.lower)
+    terms = torch.where(values.counts > 0, values.counts * middle, 0.0)
+    return terms.sum(-1) / values.counts.sum(-1)
+
+
+STATISTICS = ("count", "zeros", "infs", "nans", "mean")  # ahead of quantiles and fractions in a summary
+
+
+def summary(
+    counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
+) -> Tensor:
+    """What is worth keeping of sketches with counts (rows, bins) of values times scale (rows,).
+
+    A row of the result, (rows, 5 + k + t) in float64, holds STATISTICS, the k quantiles q and the shares of
+    values below the t thresholds.
+    """
+    values = distribution(counts, m, magnitude=magnitude)
+    scale = scale.unsqueeze(-1)
+    numbers = [counts.sum(-1), counts[:, zero_bin(m)], counts[:, 0] + counts[:, -2], counts[:, -1]]
+    parts = [
+        torch.stack(numbers, -1).double(),
+        mean(values).unsqueeze(-1) / scale,
+        quantiles(values, q) / scale,
+        fraction_below(values, thresholds * scale),
+    ]
+    return torch.cat(parts, -1)
 
 
 @lru_cache(maxsize=256)

@@ -86,7 +86,9 @@ def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
         )
     if not (x.requires_grad and torch.is_grad_enabled()):
         return x
-    return _uncompiled(x, sketch) if torch.compiler.is_compiling() else CountGradient.apply(x, sketch)  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break()
+    return CountGradient.apply(x, sketch)  # type: ignore[no-any-return]
 
 
 def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
@@ -100,11 +102,6 @@ def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
         g = g.to_local()
     if not (g.is_meta or _is_fake(g)):
         sketch.update(g)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _uncompiled(x: Tensor, sketch: QuantileSketch) -> Tensor:
-    return CountGradient.apply(x, sketch)  # type: ignore[no-any-return]
 
 
 def _is_fake(g: Tensor) -> bool:

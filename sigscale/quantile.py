@@ -162,7 +162,8 @@ class QuantileSketch:
         """
         if isinstance(threshold, bool) or not isinstance(threshold, Real) or math.isnan(threshold):
             raise ValueError(f"threshold must be a number; got {threshold!r}: pass a float such as 1e-8")
-        return select.fraction_below(self._distribution(magnitude), float(threshold))
+        thresholds = select.on_device((float(threshold),), self.counts.device)
+        return select.fraction_below(self._distribution(magnitude), thresholds)[0]
 
     def to_histogram(self) -> Histogram:
         """The finite values as counts between edges, from the least to the greatest bin that is not empty.
