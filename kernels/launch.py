@@ -7,17 +7,18 @@ TRITON_INTERPRET=1 was set before the import, through the kernels in Triton's in
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from . import reference, select
+from . import reference, reference_counts, select, summary
 from ._optional import INTERPRETED
 from .cached import launch
 from .pointwise import backward_kernel, forward_kernel
 from .registry import Function
+from .select import digit_kernel, narrow_kernel
 from .sketch import backward_sketch_kernel, sketch_kernel
 
 NUM_WARPS = 4
@@ -64,7 +65,7 @@ def backward(
     if not takes_kernel(saved):
         dx = reference.backward(function, g, saved, alpha, from_output=from_output)
         if counts is not None:
-            reference.count(counts, dx, m)
+            reference_counts.count(counts, dx, m)
         return dx
     saved = dense(saved)
     dx = torch.empty_like(saved)
@@ -99,7 +100,7 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
     """Add the values of x, on the same device, to the counts of a sketch with m mantissa bits."""
     x = dense(x)
     if not takes_kernel(x):
-        return reference.count(counts, x, m)
+        return reference_counts.count(counts, x, m)
     grid, block, shared = counting(x, m)
     arguments = (x.numel(), m, shared, block)
     return launch(sketch_kernel, ("count", m), grid, (x, counts), *arguments, num_warps=SKETCH_WARPS[m])
@@ -114,8 +115,46 @@ def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m
 def summarize(
     counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
 ) -> Tensor:
-    """What is worth keeping of sketches: see `select.summary`."""
-    return select.summary(counts, scale, q, thresholds, m, magnitude=magnitude)
+    """What is worth keeping of sketches: see `summary.summary`."""
+    return summary.summary(counts, scale, q, thresholds, m, magnitude=magnitude)
+
+
+def order_statistics(x: Tensor, ranks_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Order statistics of all values of x, which is not empty, and how many of them are NaN.
+
+    ranks_of(n) gives the wanted ranks, at most `select.RANKS`, int64 from 0 on, of n values that are not NaN;
+    NaN comes behind infinity. n is a 0-d tensor on x's device.
+    """
+    x = dense(x)
+    x = x.as_strided((x.numel(),), (1,))
+    if not takes_kernel(x):
+        return reference_counts.order_statistics(x, ranks_of)
+    passes = select.digits(8 * x.element_size())
+    counted = torch.zeros(1 << passes[0][1], dtype=torch.int64, device=x.device)
+    _count_digit(x, counted, counted, 1, *passes[0], first=True)
+    nans = counted[-1]
+    ranks = ranks_of(x.numel() - nans)
+    j = ranks.numel()
+    values, prefixes = torch.empty_like(x[:1]).expand(j).contiguous(), torch.empty_like(ranks)
+    for shift, bits in passes:
+        first = shift == passes[0][0]
+        if not first:
+            counted = torch.zeros(j << bits, dtype=torch.int64, device=x.device)
+            _count_digit(x, counted, prefixes, j, shift, bits, first=False)
+        state = values, counted, prefixes, ranks
+        prefixes, ranks = torch.empty_like(ranks), torch.empty_like(ranks)
+        arguments = (bits, j, first, shift == 0)
+        launch(narrow_kernel, ("narrow", *arguments), j, (*state, prefixes, ranks), *arguments, num_warps=4)
+    return values, nans
+
+
+def _count_digit(
+    x: Tensor, counts: Tensor, prefixes: Tensor, j: int, shift: int, bits: int, *, first: bool
+) -> None:
+    grid, block, shared = counting(x, 4)  # which has as many counters
+    arguments = (shift, bits, j, first, shared, block)
+    tensors, n = (x, counts, prefixes), x.numel()
+    launch(digit_kernel, ("digit", *arguments), grid, tensors, n, *arguments, num_warps=SKETCH_WARPS[4])
 
 
 def counting(x: Tensor, m: int) -> tuple[int, int, bool]:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .bins import bin_count, zero_bin
 from .registry import Function
 
 CHUNK = 1 << 17  # elements; the fp32 temporaries of a chunk fit the second-level caches of two cores
@@ -56,48 +55,6 @@ def composed_backward(
         y = composed(function, x, alpha)
     (dx,) = torch.autograd.grad(y, x, g, create_graph=twice)
     return dx
-
-
-def count(counts: Tensor, x: Tensor, m: int) -> None:
-    """Add the values of x, whose elements fill a block of memory, to the counts of a sketch."""
-    flat = x.detach().as_strided((x.numel(),), (1,))
-    for part in flat.split(2 * CHUNK):
-        words = torch.bincount(_words(part, m), minlength=512 << m)
-        counts.index_add_(0, _bins_of_words(m), words)
-
-
-def _words(x: Tensor, m: int) -> Tensor:
-    """The top 9 + m bits of each value as a number; words that only NaN has serve what has its own bin."""
-    y = x.float()
-    words = y.view(torch.int32) >> (23 - m)
-    if x.dtype == torch.float64:
-        away = (y.double().abs() > x.abs()) & x.isfinite()
-        words = (y.view(torch.int32) - away.int()) >> (23 - m)
-    words &= (512 << m) - 1
-    words.masked_fill_(x == 0, _zero_word(m))
-    words.masked_fill_(x != x, _zero_word(m) + 1)
-    if x.dtype == torch.float64:
-        words.masked_fill_((x >= 2.0**128) & (x < torch.inf), (256 << m) - 1)
-        words.masked_fill_((x <= -(2.0**128)) & (x > -torch.inf), (512 << m) - 1)
-    return words
-
-
-def _zero_word(m: int) -> int:
-    return (255 << m) + 1
-
-
-@lru_cache
-def _bins_of_words(m: int) -> Tensor:
-    """The bin that each word counts; words that do not occur stand for NaN's."""
-    bins = torch.full((2, 256 << m), bin_count(m) - 1)
-    zero, finite = zero_bin(m), 255 << m
-    b = torch.arange(finite)
-    for sign, row in zip((1, -1), bins, strict=True):
-        row[:finite] = zero + sign * (1 + b)
-        row[finite] = zero + sign * (finite + 2)
-        row[-1] = zero + sign * (finite + 1)
-    bins[0, _zero_word(m)] = zero
-    return bins.flatten()
 
 
 def _value(function: Function, x: Tensor, alpha: float, y: Tensor | None = None) -> Tensor:

@@ -13,12 +13,22 @@ except ModuleNotFoundError as error:
         "sigscale runs from an installation, also in its own checkout: pip install -e ."
     ) from error
 
+from .exact import nanquantile, quantile
 from .functional import ActivationFunction
 from .kernels.functions import FUNCTIONS
 from .quantile import QuantileSketch
 
 __version__ = _version("sigscale")
-__all__ = ["FUNCTIONS", "QuantileSketch", "__version__", "functional", "nn", *FUNCTIONS]
+__all__ = [
+    "FUNCTIONS",
+    "QuantileSketch",
+    "__version__",
+    "functional",
+    "nanquantile",
+    "nn",
+    "quantile",
+    *FUNCTIONS,
+]
 
 
 def __getattr__(name: str) -> ActivationFunction:

@@ -69,7 +69,7 @@ def activate(
     function: Function, x: Tensor, alpha: float, save: str | None, sketch: QuantileSketch | None
 ) -> Tensor:
     """alpha f(x / alpha) of checked arguments, differentiable as often as wanted."""
-    if not _plain(x):
+    if not is_plain(x):
         return reference.composed(function, x if sketch is None else counted(x, sketch), alpha)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return launch.forward(function, x, alpha)
@@ -116,7 +116,7 @@ def _batched(g: Tensor) -> bool:
     return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)
 
 
-def _plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Whether x is no more than its memory: not lazy, not a subclass, and nobody traces or transforms."""
     return (
         not torch.compiler.is_compiling()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Quantiles = float | Iterable[float] | Tensor
 ALPHA_MIN, ALPHA_MAX = 2.0**-36, 2.0**36  # what the kernels form from alpha stays in the range of fp32
 
 
@@ -63,3 +65,36 @@ def check_sketch(sketch: Any) -> None:
     raise TypeError(
         f"grad_sketch must be a QuantileSketch; got {type(sketch).__name__}: pass sigscale.QuantileSketch()"
     )
+
+
+def check_quantiles(q: Quantiles) -> tuple[tuple[float, ...], torch.Size]:
+    """q as numbers and its shape; ValueError unless from 0 to 1, TypeError unless they are numbers."""
+    try:
+        tensor = torch.as_tensor(
+            list(q) if isinstance(q, Iterable) and not isinstance(q, Tensor) else q, dtype=torch.float64
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"q must be a number or a sequence of numbers; got {q!r}: pass 0.5 or [0.25, 0.75]"
+        ) from error
+    numbers = tuple(tensor.flatten().tolist())
+    for number in numbers:
+        if not 0 <= number <= 1:
+            raise ValueError(f"q must be from 0 to 1; got {number!r}: the median is 0.5, 5 % is 0.05")
+    return numbers, tensor.shape
+
+
+INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
+NAN_POLICIES = ("propagate", "omit")
+
+
+def check_interpolation(interpolation: Any, nan_policy: Any) -> None:
+    """Raise ValueError unless both are names that `quantile` knows."""
+    for name, value, known in (
+        ("interpolation", interpolation, INTERPOLATIONS),
+        ("nan_policy", nan_policy, NAN_POLICIES),
+    ):
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(
+                f"{name} must be one of {', '.join(known)}; got {value!r}: the default is {known[0]!r}"
+            )

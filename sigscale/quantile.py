@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -13,11 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import check_input
-from .kernels import launch, select
+from .checks import Quantiles, check_input, check_quantiles
+from .kernels import launch, summary
 from .kernels.bins import MANTISSA_BITS, bin_count, magnitude_edges, zero_bin
-
-Quantiles = float | Iterable[float] | Tensor
 
 
 class Histogram(NamedTuple):
@@ -143,7 +141,7 @@ class QuantileSketch:
             ValueError: a q is not from 0 to 1.
         """
         flat, shape, values = self._prepared(q, magnitude)
-        return select.quantiles(values, flat, midpoint=midpoint).view(shape)
+        return summary.quantiles(values, flat, midpoint=midpoint).view(shape)
 
     def bounds(self, q: Quantiles, *, magnitude: bool = False) -> tuple[Tensor, Tensor]:
         """Two numbers between which the quantiles q certainly lie, whatever the interpolation.
@@ -151,7 +149,7 @@ class QuantileSketch:
         Arguments, shapes and errors as `quantile`.
         """
         flat, shape, values = self._prepared(q, magnitude)
-        lower, upper = select.bounds(values, flat)
+        lower, upper = summary.bounds(values, flat)
         return lower.view(shape), upper.view(shape)
 
     def below(self, threshold: float, *, magnitude: bool = True) -> Tensor:
@@ -162,8 +160,8 @@ class QuantileSketch:
         """
         if isinstance(threshold, bool) or not isinstance(threshold, Real) or math.isnan(threshold):
             raise ValueError(f"threshold must be a number; got {threshold!r}: pass a float such as 1e-8")
-        thresholds = select.on_device((float(threshold),), self.counts.device)
-        return select.fraction_below(self._distribution(magnitude), thresholds)[0]
+        thresholds = summary.on_device((float(threshold),), self.counts.device)
+        return summary.fraction_below(self._distribution(magnitude), thresholds)[0]
 
     def to_histogram(self) -> Histogram:
         """The finite values as counts between edges, from the least to the greatest bin that is not empty.
@@ -247,9 +245,9 @@ class QuantileSketch:
         self._counts = counts.to(device=counts.device if self._counts is None else self.device, copy=True)
 
     def __repr__(self) -> str:
-        values = select.distribution(self.counts.cpu(), self.mantissa_bits, magnitude=True)
-        q = select.on_device((0.0, 0.5, 1.0), torch.device("cpu"))
-        least, median, greatest = select.quantiles(values, q).tolist()
+        values = summary.distribution(self.counts.cpu(), self.mantissa_bits, magnitude=True)
+        q = summary.on_device((0.0, 0.5, 1.0), torch.device("cpu"))
+        least, median, greatest = summary.quantiles(values, q).tolist()
         parts = [f"count={int(self.count)}"]
         parts += [f"{name}={n}" for name in ("zeros", "infs", "nans") if (n := int(getattr(self, name)))]
         parts.append(f"|x|: min {least:.3g}, median {median:.3g}, max {greatest:.3g}")
@@ -258,12 +256,12 @@ class QuantileSketch:
     def _zeros(self, device: torch.device) -> Tensor:
         return torch.zeros(bin_count(self.mantissa_bits), dtype=torch.int64, device=device)
 
-    def _distribution(self, magnitude: bool) -> select.Distribution:
-        return select.distribution(self.counts, self.mantissa_bits, magnitude=magnitude)
+    def _distribution(self, magnitude: bool) -> summary.Distribution:
+        return summary.distribution(self.counts, self.mantissa_bits, magnitude=magnitude)
 
-    def _prepared(self, q: Quantiles, magnitude: bool) -> tuple[Tensor, torch.Size, select.Distribution]:
+    def _prepared(self, q: Quantiles, magnitude: bool) -> tuple[Tensor, torch.Size, summary.Distribution]:
         numbers, shape = check_quantiles(q)
-        return select.on_device(numbers, self.counts.device), shape, self._distribution(magnitude)
+        return summary.on_device(numbers, self.counts.device), shape, self._distribution(magnitude)
 
     def _check_alike(self, other: Any) -> None:
         if not isinstance(other, QuantileSketch):
@@ -273,20 +271,3 @@ class QuantileSketch:
                 f"sketches with mantissa_bits={self.mantissa_bits} and {other.mantissa_bits} have different "
                 "bins: merge sketches of the same mantissa_bits"
             )
-
-
-def check_quantiles(q: Quantiles) -> tuple[tuple[float, ...], torch.Size]:
-    """q as numbers and its shape; ValueError unless from 0 to 1, TypeError unless they are numbers."""
-    try:
-        tensor = torch.as_tensor(
-            list(q) if isinstance(q, Iterable) and not isinstance(q, Tensor) else q, dtype=torch.float64
-        )
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"q must be a number or a sequence of numbers; got {q!r}: pass 0.5 or [0.25, 0.75]"
-        ) from error
-    numbers = tuple(tensor.flatten().tolist())
-    for number in numbers:
-        if not 0 <= number <= 1:
-            raise ValueError(f"q must be from 0 to 1; got {number!r}: the median is 0.5, 5 % is 0.05")
-    return numbers, tensor.shape

@@ -18,10 +18,13 @@ LAYERS = [
     "functions",
     "pointwise",
     "bins",
+    "counters",
     "sketch",
     "select",
+    "summary",
     "cached",
     "reference",
+    "reference_counts",
     "launch",
 ]
 

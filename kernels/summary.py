@@ -1,0 +1,128 @@
+"""Reading a sketch: quantiles, intervals that certainly hold them, fractions below a threshold.
+
+Plain tensor operations on the counts' device, for any number of sketches at once; nothing waits for the host.
+The rank of a quantile q of n values is h = q (n - 1), in float64, as in `numpy.quantile`; between the order
+statistics floor(h) and ceil(h) it interpolates linearly. NaN is left out, infinities are values.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .bins import magnitude_edges, zero_bin
+
+
+class Distribution(NamedTuple):
+    """Counts of ascending bins, of the values or of their magnitudes, and what the bins hold."""
+
+    counts: Tensor  # (..., bins)
+    lower: Tensor  # (bins,)
+    upper: Tensor  # (bins,)
+
+
+def distribution(counts: Tensor, m: int, *, magnitude: bool) -> Distribution:
+    """The bins of sketches with counts (..., bin_count(m)), without that of NaN."""
+    zero = zero_bin(m)
+    lower, upper = magnitude_edges(m, counts.device)
+    if magnitude:
+        folded = counts[..., zero:-1].clone()
+        folded[..., 1:] += counts[..., :zero].flip(-1)
+        return Distribution(folded, lower, upper)
+    signed_lower = torch.cat([-upper[1:].flip(0), lower])
+    signed_upper = torch.cat([-lower[1:].flip(0), upper])
+    return Distribution(counts[..., :-1], signed_lower, signed_upper)
+
+
+def quantiles(values: Distribution, q: Tensor, *, midpoint: bool = False) -> Tensor:
+    """Estimates of the quantiles q (k,): (..., k) in float64, NaN where there are no values.
+
+    An order statistic is taken to lie in its bin as if the bin's values were spread evenly, or (`midpoint`)
+    at the harmonic midpoint, the point with the least relative error in the worst case.
+    """
+    ranks, cumulative, n = _ranks(values, q)
+    below = _order_statistic(values, cumulative, ranks.floor(), midpoint)
+    above = _order_statistic(values, cumulative, ranks.ceil(), midpoint)
+    estimate = torch.where(below == above, below, below + (above - below) * ranks.frac())
+    return estimate.masked_fill_(n == 0, torch.nan)
+
+
+def bounds(values: Distribution, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Two numbers with the order statistics floor(h) and ceil(h) between them: each (..., k) in float64."""
+    ranks, cumulative, n = _ranks(values, q)
+    lower = values.lower[_position(cumulative, ranks.floor())].masked_fill_(n == 0, torch.nan)
+    upper = values.upper[_position(cumulative, ranks.ceil())].masked_fill_(n == 0, torch.nan)
+    return lower, upper
+
+
+def fraction_below(values: Distribution, thresholds: Tensor) -> Tensor:
+    """The share of values below each threshold (..., k), exact where one is an edge of bins: (..., k)."""
+    thresholds = thresholds.unsqueeze(-1)
+    lower, upper = values.lower, values.upper
+    share = ((thresholds - lower) / (upper - lower)).clamp_(0, 1)
+    share = torch.where(upper > lower, share, (lower < thresholds).double())
+    counts = values.counts.double().unsqueeze(-2)
+    return (counts * share).sum(-1) / counts.sum(-1)
+
+
+def mean(values: Distribution) -> Tensor:
+    """The mean of the values, each taken to be at the middle of its bin: (...,) in float64."""
+    middle = torch.where(values.upper < 2.0**129, (values.lower + values.upper) / 2, values.lower)
+    terms = torch.where(values.counts > 0, values.counts * middle, 0.0)
+    return terms.sum(-1) / values.counts.sum(-1)
+
+
+STATISTICS = ("count", "zeros", "infs", "nans", "mean")  # ahead of quantiles and fractions in a summary
+
+
+def summary(
+    counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
+) -> Tensor:
+    """What is worth keeping of sketches with counts (rows, bins) of values times scale (rows,).
+
+    A row of the result, (rows, 5 + k + t) in float64, holds STATISTICS, the k quantiles q and the shares of
+    values below the t thresholds.
+    """
+    values = distribution(counts, m, magnitude=magnitude)
+    scale = scale.unsqueeze(-1)
+    numbers = [counts.sum(-1), counts[:, zero_bin(m)], counts[:, 0] + counts[:, -2], counts[:, -1]]
+    parts = [
+        torch.stack(numbers, -1).double(),
+        mean(values).unsqueeze(-1) / scale,
+        quantiles(values, q) / scale,
+        fraction_below(values, thresholds * scale),
+    ]
+    return torch.cat(parts, -1)
+
+
+@lru_cache(maxsize=256)
+def on_device(q: tuple[float, ...], device: torch.device) -> Tensor:
+    """The numbers q as a float64 tensor; copied to the device the first time only."""
+    return torch.tensor(q, dtype=torch.float64).to(device)
+
+
+def _ranks(values: Distribution, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    cumulative = values.counts.cumsum(-1)
+    n = cumulative[..., -1:]
+    return q * (n - 1).clamp_(min=0), cumulative, n
+
+
+def _position(cumulative: Tensor, ranks: Tensor) -> Tensor:
+    """The first bin whose values reach beyond each rank."""
+    position = torch.searchsorted(cumulative, ranks.long(), right=True)
+    return position.clamp_(max=cumulative.shape[-1] - 1)
+
+
+def _order_statistic(values: Distribution, cumulative: Tensor, ranks: Tensor, midpoint: bool) -> Tensor:
+    position = _position(cumulative, ranks)
+    lower, upper = values.lower[position], values.upper[position]
+    if midpoint:
+        estimate = 2 * lower * (upper / (lower + upper))
+    else:
+        counts = values.counts.gather(-1, position)
+        before = cumulative.gather(-1, position) - counts
+        estimate = lower + (upper - lower) * ((ranks - before + 0.5) / counts)
+    return torch.where(lower == upper, lower, estimate)
