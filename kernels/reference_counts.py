@@ -58,57 +58,83 @@ def _bins_of_words(m: int) -> Tensor:
 
 
 def order_statistics(x: Tensor, ranks_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The values of the ranks ranks_of(n) of n values that are not NaN, and how many are; these come last."""
+    """The values of the ranks ranks_of(n) of n values that are not NaN, and how many are; these come last.
+
+    By the top 16 bits of all values, then by the next ones of those that have the bits found so far.
+    """
     nans = torch.count_nonzero(x != x)
     ranks = ranks_of(x.numel() - nans)
     if x.numel() <= SORTED:
         return x.sort().values[ranks], nans
-    integer, width = _integers(x.dtype)
-    found = _find(_sort_keys(x, integer, bool(nans)), width - WORD, ranks, top=True)
-    bits = torch.where(found < 0, found ^ torch.iinfo(integer).max, found)
-    return bits.to(integer).view(x.dtype), nans
-
-
-def _integers(dtype: torch.dtype) -> tuple[torch.dtype, int]:
-    width = 8 * dtype.itemsize
-    return {16: torch.int16, 32: torch.int32, 64: torch.int64}[width], width
-
-
-def _sort_keys(x: Tensor, integer: torch.dtype, has_nan: bool) -> Tensor:
-    """Signed integers that order like x, NaN last."""
+    if nans:
+        x = torch.where(x == x, x, torch.nan)  # which is positive
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     bits = x.view(integer)
-    keys = bits >> (8 * x.element_size() - 1)
-    keys &= torch.iinfo(integer).max
-    keys ^= bits
-    if has_nan:
-        keys.masked_fill_(x != x, torch.iinfo(integer).max)
-    return keys
-
-
-def _find(keys: Tensor, shift: int, ranks: Tensor, *, top: bool = False) -> Tensor:
-    """The keys of the ranks, int64, digit by digit; those below the top digit as numbers from 0 on."""
-    if top:
-        words = (keys >> shift).int() + (1 << WORD - 1)
-    else:
-        words = ((keys >> shift) & ((1 << WORD) - 1)).int()
+    shift = 8 * x.element_size() - WORD
+    words = (bits >> shift).int() if integer != torch.int32 else bits >> shift
+    words &= (1 << WORD) - 1
     counts = torch.bincount(words, minlength=1 << WORD)
+    order = _ascending_words()
+    position, low = _next_digit(counts[order], order, words, bits, shift, ranks)
+    keys = ((position - (1 << WORD - 1)) << shift) + low
+    return _flipped_if_negative(keys.to(integer)).view(x.dtype), nans
+
+
+@lru_cache
+def _ascending_words() -> Tensor:
+    """The top 16 bits of floating-point numbers in ascending order of the numbers."""
+    half = 1 << WORD - 1
+    return torch.cat([torch.arange(2 * half - 1, half - 1, -1), torch.arange(half)])
+
+
+def _flipped_if_negative(bits: Tensor) -> Tensor:
+    """Bits of floating-point numbers to integers that order like them, and back."""
+    sign = bits >> (8 * bits.element_size() - 1)
+    sign &= torch.iinfo(bits.dtype).max
+    return sign.bitwise_xor_(bits)
+
+
+def _next_digit(
+    counts: Tensor, word_at: Tensor | None, words: Tensor, bits: Tensor, shift: int, ranks: Tensor
+) -> tuple[Tensor, Tensor]:
+    """In which of `counts` each rank lies, and the `shift` bits that follow, from those elements' bits.
+
+    An element was counted in counts[its word]; with `word_at`, in counts[i] if its word is word_at[i].
+    """
     through = counts.cumsum(0)
-    word = torch.searchsorted(through, ranks, right=True)
-    high = (word - (1 << WORD - 1) if top else word) << shift
+    position = torch.searchsorted(through, ranks, right=True)
     if shift == 0:
-        return high
-    wanted = torch.zeros(1 << WORD, dtype=torch.bool).index_fill_(0, word, True)
-    kept = wanted.index_select(0, words)
-    keys, words = keys[kept], words[kept]
-    inner = ranks - (through - counts)[word]
-    distinct = word.unique().tolist()
-    if keys.numel() <= SORTED or len(distinct) > WORD:
-        counts.masked_fill_(~wanted, 0)
-        before = (counts.cumsum(0) - counts)[word]
-        low = keys.sort().values[before + inner] & ((1 << shift) - 1)
-        return high + low
+        return position, torch.zeros_like(position)
+    word = position if word_at is None else word_at[position]
+    before, inside = (through - counts)[position], counts[position]
+    distinct = word.unique()
+    if len(distinct) > 1 or inside[0] < len(words):
+        wanted = torch.zeros(1 << WORD, dtype=torch.bool).index_fill_(0, distinct, True)
+        kept = wanted.index_select(0, words)
+        bits, words = bits[kept], words[kept]
+    keys = bits if word_at is None else _flipped_if_negative(bits)
     low = torch.empty_like(ranks)
-    for number in distinct:
+    if len(distinct) > WORD:  # one sort of all is faster
+        low_keys = torch.where(wanted if word_at is None else wanted[word_at], counts, 0)
+        before = before - (low_keys.cumsum(0) - low_keys)[position]
+        return position, keys.sort().values[ranks - before] & ((1 << shift) - 1)
+    for number in distinct.tolist():
         chosen = word == number
-        low[chosen] = _find(keys[words == number], shift - WORD, inner[chosen])
-    return high + low
+        same = keys if len(distinct) == 1 else keys[words == number]
+        low[chosen] = _low_bits(same, shift, (ranks - before)[chosen])
+    return position, low
+
+
+def _low_bits(keys: Tensor, shift: int, ranks: Tensor) -> Tensor:
+    """The lowest `shift` bits of the order statistics of keys that are alike in all others."""
+    mask = (1 << shift) - 1
+    if keys.numel() <= SORTED:
+        return keys.sort().values[ranks].long() & mask
+    least, greatest = keys.aminmax()
+    if least == greatest:
+        return (least.long() & mask).expand_as(ranks)
+    shift -= WORD
+    words = ((keys >> shift) & ((1 << WORD) - 1)).int()
+    counts = torch.bincount(words, minlength=1 << WORD)
+    position, low = _next_digit(counts, None, words, keys, shift, ranks)
+    return (position << shift) + low
