@@ -13,6 +13,7 @@ from .bins import bin_count, zero_bin
 CHUNK = 1 << 18  # elements counted at a time; their words fit the second-level caches of two cores
 SORTED = 1 << 13  # elements that are sorted rather than counted
 WORD = 16  # bits of a digit of the selection
+HALF = 1 << WORD - 1
 
 
 def count(counts: Tensor, x: Tensor, m: int) -> None:
@@ -64,27 +65,43 @@ def order_statistics(x: Tensor, ranks_of: Callable[[Tensor], Tensor]) -> tuple[T
     """
     nans = torch.count_nonzero(x != x)
     ranks = ranks_of(x.numel() - nans)
-    if x.numel() <= SORTED:
+    if x.numel() <= SORTED or ranks.numel() > 2 * WORD:
         return x.sort().values[ranks], nans
     if nans:
         x = torch.where(x == x, x, torch.nan)  # which is positive
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    bits = x.view(integer)
+    bits = x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
     shift = 8 * x.element_size() - WORD
-    words = (bits >> shift).int() if integer != torch.int32 else bits >> shift
-    words &= (1 << WORD) - 1
+    words, order = _word(bits, shift), _ascending_words()
     counts = torch.bincount(words, minlength=1 << WORD)
-    order = _ascending_words()
-    position, low = _next_digit(counts[order], order, words, bits, shift, ranks)
-    keys = ((position - (1 << WORD - 1)) << shift) + low
-    return _flipped_if_negative(keys.to(integer)).view(x.dtype), nans
+    position, ranks = _position(counts[order], ranks)
+    wanted = order[position]
+    only_zeros = counts[0] + counts[HALF] == x.numel() - torch.count_nonzero(x)
+    unfinished = (wanted % HALF != 0) | ~only_zeros if shift else torch.zeros_like(wanted, dtype=torch.bool)
+    low = torch.zeros_like(ranks)
+    if unfinished.any():
+        low[unfinished] = _low_digits(words, wanted[unfinished], bits, shift, ranks[unfinished])
+    keys = ((position - HALF) << shift) + low
+    return _flipped_if_negative(keys.to(bits.dtype)).view(x.dtype), nans
+
+
+def _word(bits: Tensor, shift: int) -> Tensor:
+    """The 16 bits from `shift` on, as int32."""
+    words = bits >> shift if bits.dtype == torch.int32 else (bits >> shift).int()
+    words &= (1 << WORD) - 1
+    return words
 
 
 @lru_cache
 def _ascending_words() -> Tensor:
     """The top 16 bits of floating-point numbers in ascending order of the numbers."""
-    half = 1 << WORD - 1
-    return torch.cat([torch.arange(2 * half - 1, half - 1, -1), torch.arange(half)])
+    return torch.cat([torch.arange(2 * HALF - 1, HALF - 1, -1), torch.arange(HALF)])
+
+
+def _position(counts: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """In which of the counts each rank lies, and its rank among what was counted there."""
+    through = counts.cumsum(0)
+    position = torch.searchsorted(through, ranks, right=True)
+    return position, ranks - (through - counts)[position]
 
 
 def _flipped_if_negative(bits: Tensor) -> Tensor:
@@ -94,35 +111,20 @@ def _flipped_if_negative(bits: Tensor) -> Tensor:
     return sign.bitwise_xor_(bits)
 
 
-def _next_digit(
-    counts: Tensor, word_at: Tensor | None, words: Tensor, bits: Tensor, shift: int, ranks: Tensor
-) -> tuple[Tensor, Tensor]:
-    """In which of `counts` each rank lies, and the `shift` bits that follow, from those elements' bits.
-
-    An element was counted in counts[its word]; with `word_at`, in counts[i] if its word is word_at[i].
-    """
-    through = counts.cumsum(0)
-    position = torch.searchsorted(through, ranks, right=True)
-    if shift == 0:
-        return position, torch.zeros_like(position)
-    word = position if word_at is None else word_at[position]
-    before, inside = (through - counts)[position], counts[position]
-    distinct = word.unique()
-    if len(distinct) > 1 or inside[0] < len(words):
-        wanted = torch.zeros(1 << WORD, dtype=torch.bool).index_fill_(0, distinct, True)
-        kept = wanted.index_select(0, words)
-        bits, words = bits[kept], words[kept]
-    keys = bits if word_at is None else _flipped_if_negative(bits)
+def _low_digits(words: Tensor, wanted: Tensor, bits: Tensor, shift: int, ranks: Tensor) -> Tensor:
+    """The lowest `shift` bits of the keys that have the given ranks among those with the wanted words."""
+    distinct = wanted.unique()
+    kept = torch.zeros(1 << WORD, dtype=torch.bool).index_fill_(0, distinct, True).index_select(0, words)
+    if not kept.all():
+        bits = bits[kept]
+        words = _word(bits, shift)
+    keys = _flipped_if_negative(bits)
     low = torch.empty_like(ranks)
-    if len(distinct) > WORD:  # one sort of all is faster
-        low_keys = torch.where(wanted if word_at is None else wanted[word_at], counts, 0)
-        before = before - (low_keys.cumsum(0) - low_keys)[position]
-        return position, keys.sort().values[ranks - before] & ((1 << shift) - 1)
     for number in distinct.tolist():
-        chosen = word == number
+        chosen = wanted == number
         same = keys if len(distinct) == 1 else keys[words == number]
-        low[chosen] = _low_bits(same, shift, (ranks - before)[chosen])
-    return position, low
+        low[chosen] = _low_bits(same, shift, ranks[chosen])
+    return low
 
 
 def _low_bits(keys: Tensor, shift: int, ranks: Tensor) -> Tensor:
@@ -134,7 +136,12 @@ def _low_bits(keys: Tensor, shift: int, ranks: Tensor) -> Tensor:
     if least == greatest:
         return (least.long() & mask).expand_as(ranks)
     shift -= WORD
-    words = ((keys >> shift) & ((1 << WORD) - 1)).int()
-    counts = torch.bincount(words, minlength=1 << WORD)
-    position, low = _next_digit(counts, None, words, keys, shift, ranks)
+    words = _word(keys, shift)
+    position, ranks = _position(torch.bincount(words, minlength=1 << WORD), ranks)
+    if shift == 0:
+        return position
+    low = torch.empty_like(ranks)
+    for number in position.unique().tolist():
+        chosen = position == number
+        low[chosen] = _low_bits(keys[words == number], shift, ranks[chosen])
     return (position << shift) + low

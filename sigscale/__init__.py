@@ -15,7 +15,9 @@ except ModuleNotFoundError as error:
 
 from .exact import nanquantile, quantile
 from .functional import ActivationFunction
+from .history import GradientHistory
 from .kernels.functions import FUNCTIONS
+from .monitor import GradientMonitor
 from .quantile import QuantileSketch
 
 __version__ = _version("sigscale")
