@@ -7,15 +7,16 @@ TRITON_INTERPRET=1 was set before the import, through the kernels in Triton's in
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from . import reference, reference_counts, select, summary
+from . import reference, reference_counts, select, summary, tables
 from ._optional import INTERPRETED
-from .cached import launch
+from .cached import ALIGNMENT, launch
+from .multi_tensor import multi_select_kernel, multi_sketch_kernel
 from .pointwise import backward_kernel, forward_kernel
 from .registry import Function
 from .select import digit_kernel, narrow_kernel
@@ -33,6 +34,7 @@ BACKWARD_BLOCK = {2: 8 * THREADS, 4: 8 * THREADS, 8: 4 * THREADS}
 SKETCH_WARPS = {2: 8, 3: 8, 4: 8, 5: 16}
 SKETCH_PROGRAMS = {2: 4, 3: 4, 4: 4, 5: 2}  # for each multiprocessor
 SKETCH_ELEMENTS = {2: 8, 4: 8, 8: 4}  # for each thread, by bytes an element
+SELECT_WARPS, SELECT_TILE = 8, 2048
 PORTABLE_TILE = 8192  # elements, where counting a tile costs as much as clearing the histogram
 
 
@@ -107,9 +109,64 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
 
 
 def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int) -> None:
-    """Add the values of each tensor to its row of counts (rows, bins)."""
-    for row, tensor in zip(rows, tensors, strict=True):
-        count(counts[row], tensor, m)
+    """Add the values of each tensor to its row of counts (rows, bins): one launch for each dtype."""
+    if not takes_kernel(counts):
+        for row, tensor in zip(rows, tensors, strict=True):
+            reference_counts.count(counts[row], dense(tensor), m)
+        return
+    for group, places in by_kind(tensors):
+        first = group[0]
+        _, block, shared = counting(first, m)
+        table = tables.chunks(
+            tuple(t.numel() for t in group), tuple(rows[place] for place in places), first.device
+        )
+        where = tables.addresses(group, first.device)
+        constants = (m, shared, is_aligned(group), tables.CHUNK, block)
+        launch(
+            multi_sketch_kernel,
+            ("count many", *constants),
+            table.numbers.numel(),
+            (first, where, table.sizes, table.rows, table.tensors, table.numbers, counts),
+            *constants,
+            num_warps=SKETCH_WARPS[m],
+        )
+
+
+def order_statistics_of_many(tensors: Sequence[Tensor], ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """Order statistics ranks (tensors, j) of tensors of one dtype, and how many values of each are NaN.
+
+    The tensors are on a device with kernels, dense and not empty. For small ones: each is read once a bit.
+    """
+    first = tensors[0]
+    values = torch.empty(ranks.shape, dtype=first.dtype, device=first.device)
+    nans = torch.empty(len(tensors), dtype=torch.int64, device=first.device)
+    sizes = tables.sizes(tuple(t.numel() for t in tensors), first.device)
+    constants = (ranks.shape[1], 8 * first.element_size(), SELECT_TILE)
+    launch(
+        multi_select_kernel,
+        ("select many", *constants),
+        ranks.numel(),
+        (values, tables.addresses(tensors, first.device), sizes, ranks, nans),
+        *constants,
+        num_warps=SELECT_WARPS,
+    )
+    return values, nans
+
+
+def by_kind(tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[int]]]:
+    """The tensors that are not empty, made dense, by dtype and alignment, and their places."""
+    groups: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[int]]] = {}
+    for place, tensor in enumerate(tensors):
+        if tensor.numel():
+            compact = dense(tensor.detach())
+            group, places = groups.setdefault((compact.dtype, is_aligned([compact])), ([], []))
+            group.append(compact)
+            places.append(place)
+    yield from groups.values()
+
+
+def is_aligned(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in tensors)
 
 
 def summarize(

@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
         "sigscale runs from an installation, also in its own checkout: pip install -e ."
     ) from error
 
-from .exact import nanquantile, quantile
+from .exact import foreach_quantile, nanquantile, quantile
 from .functional import ActivationFunction
 from .history import GradientHistory
 from .kernels.functions import FUNCTIONS
@@ -23,8 +23,11 @@ from .quantile import QuantileSketch
 __version__ = _version("sigscale")
 __all__ = [
     "FUNCTIONS",
+    "GradientHistory",
+    "GradientMonitor",
     "QuantileSketch",
     "__version__",
+    "foreach_quantile",
     "functional",
     "nanquantile",
     "nn",

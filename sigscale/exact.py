@@ -1,7 +1,8 @@
-"""Exact quantiles of any number of values, without a sort: `quantile` and `nanquantile`."""
+"""Exact quantiles of any number of values, without a sort: `quantile`, `nanquantile`, `foreach_quantile`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from .autograd import is_plain
 from .checks import Quantiles, check_input, check_interpolation, check_quantiles
-from .kernels import launch
+from .kernels import launch, tables
 from .kernels.select import RANKS
 
 Interpolation = Literal["linear", "lower", "higher", "midpoint", "nearest"]
 LONG_ROW = 1 << 16  # values from which on a row is not sorted
+SMALL = 1 << 16  # values up to which a tensor is selected from together with others
 EXACT_FLOAT32 = 1 << 24  # integers up to here are exact in float32
 
 
@@ -98,6 +100,35 @@ def nanquantile(
     return quantile(x, q, dim, keepdim, interpolation=interpolation, nan_policy="omit")
 
 
+def foreach_quantile(
+    tensors: Sequence[Tensor], q: Quantiles, *, interpolation: Interpolation = "linear"
+) -> list[Tensor]:
+    """[quantile(x, q, interpolation=interpolation) for x in tensors], on a GPU in one launch for each dtype.
+
+    For the gradients of all parameters of a network: tensors of up to 2^16 values are selected from side by
+    side; larger ones, and those on a CPU, one after another. Not differentiable.
+
+    Example:
+        >>> import torch, sigscale as ss
+        >>> [median.item() for median in ss.foreach_quantile([torch.ones(3), torch.arange(5.0)], 0.5)]
+        [1.0, 2.0]
+    """
+    numbers, shape = check_quantiles(q)
+    check_interpolation(interpolation, "propagate")
+    wanted = Wanted(numbers, interpolation, False)
+    for x in tensors:
+        check_input(x, "foreach_quantile")
+    small = [t for t in tensors if 0 < t.numel() <= SMALL and launch.takes_kernel(t) and is_plain(t)]
+    results = {}
+    for group, places in launch.by_kind(small):
+        for place, quantiles in zip(places, _of_each(group, wanted), strict=True):
+            results[id(small[place])] = quantiles.view(shape)
+    return [
+        results[id(x)] if id(x) in results else quantile(x.detach(), q, interpolation=interpolation)
+        for x in tensors
+    ]
+
+
 class Wanted(NamedTuple):
     """Which quantiles, and by which rules."""
 
@@ -154,6 +185,17 @@ def _by_selection(x: Tensor, wanted: Wanted) -> Tensor:
     k = len(wanted.numbers)
     result = _between(values[:k], values[-k:], positions.weight)
     return result if wanted.omit_nan else result.masked_fill(nans > 0, torch.nan)
+
+
+def _of_each(tensors: Sequence[Tensor], wanted: Wanted) -> Tensor:
+    """The quantiles (tensors, k) of small tensors of one dtype, on a device with kernels."""
+    dtype, device = tensors[0].dtype, tensors[0].device
+    sizes = tables.sizes(tuple(x.numel() for x in tensors), device).unsqueeze(-1)
+    positions = _positions(wanted, sizes, dtype, _rank_dtype(dtype, SMALL), device)
+    values, nans = launch.order_statistics_of_many(tensors, torch.cat(positions[:2], 1))
+    k = len(wanted.numbers)
+    result = _between(values[:, :k], values[:, k:], positions.weight)
+    return result.masked_fill(nans.unsqueeze(-1) > 0, torch.nan)
 
 
 def _by_sorting(x: Tensor, wanted: Wanted) -> Tensor:

@@ -21,6 +21,8 @@ LAYERS = [
     "counters",
     "sketch",
     "select",
+    "multi_tensor",
+    "tables",
     "summary",
     "cached",
     "reference",
