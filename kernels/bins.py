@@ -35,18 +35,20 @@ def bin_count(m: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def magnitude_edges(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The least and the greatest magnitude of zero and of each magnitude bin, float64, ascending.
+def edges(m: int, *, magnitude: bool) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value of each bin but NaN's, float64, ascending.
 
-    Entry 0 is zero's, entry 1 + b that of magnitude bin b. The greatest is the edge to the next bin, that of
-    finite fp64 numbers their largest.
+    Of magnitudes, entry 0 is zero's and entry 1 + b that of magnitude bin b. The greatest is the edge to the
+    next bin, that of finite fp64 numbers their largest.
     """
     b = torch.arange((255 << m) + 1)
-    edges = (b << (23 - m)).to(torch.int32).view(torch.float32).double()
-    edges[-1] = 2.0**128
+    least = (b << (23 - m)).to(torch.int32).view(torch.float32).double()
+    least[-1] = 2.0**128
     tops = torch.cat(
-        [edges[1:], torch.tensor([torch.finfo(torch.float64).max, torch.inf], dtype=torch.float64)]
+        [least[1:], torch.tensor([torch.finfo(torch.float64).max, torch.inf], dtype=torch.float64)]
     )
-    zero, infinity = edges.new_zeros(1), edges.new_full((1,), torch.inf)
-    lower, upper = torch.cat([zero, edges, infinity]), torch.cat([zero, tops])
-    return lower.to(device), upper.to(device)
+    zero, infinity = least.new_zeros(1), least.new_full((1,), torch.inf)
+    lower, upper = torch.cat([zero, least, infinity]), torch.cat([zero, tops])
+    if not magnitude:
+        lower, upper = torch.cat([-upper[1:].flip(0), lower]), torch.cat([-lower[1:].flip(0), upper])
+    return lower, upper

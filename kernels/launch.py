@@ -21,6 +21,7 @@ from .pointwise import backward_kernel, forward_kernel
 from .registry import Function
 from .select import digit_kernel, narrow_kernel
 from .sketch import backward_sketch_kernel, sketch_kernel
+from .summarize import summarize_kernel
 
 NUM_WARPS = 4
 THREADS = 32 * NUM_WARPS
@@ -173,7 +174,20 @@ def summarize(
     counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
 ) -> Tensor:
     """What is worth keeping of sketches: see `summary.summary`."""
-    return summary.summary(counts, scale, q, thresholds, m, magnitude=magnitude)
+    if not takes_kernel(counts):
+        return summary.summary(counts, scale, q, thresholds, m, magnitude=magnitude)
+    lower, upper = summary.edges_on(counts.device, m, magnitude=magnitude)
+    k, t, width = q.numel(), thresholds.numel(), 1 << (lower.numel() - 1).bit_length()
+    out = torch.empty(len(counts), 5 + k + t, dtype=torch.float64, device=counts.device)
+    launch(
+        summarize_kernel,
+        ("summarize", m, magnitude, k, t),
+        len(counts),
+        (out, counts, scale, q, thresholds, lower, upper),
+        *(m, magnitude, k, t, width),
+        num_warps=min(width // 256, 32),
+    )
+    return out
 
 
 def order_statistics(x: Tensor, ranks_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .bins import magnitude_edges, zero_bin
+from .bins import edges, zero_bin
+from .tables import to_device, upload
 
 
 class Distribution(NamedTuple):
@@ -26,15 +27,13 @@ class Distribution(NamedTuple):
 
 def distribution(counts: Tensor, m: int, *, magnitude: bool) -> Distribution:
     """The bins of sketches with counts (..., bin_count(m)), without that of NaN."""
+    lower, upper = edges_on(counts.device, m, magnitude=magnitude)
+    if not magnitude:
+        return Distribution(counts[..., :-1], lower, upper)
     zero = zero_bin(m)
-    lower, upper = magnitude_edges(m, counts.device)
-    if magnitude:
-        folded = counts[..., zero:-1].clone()
-        folded[..., 1:] += counts[..., :zero].flip(-1)
-        return Distribution(folded, lower, upper)
-    signed_lower = torch.cat([-upper[1:].flip(0), lower])
-    signed_upper = torch.cat([-lower[1:].flip(0), upper])
-    return Distribution(counts[..., :-1], signed_lower, signed_upper)
+    folded = counts[..., zero:-1].clone()
+    folded[..., 1:] += counts[..., :zero].flip(-1)
+    return Distribution(folded, lower, upper)
 
 
 def quantiles(values: Distribution, q: Tensor, *, midpoint: bool = False) -> Tensor:
@@ -101,7 +100,13 @@ def summary(
 @lru_cache(maxsize=256)
 def on_device(q: tuple[float, ...], device: torch.device) -> Tensor:
     """The numbers q as a float64 tensor; copied to the device the first time only."""
-    return torch.tensor(q, dtype=torch.float64).to(device)
+    return upload(q, torch.float64, device)
+
+
+@lru_cache(maxsize=64)
+def edges_on(device: torch.device, m: int, *, magnitude: bool) -> tuple[Tensor, Tensor]:
+    lower, upper = edges(m, magnitude=magnitude)
+    return to_device(lower, device), to_device(upper, device)
 
 
 def _ranks(values: Distribution, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

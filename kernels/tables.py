@@ -55,10 +55,15 @@ def _addresses(found: tuple[int, ...], device: torch.device, stream: int) -> Ten
 
 
 def upload(numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor on the device; the copy is queued, not waited for."""
-    if device.type == "cpu":
-        return torch.tensor(numbers, dtype=dtype)
-    pinned = torch.tensor(numbers, dtype=dtype, pin_memory=True)
+    """The numbers as a tensor on the device."""
+    return to_device(torch.tensor(numbers, dtype=dtype), device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; the copy is queued, not waited for."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    pinned = tensor.pin_memory()
     if torch.cuda.is_current_stream_capturing():
         _captured.append(pinned)
     return pinned.to(device, non_blocking=True)

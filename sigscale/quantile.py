@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .checks import Quantiles, check_input, check_quantiles
 from .kernels import launch, summary
-from .kernels.bins import MANTISSA_BITS, bin_count, magnitude_edges, zero_bin
+from .kernels.bins import MANTISSA_BITS, bin_count, edges, zero_bin
 
 
 class Histogram(NamedTuple):
@@ -173,11 +173,11 @@ class QuantileSketch:
         at_zero = zero - 1
         counts[at_zero + 1] += counts[at_zero]
         counts = torch.cat([counts[:at_zero], counts[at_zero + 1 :]])
-        lower, upper = (edges[1:-1] for edges in magnitude_edges(self.mantissa_bits, torch.device("cpu")))
-        edges = torch.cat([-upper.flip(0), lower, upper[-1:]])
+        lower, upper = (ends[1:-1] for ends in edges(self.mantissa_bits, magnitude=True))
+        all_edges = torch.cat([-upper.flip(0), lower, upper[-1:]])
         filled = counts.nonzero().flatten()
         first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (at_zero, at_zero)
-        return Histogram(counts[first : last + 1].numpy(), edges[first : last + 2].numpy())
+        return Histogram(counts[first : last + 1].numpy(), all_edges[first : last + 2].numpy())
 
     def __iadd__(self, other: QuantileSketch) -> QuantileSketch:
         self._check_alike(other)

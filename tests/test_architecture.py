@@ -24,6 +24,7 @@ LAYERS = [
     "multi_tensor",
     "tables",
     "summary",
+    "summarize",
     "cached",
     "reference",
     "reference_counts",
