@@ -9,7 +9,7 @@ Bytes are the least that the operation can move, the same for every provider, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,10 +65,10 @@ class Case:
         return moved * self.elements * self.dtype.itemsize / seconds / 1e9
 
 
-def cases(device: torch.device, dtypes: list[str], exponents: list[int]) -> Iterator[Case]:
+def cases(device: torch.device, dtypes: Sequence[torch.dtype], exponents: Sequence[int]) -> Iterator[Case]:
     """The grid for a device. On a CPU it is thinned out: 16-bit types for the first function only."""
     for function in sigscale.FUNCTIONS:
-        for dtype in (getattr(torch, name) for name in dtypes):
+        for dtype in dtypes:
             if device.type == "cpu" and dtype.itemsize == 2 and function != next(iter(sigscale.FUNCTIONS)):
                 continue
             for direction in (FORWARD, TRAINING):

@@ -1,73 +1,195 @@
-"""The picture of a result: effective bandwidth over size, a panel a direction, a line a provider."""
+"""The pictures of a run: bandwidth of the activations, time of quantiles, cost of a monitored step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
-from tables import Results, grouped
+from tables import Results, grouped, monitoring, number
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart; markers do so in grey. The same everywhere.
+
+class Style(NamedTuple):
+    colour: str
+    marker: str
+    label: str
+    line: str = "-"
+
+
+# Okabe and Ito's colours, which the colour-blind tell apart; markers do so in grey. The same everywhere:
+# black is the memory's own speed, grey what is without alpha, orange what one writes by hand.
 STYLES = {
-    "copy": ("#000000", "", "copy (x.clone())"),
-    "plain": ("#999999", "v", "plain f, alpha = 1"),
-    "eager": ("#E69F00", "s", "eager alpha * f(x / alpha)"),
-    "compile": ("#56B4E9", "D", "torch.compile of that"),
-    "sigscale": ("#D55E00", "o", "sigscale"),
+    "copy": Style("#000000", "", "copy (x.clone())", "--"),
+    "read": Style("#000000", "", "read (x.sum())", "--"),
+    "plain": Style("#999999", "v", "plain f, alpha = 1"),
+    "eager": Style("#E69F00", "s", "eager alpha * f(x / alpha)"),
+    "compile": Style("#56B4E9", "D", "torch.compile of that"),
+    "torch.sort": Style("#009E73", "^", "torch.sort"),
+    "torch.quantile": Style("#0072B2", "P", "torch.quantile"),
+    "torch.histc": Style("#E69F00", "s", "torch.histc of log2 |x|"),
+    "wandb": Style("#CC79A7", "X", "recipe of wandb.watch"),
+    "numpy": Style("#56B4E9", "D", "numpy.quantile"),
+    "sigscale": Style("#D55E00", "o", "sigscale"),
 }
+Lines = Mapping[str, Sequence[tuple[int, float]]]
 
 
-def draw(results: Results, provenance: dict[str, str], function: str, dtype: str, path: Path) -> None:
-    """Draw one function in one dtype."""
-    series = _series(results, function, dtype)
-    directions = list(dict.fromkeys(direction for direction, _ in series))
+def draw_bandwidth(results: Results, provenance: dict[str, str], path: Path) -> None:
+    """Effective bandwidth over size, a panel a direction, for the function and dtype measured first."""
+    groups = grouped(results, "activation")
+    if not groups:
+        return
+    function, _, dtype, _ = next(iter(groups))
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for (name, direction, kind, elements), group in groups.items():
+        if (name, kind) == (function, dtype):
+            _append(panels.setdefault(direction, {}), group, elements, "gbps")
+    label = "effective bandwidth (GB/s)"
+    _draw_lines(panels, label, f"{function}, {dtype}, alpha = 2", provenance, path)
+
+
+def draw_quantiles(results: Results, provenance: dict[str, str], path: Path) -> None:
+    """Time over size for Gaussian values: of sketches, and of five exact quantiles."""
+    sketches, exact = grouped(results, "sketch"), grouped(results, "exact")
+    dtype = next((key[1] for key in sketches), None) or next((key[2] for key in exact), None)
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for (values, kind, elements), group in sketches.items():
+        if (values, kind) == ("Gaussian", dtype):
+            _append(panels.setdefault("distribution of a tensor", {}), group, elements, "seconds", 1e6)
+    for (task, values, kind, elements), group in exact.items():
+        if (task, values, kind) == ("five", "Gaussian", dtype):
+            _append(panels.setdefault("five exact quantiles", {}), group, elements, "seconds", 1e6)
+    if panels:
+        _draw_lines(panels, "time (µs)", f"quantiles of Gaussian values, {dtype}", provenance, path)
+
+
+def _append(
+    lines: dict[str, list[tuple[int, float]]],
+    group: Mapping[str, dict[str, Any]],
+    elements: int,
+    what: str,
+    factor: float = 1.0,
+) -> None:
+    for provider, record in group.items():
+        if provider in STYLES and record.get(what) is not None:
+            lines.setdefault(provider, []).append((elements, factor * record[what]))
+
+
+def _draw_lines(
+    panels: Mapping[str, Lines], label: str, what: str, provenance: dict[str, str], path: Path
+) -> None:
     figure, axes = plt.subplots(
         1,
-        len(directions),
-        figsize=(5.2 * len(directions), 4.0),
+        len(panels),
+        figsize=(5.2 * len(panels), 4.0),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for panel, direction in zip(axes[0], directions, strict=True):
-        _panel(panel, direction, {name: points for (d, name), points in series.items() if d == direction})
-    axes[0][0].set_ylabel("effective bandwidth (GB/s)")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
-    what = f"{function}, {dtype}, alpha = 2"
+    for panel, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        _panel(panel, title, lines)
+    axes[0][0].set_ylabel(label)
+    found: dict[str, Artist] = {}
+    for panel in axes[0]:
+        found |= {text: handle for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    labels = [style.label for style in STYLES.values() if style.label in found]
+    figure.legend(
+        [found[label] for label in labels],
+        labels,
+        loc="outside lower center",
+        ncols=len(labels),
+        columnspacing=1.2,
+        frameon=False,
+        fontsize=8,
+    )
+    _finish(figure, what, provenance, path)
+
+
+def _finish(figure: Figure, what: str, provenance: dict[str, str], path: Path) -> None:
     versions = f"torch {provenance['torch']}, triton {provenance['triton']}, {provenance['date']}"
     figure.suptitle(f"{what}\n{provenance['device']}; {versions}", fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def _series(results: Results, function: str, dtype: str) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """(elements, GB/s) by direction and provider."""
-    series: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for (name, direction, kind, elements), group in grouped(results, "activation").items():
-        if (name, kind) == (function, dtype):
-            for provider in STYLES.keys() & group.keys():
-                points = series.setdefault((direction, provider), [])
-                points.append((elements, group[provider]["gbps"]))
-    return series
-
-
-def _panel(axes: Axes, direction: str, lines: dict[str, Any]) -> None:
-    for provider, (colour, marker, label) in STYLES.items():
+def _panel(axes: Axes, title: str, lines: Lines) -> None:
+    for provider, style in STYLES.items():
         if provider in lines:
-            elements, gbps = zip(*sorted(lines[provider]), strict=True)
-            style = {"linestyle": "--"} if provider == "copy" else {"marker": marker, "markersize": 5.0}
-            axes.plot(elements, gbps, color=colour, label=label, **style)
+            elements, values = zip(*sorted(lines[provider]), strict=True)
+            axes.plot(
+                elements,
+                values,
+                color=style.colour,
+                label=style.label,
+                linestyle=style.line,
+                marker=style.marker,
+                markersize=5.0,
+            )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("elements")
-    axes.set_title(direction, fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_monitor(results: Results, provenance: dict[str, str], path: Path) -> None:
+    """What a step costs over one without a monitor, a panel a network, a bar a way of monitoring."""
+    groups = grouped(results, "monitor")
+    if not groups:
+        return
+    figure, axes = plt.subplots(
+        1,
+        len(groups),
+        figsize=(5.2 * len(groups), 3.2),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for panel, ((network,), group) in zip(axes[0], groups.items(), strict=True):
+        costs = {
+            name: next(iter(record["cost"].values())) for name, record in group.items() if "cost" in record
+        }
+        _bars(panel, costs)
+        panel.set_title(network, fontsize=10)
+    what = "time of a training step over that of the same step without a monitor"
+    _finish(figure, what, provenance, path)
+
+
+def _bars(axes: Axes, costs: Mapping[str, Sequence[float]]) -> None:
+    """A bar a way of monitoring, from 1 on, and the middle half of the rounds."""
+    for row, (name, (middle, low, high)) in enumerate(costs.items()):
+        colour = STYLES[name.split(",")[0]].colour
+        axes.barh(row, middle - 1, left=1, color=colour, height=0.7)
+        axes.plot([low, high], [row, row], color="#000000", linewidth=1)
+        axes.annotate(
+            number(middle),
+            (max(middle, high, 1.0), row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.axvline(1, color="#999999", linewidth=1)
+    axes.set_yticks(range(len(costs)), [monitoring(name) for name in costs], fontsize=8)
+    axes.set_ylim(len(costs) - 0.4, -0.6)
+    axes.margins(x=0.15)
+    axes.set_xlabel("ratio (bars: median, lines: middle half of the rounds)", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+PICTURES: dict[str, Callable[[Results, dict[str, str], Path], None]] = {
+    "bandwidth.png": draw_bandwidth,
+    "quantiles.png": draw_quantiles,
+    "monitor.png": draw_monitor,
+}

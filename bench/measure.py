@@ -12,8 +12,10 @@ import torch
 Call = Callable[[], object]
 
 SAMPLE_SECONDS = 2e-4  # a sample of the host's clock repeats a call until it lasts so long
+LONG_SECONDS = 1e-2  # a call that lasts so long is a sample by itself
 FLUSH_BYTES = 256 << 20  # more than the second-level cache of any GPU
 MIN_ROUNDS = 7
+TRIAL_SECONDS, TRIAL_ROUNDS = 0.1, 2  # below so many seconds a run is a trial, with fewer rounds
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,20 @@ class Timings:
 
     def ratio(self, name: str, to: str) -> list[float]:
         """Times of `name` to those of `to` in the same rounds: median, lower and upper quartile."""
-        pairs = zip(self.samples[name], self.samples[to], strict=True)
-        low, middle, high = quantiles((a / b for a, b in pairs), n=4)
-        return [middle, low, high]
+        return _middle_half([a / b for a, b in zip(self.samples[name], self.samples[to], strict=True)])
+
+    def added(self, name: str, to: str) -> list[float]:
+        """Seconds that `name` took longer than `to` in the same rounds: median, quartiles."""
+        return _middle_half([a - b for a, b in zip(self.samples[name], self.samples[to], strict=True)])
+
+    def divided_by(self, repeats: Mapping[str, int]) -> Timings:
+        """Of calls that each did a thing `repeats` times: the seconds of the thing."""
+        return Timings({name: [t / repeats[name] for t in times] for name, times in self.samples.items()})
+
+
+def _middle_half(values: list[float]) -> list[float]:
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return [middle, low, high]
 
 
 def interleaved(calls: Mapping[str, Call], timer: Callable[[Call], float], seconds: float) -> Timings:
@@ -41,9 +54,10 @@ def interleaved(calls: Mapping[str, Call], timer: Callable[[Call], float], secon
     samples: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
         timer(calls[name])
+    least = TRIAL_ROUNDS if seconds < TRIAL_SECONDS else MIN_ROUNDS
     end = time.perf_counter() + seconds
     rounds = 0
-    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+    while rounds < least or time.perf_counter() < end:
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
             samples[name].append(timer(calls[name]))
@@ -59,6 +73,8 @@ def host_timer(device: torch.device) -> Callable[[Call], float]:
 
     def timer(call: Call) -> float:
         once = _elapsed(call, 1, device)
+        if once >= LONG_SECONDS:
+            return once
         return _elapsed(call, 1 + int(SAMPLE_SECONDS / once), device)
 
     return timer
@@ -76,6 +92,16 @@ def _elapsed(call: Call, repeats: int, device: torch.device) -> float:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def waited_for(call: Call, device: torch.device) -> Call:
+    """The call together with what it has the device do."""
+
+    def waiting() -> None:
+        call()
+        synchronize(device)
+
+    return waiting
 
 
 def device_timer(device: torch.device) -> Callable[[Call], float]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pytest
 import torch
-
-from cases import EXPONENTS, Case, cases
 
 Record = Callable[..., None]
 
@@ -27,8 +25,13 @@ def add(parser: pytest.Parser) -> None:
 @dataclass(frozen=True)
 class Settings:
     device: torch.device
-    cases: tuple[Case, ...]
+    dtypes: tuple[torch.dtype, ...]
+    exponents: tuple[int, ...]  # those given; none: each benchmark's own
     seconds: float
+
+    def sizes(self, default: Mapping[str, Sequence[int]]) -> Sequence[int]:
+        """The exponents given, or a benchmark's own for the kind of device."""
+        return self.exponents or default[self.device.type]
 
 
 def settings(config: pytest.Config) -> Settings:
@@ -41,6 +44,7 @@ def settings(config: pytest.Config) -> Settings:
         raise pytest.UsageError(f"--exponents {given}: must be whole numbers such as 10,14,20")
     if unknown := set(dtypes) - {"float16", "bfloat16", "float32", "float64"}:
         raise pytest.UsageError(f"--dtypes {','.join(unknown)}: choose from float16,bfloat16,float32,float64")
-    exponents = [int(e) for e in given.split(",")] if given else EXPONENTS[device.type]
-    grid = cases(device, dtypes, exponents)
-    return Settings(device, tuple(grid), config.getoption("--seconds"))
+    exponents = tuple(int(e) for e in given.split(",")) if given else ()
+    return Settings(
+        device, tuple(getattr(torch, name) for name in dtypes), exponents, config.getoption("--seconds")
+    )

@@ -1,10 +1,10 @@
-"""Turn the JSON of a benchmark run into what is committed: tables, a picture and the numbers behind them.
+"""Turn the JSON of a benchmark run into what is committed: tables, pictures, the numbers behind them.
 
     pytest bench --benchmark-only --benchmark-json=run.json
     python bench/report.py run.json --name h200 --readme README.md
 
-writes results.json, tables.md and bandwidth.png to bench/results/h200/, and the table between the README's
-markers. A results.json written so is itself a valid argument.
+writes results.json, tables.md and pictures to bench/results/h200/, and tables between the README's
+markers (`readme.py`), of what was measured. A results.json written so is itself a valid argument.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import argparse
 import json
 from pathlib import Path
 
-from figure import draw
-from tables import TITLES, Results, losses, markdown, ratios_by_size, rows
+from figure import PICTURES
+from readme import SECTIONS, markers, replaced
+from tables import KINDS, Results, losses, markdown, rows
 
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
 def load(path: Path) -> tuple[dict[str, str], Results]:
@@ -37,7 +37,10 @@ def provenance_line(provenance: dict[str, str]) -> str:
 
 def tables(provenance: dict[str, str], results: Results) -> str:
     """All tables of a run in Markdown, with where the numbers come from, and every loss."""
-    parts = [f"{title.capitalize()}.\n\n{markdown(rows(results, kind))}" for kind, title in TITLES.items()]
+    measured = [(kind, rows(results, name)) for name, kind in KINDS.items()]
+    parts = [
+        f"{kind.title[0].upper()}{kind.title[1:]}.\n\n{markdown(table)}" for kind, table in measured if table
+    ]
     return "\n\n".join([provenance_line(provenance), *parts, losses(results).replace("  ", "- ")]) + "\n"
 
 
@@ -48,18 +51,21 @@ def write(folder: Path, provenance: dict[str, str], results: Results) -> None:
     run = f'{{"machine_info": {machine},\n"benchmarks": [{{"extra_info": {{"results": [\n{lines}\n]}}}}]}}\n'
     (folder / "results.json").write_text(run)
     (folder / "tables.md").write_text(tables(provenance, results))
-    first = next(r for r in results if r["kind"] == "activation")
-    draw(results, provenance, first["function"], first["dtype"], folder / "bandwidth.png")
+    for name, draw in PICTURES.items():
+        draw(results, provenance, folder / name)
 
 
 def update_readme(readme: Path, provenance: dict[str, str], results: Results) -> None:
-    """Replace what stands between the markers."""
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{readme} has no {BEGIN} ... {END} to write between")
-    table = f"{markdown(ratios_by_size(results, 'eager'))}\n\n{provenance_line(provenance)}"
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+    """Replace what stands between the markers of each section that was measured."""
+    text, missing = readme.read_text(), []
+    for section, table_of in SECTIONS.items():
+        if table := table_of(results):
+            new = replaced(text, section, f"{markdown(table)}\n\n{provenance_line(provenance)}")
+            missing += [" ... ".join(markers(section))] * (new is None)
+            text = text if new is None else new
+    readme.write_text(text)
+    if missing:
+        raise SystemExit(f"{readme} has no {', '.join(missing)} to write between; all else is written")
 
 
 def main() -> None:

@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, str]
 Results = list[dict[str, Any]]
 
-KEYS = {
-    "activation": ("function", "direction", "dtype", "elements"),
-    "launch": ("function", "call"),
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of result: what names a case, and how its table is headed."""
+
+    keys: tuple[str, ...]
+    title: str
+    word: str = ""  # that tells its cases from those of other kinds
+    by_provider: bool = False  # a row a provider with its cost over the baseline, not a row a case
+
+
+KINDS = {
+    "activation": Kind(
+        ("function", "direction", "dtype", "elements"),
+        "microseconds a call; ratios of times in the same rounds, below 1 where sigscale is faster",
+    ),
+    "launch": Kind(("function", "call"), "microseconds of the host for a call; ratios as above"),
+    "sketch": Kind(
+        ("values", "dtype", "elements"),
+        "distribution of a tensor: microseconds for QuantileSketch.update and others; ratios as above",
+        "sketch",
+    ),
+    "exact": Kind(
+        ("quantiles", "values", "dtype", "elements"),
+        "exact quantiles: microseconds for quantile, foreach_quantile (many) and others; ratios as above",
+    ),
+    "backward": Kind(
+        ("function", "direction", "values", "dtype", "elements"),
+        "activations with grad_sketch: microseconds, by values of the incoming gradient; ratios as above",
+        "grad_sketch",
+    ),
+    "monitor": Kind(
+        ("network",),
+        "a training step, monitored: milliseconds, ratio to the step without and microseconds added",
+        "monitor",
+        by_provider=True,
+    ),
 }
-PROVIDERS = ("sigscale", "JIT launch", "eager", "compile", "plain", "copy")
-TITLES = {
-    "activation": "microseconds a call; ratios of times in the same rounds, below 1 where sigscale is faster",
-    "launch": "microseconds of the host for a call; ratios as above",
+OF_PARAMETERS = {
+    "sigscale, exact": "foreach_quantile",
+    "wandb": "recipe of wandb.watch",
+    "torch.quantile": "torch.quantile",
 }
+PROVIDERS = (
+    "no sketch",
+    "sigscale",
+    "JIT launch",
+    "eager",
+    "compile",
+    "plain",
+    "copy",
+    "second pass",
+    "torch.quantile",
+    "torch.sort",
+    "torch.kthvalue",
+    "torch.histc",
+    "wandb",
+    "numpy",
+    "read",
+)
 
 
 def grouped(records: Results, kind: str) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
@@ -24,7 +76,7 @@ def grouped(records: Results, kind: str) -> dict[tuple[Any, ...], dict[str, dict
     groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for record in records:
         if record["kind"] == kind:
-            key = tuple(record[name] for name in KEYS[kind])
+            key = tuple(record[name] for name in KINDS[kind].keys)
             groups.setdefault(key, {})[record["provider"]] = record
     return groups
 
@@ -32,25 +84,62 @@ def grouped(records: Results, kind: str) -> dict[tuple[Any, ...], dict[str, dict
 def rows(records: Results, kind: str) -> list[Row]:
     """One row for each thing that was computed: its name, times, ratios and effective bandwidth."""
     groups = grouped(records, kind)
+    if KINDS[kind].by_provider:
+        named = ((_named(kind, key), group) for key, group in groups.items())
+        return [name | _cost_row(record) for name, group in named for record in group.values()]
     measured = {name for group in groups.values() for name in group}
     providers = [name for name in PROVIDERS if name in measured]
-    compared = dict.fromkeys(name for group in groups.values() for name in group["sigscale"]["ratios"])
-    return [_row(kind, key, group, providers, list(compared)) for key, group in groups.items()]
+    ours = [group["sigscale"] for group in groups.values()]
+    compared = [*dict.fromkeys(name for record in ours for name in record["ratios"])]
+    costs = [*dict.fromkeys(name for record in ours for name in record.get("cost", ()))]
+    return [
+        _named(kind, key) | _times(group, providers) | _ratios(group["sigscale"], compared, costs)
+        for key, group in groups.items()
+    ]
 
 
-def _row(
-    kind: str, key: tuple[Any, ...], group: dict[str, Any], providers: list[str], compared: list[str]
-) -> Row:
-    ours = group["sigscale"]
-    row = {name: _cell(value) for name, value in zip(KEYS[kind], key, strict=True)}
-    row |= {name: f"{group[name]['seconds'] * 1e6:.1f}" if name in group else "" for name in providers}
-    row |= {f"sigscale/{name}": _ratio(ours["ratios"].get(name)) for name in compared}
+def _named(kind: str, key: tuple[Any, ...]) -> Row:
+    return {name: cell(value) for name, value in zip(KINDS[kind].keys, key, strict=True)}
+
+
+def _times(group: Mapping[str, dict[str, Any]], providers: Iterable[str]) -> Row:
+    """Microseconds of each provider; one that refused says so."""
+
+    def time(name: str) -> str:
+        if name not in group:
+            return ""
+        return "refuses" if group[name]["seconds"] is None else f"{group[name]['seconds'] * 1e6:.1f}"
+
+    return {name: time(name) for name in providers}
+
+
+def _ratios(ours: Mapping[str, Any], compared: Iterable[str], costs: Iterable[str]) -> Row:
+    row = {f"sigscale/{name}": spread(ours["ratios"].get(name)) for name in compared}
+    for name in costs:
+        row |= {f"sigscale/{name}": spread(ours["cost"][name]), "added us": added(ours["added"][name])}
     if "gbps" in ours:
         row |= {"GB/s": f"{ours['gbps']:.3g}", "of copy": f"{ours['share_of_copy']:.0%}"}
     return row
 
 
-def _cell(value: Any) -> str:
+def _cost_row(record: Mapping[str, Any]) -> Row:
+    (ratio,), (more,) = record.get("cost", {"": None}).values(), record.get("added", {"": None}).values()
+    return {
+        "monitoring": monitoring(record["provider"]),
+        "ms a step": f"{record['seconds'] * 1e3:.3f}",
+        "ratio": spread(ratio),
+        "added us": added(more),
+    }
+
+
+def monitoring(provider: str) -> str:
+    """A way of monitoring, in words."""
+    if provider in OF_PARAMETERS:
+        return f"{OF_PARAMETERS[provider]}, parameters"
+    return provider.replace("sigscale", "GradientMonitor")
+
+
+def cell(value: Any) -> str:
     return elements(value) if isinstance(value, int) else str(value)
 
 
@@ -58,19 +147,17 @@ def elements(n: int) -> str:
     return f"2^{n.bit_length() - 1}" if n & (n - 1) == 0 else f"{n:,}"
 
 
-def _ratio(ratio: list[float] | None) -> str:
+def number(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
+def spread(ratio: list[float] | None) -> str:
     """Median and middle half of the rounds."""
-    return "" if ratio is None else f"{ratio[0]:.2f} ({ratio[1]:.2f}-{ratio[2]:.2f})"
+    return "" if ratio is None else f"{number(ratio[0])} ({number(ratio[1])}-{number(ratio[2])})"
 
 
-def ratios_by_size(records: Results, other: str) -> list[Row]:
-    """sigscale's time over `other`'s: a row a function, direction and dtype, a column a size."""
-    table: dict[tuple[Any, ...], Row] = {}
-    for (*name, size), group in grouped(records, "activation").items():
-        row = table.setdefault(tuple(name), dict(zip(KEYS["activation"], name, strict=False)))
-        ratio = group["sigscale"]["ratios"].get(other)
-        row[_cell(size)] = "" if ratio is None else f"{ratio[0]:.2f}"
-    return list(table.values())
+def added(seconds: list[float] | None) -> str:
+    return "" if seconds is None else "{:.1f} ({:.1f} to {:.1f})".format(*(1e6 * s for s in seconds))
 
 
 def losses(records: Results) -> str:
@@ -82,19 +169,30 @@ def losses(records: Results) -> str:
         slower = [r for r in pairs if r["ratios"][other][0] > 1]
         lines.append(f"slower than {other} in {len(slower)} of {len(pairs)}" + ":" * bool(slower))
         lines += [f"  {_name(r)}: {r['ratios'][other][0]:.2f}" for r in slower]
-    return "\n".join(lines)
+    return "\n".join(lines + refusals(records))
+
+
+def refusals(records: Results) -> list[str]:
+    """Who refused how many cases, in the provider's own words."""
+    cases: dict[tuple[str, str], int] = {}
+    for record in records:
+        if "refused" in record:
+            key = record["provider"], record["refused"]
+            cases[key] = cases.get(key, 0) + 1
+    return [f"{name} refuses {count} cases: {words}" for (name, words), count in cases.items()]
 
 
 def _name(record: dict[str, Any]) -> str:
-    return " ".join(_cell(record[name]) for name in KEYS[record["kind"]])
+    kind = KINDS[record["kind"]]
+    return " ".join(filter(None, [kind.word, *(cell(record[name]) for name in kind.keys)]))
 
 
 def text_tables(records: Results) -> Iterator[tuple[str, list[str]]]:
     """Title and aligned lines of each table that has rows."""
-    for kind, title in TITLES.items():
+    for kind in KINDS:
         table = rows(records, kind)
         if table:
-            yield title, list(_aligned([list(table[0]), *(list(row.values()) for row in table)]))
+            yield KINDS[kind].title, list(_aligned([list(table[0]), *(list(row.values()) for row in table)]))
 
 
 def _aligned(lines: list[list[str]]) -> Iterator[str]:

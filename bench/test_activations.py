@@ -12,8 +12,8 @@ from functools import lru_cache
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from cases import Case, calls
-from measure import Call, Timings, device_timer, interleaved, synchronize
+from cases import EXPONENTS, Case, calls, cases
+from measure import Call, Timings, device_timer, interleaved, waited_for
 from options import Record, settings
 
 ROUNDS = 5
@@ -21,7 +21,9 @@ RATIOS = ("eager", "compile")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    chosen = [(case, name) for case in settings(metafunc.config).cases for name in case.providers]
+    given = settings(metafunc.config)
+    grid = cases(given.device, given.dtypes, given.sizes(EXPONENTS))
+    chosen = [(case, name) for case in grid for name in case.providers]
     metafunc.parametrize(("case", "provider"), chosen, ids=[f"{case}-{name}" for case, name in chosen])
 
 
@@ -50,13 +52,5 @@ def test_activation(
         ratios={to: timings.ratio(provider, to) for to in RATIOS if provider == "sigscale" and to in bound},
     )
     benchmark.group = str(case)
-    waiting = _waited_for(bound[provider], case)
+    waiting = waited_for(bound[provider], case.device)
     benchmark.pedantic(waiting, rounds=ROUNDS, warmup_rounds=1)  # type: ignore[no-untyped-call]
-
-
-def _waited_for(call: Call, case: Case) -> Call:
-    def waiting() -> None:
-        call()
-        synchronize(case.device)
-
-    return waiting

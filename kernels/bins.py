@@ -17,10 +17,10 @@ A bin's values are at most 2^-m apart relative to the smaller one, below 2^-126 
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
+
+from .constants import made_once
 
 MANTISSA_BITS = (2, 3, 4, 5)
 
@@ -34,7 +34,7 @@ def bin_count(m: int) -> int:
     return (510 << m) + 6
 
 
-@lru_cache(maxsize=64)
+@made_once(64)
 def edges(m: int, *, magnitude: bool) -> tuple[Tensor, Tensor]:
     """The least and the greatest value of each bin but NaN's, float64, ascending.
 

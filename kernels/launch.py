@@ -204,7 +204,7 @@ def order_statistics(x: Tensor, ranks_of: Callable[[Tensor], Tensor]) -> tuple[T
     counted = torch.zeros(1 << passes[0][1], dtype=torch.int64, device=x.device)
     _count_digit(x, counted, counted, 1, *passes[0], first=True)
     nans = counted[-1]
-    ranks = ranks_of(x.numel() - nans)
+    ranks = ranks_of(x.numel() - nans).contiguous()
     j = ranks.numel()
     values, prefixes = torch.empty_like(x[:1]).expand(j).contiguous(), torch.empty_like(ranks)
     for shift, bits in passes:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .bins import bin_count, zero_bin
+from .constants import made_once
 
 CHUNK = 1 << 18  # elements counted at a time; their words fit the second-level caches of two cores
 SORTED = 1 << 13  # elements that are sorted rather than counted
@@ -27,12 +27,14 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
 def _words(x: Tensor, m: int) -> Tensor:
     """The top 9 + m bits of each value as a number; words that only NaN has serve what has its own bin."""
     y = x.float()
-    words = y.view(torch.int32) >> (23 - m)
+    bits = y.view(torch.int32)
     if x.dtype == torch.float64:
-        away = (y.double().abs() > x.abs()) & x.isfinite()
-        words = (y.view(torch.int32) - away.int()) >> (23 - m)
+        bits = bits - ((y.double().abs() > x.abs()) & x.isfinite()).int()  # towards zero
+    words = bits >> (23 - m)
     words &= (512 << m) - 1
-    words.masked_fill_(x == 0, _zero_word(m))
+    # By the bits, since comparing numbers may flush subnormal ones to zero.
+    is_zero = (x.view(torch.int64) << 1 if x.dtype == torch.float64 else bits << 1) == 0
+    words.masked_fill_(is_zero, _zero_word(m))
     words.masked_fill_(x != x, _zero_word(m) + 1)
     if x.dtype == torch.float64:
         words.masked_fill_((x >= 2.0**128) & (x < torch.inf), (256 << m) - 1)
@@ -44,7 +46,7 @@ def _zero_word(m: int) -> int:
     return (255 << m) + 1
 
 
-@lru_cache
+@made_once(8)
 def _bins_of_words(m: int) -> Tensor:
     """The bin that each word counts; words that do not occur stand for NaN's."""
     bins = torch.full((2, 256 << m), bin_count(m) - 1)
@@ -64,7 +66,7 @@ def order_statistics(x: Tensor, ranks_of: Callable[[Tensor], Tensor]) -> tuple[T
     By the top 16 bits of all values, then by the next ones of those that have the bits found so far.
     """
     nans = torch.count_nonzero(x != x)
-    ranks = ranks_of(x.numel() - nans)
+    ranks = ranks_of(x.numel() - nans).contiguous()
     if x.numel() <= SORTED or ranks.numel() > 2 * WORD:
         return x.sort().values[ranks], nans
     if nans:
@@ -77,7 +79,7 @@ def order_statistics(x: Tensor, ranks_of: Callable[[Tensor], Tensor]) -> tuple[T
     wanted = order[position]
     only_zeros = counts[0] + counts[HALF] == x.numel() - torch.count_nonzero(x)
     unfinished = (wanted % HALF != 0) | ~only_zeros if shift else torch.zeros_like(wanted, dtype=torch.bool)
-    low = torch.zeros_like(ranks)
+    low = torch.where(wanted == HALF, (1 << shift) - 1, 0)  # the order turns the bits of -0 about
     if unfinished.any():
         low[unfinished] = _low_digits(words, wanted[unfinished], bits, shift, ranks[unfinished])
     keys = ((position - HALF) << shift) + low
@@ -91,7 +93,7 @@ def _word(bits: Tensor, shift: int) -> Tensor:
     return words
 
 
-@lru_cache
+@made_once(8)
 def _ascending_words() -> Tensor:
     """The top 16 bits of floating-point numbers in ascending order of the numbers."""
     return torch.cat([torch.arange(2 * HALF - 1, HALF - 1, -1), torch.arange(HALF)])

@@ -1,7 +1,7 @@
 """The kernel that reads sketches: a program turns one row of counts into one row of statistics.
 
-The same arithmetic as in `summary.py`, its plain-PyTorch twin, in one launch for all rows: the 32 KiB of a row
-are read once, cumulated, and every quantile is a search in registers.
+The same arithmetic as in `summary.py`, its plain-PyTorch twin, in one launch for all rows: the counts of a
+row are read once, cumulated, and every quantile is a search in registers.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def summarize_kernel(
         first = tl.floor(rank)
         below = order_statistic(first, counts, through, position, lower_ptr, upper_ptr, BINS)
         above = order_statistic(tl.ceil(rank), counts, through, position, lower_ptr, upper_ptr, BINS)
-        estimate = tl.where(below == above, below, below + (above - below) * (rank - first))
+        part = rank - first
+        infinite = (tl.abs(below) == float("inf")) | (tl.abs(above) == float("inf"))
+        estimate = tl.where(infinite, below * (1 - part) + above * part, below + (above - below) * part)
+        estimate = tl.where((below == above) | (part == 0), below, estimate)
         tl.store(out_ptr + 5 + k, tl.where(n == 0, float("nan"), estimate / scale))
 
     for t in range(T):

@@ -7,13 +7,13 @@ statistics floor(h) and ceil(h) it interpolates linearly. NaN is left out, infin
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .bins import edges, zero_bin
+from .constants import made_once
 from .tables import to_device, upload
 
 
@@ -45,7 +45,10 @@ def quantiles(values: Distribution, q: Tensor, *, midpoint: bool = False) -> Ten
     ranks, cumulative, n = _ranks(values, q)
     below = _order_statistic(values, cumulative, ranks.floor(), midpoint)
     above = _order_statistic(values, cumulative, ranks.ceil(), midpoint)
-    estimate = torch.where(below == above, below, below + (above - below) * ranks.frac())
+    part = ranks.frac()
+    estimate = below + (above - below) * part
+    estimate = torch.where(below.isinf() | above.isinf(), below * (1 - part) + above * part, estimate)
+    estimate = torch.where((below == above) | (part == 0), below, estimate)
     return estimate.masked_fill_(n == 0, torch.nan)
 
 
@@ -97,13 +100,13 @@ def summary(
     return torch.cat(parts, -1)
 
 
-@lru_cache(maxsize=256)
+@made_once(256)
 def on_device(q: tuple[float, ...], device: torch.device) -> Tensor:
     """The numbers q as a float64 tensor; copied to the device the first time only."""
     return upload(q, torch.float64, device)
 
 
-@lru_cache(maxsize=64)
+@made_once(64)
 def edges_on(device: torch.device, m: int, *, magnitude: bool) -> tuple[Tensor, Tensor]:
     lower, upper = edges(m, magnitude=magnitude)
     return to_device(lower, device), to_device(upper, device)
@@ -125,7 +128,7 @@ def _order_statistic(values: Distribution, cumulative: Tensor, ranks: Tensor, mi
     position = _position(cumulative, ranks)
     lower, upper = values.lower[position], values.upper[position]
     if midpoint:
-        estimate = 2 * lower * (upper / (lower + upper))
+        estimate = 2 * (lower * (upper / (lower + upper)))
     else:
         counts = values.counts.gather(-1, position)
         before = cumulative.gather(-1, position) - counts

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .constants import made_once
 
 CHUNK = 1 << 16  # elements of one tensor that one program takes
 _captured: list[Tensor] = []  # what CUDA graphs copy from, for as long as they may be replayed
@@ -22,7 +23,7 @@ class Chunks(NamedTuple):
     numbers: Tensor  # int32 (chunks,)
 
 
-@lru_cache(maxsize=64)
+@made_once(64)
 def chunks(of_sizes: tuple[int, ...], rows: tuple[int, ...], device: torch.device) -> Chunks:
     """The chunks of tensors, none of them empty, and to which row of a table each tensor belongs."""
     pairs = [(index, number) for index, size in enumerate(of_sizes) for number in range(-(-size // CHUNK))]
@@ -35,7 +36,7 @@ def chunks(of_sizes: tuple[int, ...], rows: tuple[int, ...], device: torch.devic
     )
 
 
-@lru_cache(maxsize=64)
+@made_once(64)
 def sizes(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     return upload(numbers, torch.int64, device)
 
@@ -48,7 +49,7 @@ def addresses(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     return _addresses(found, device, torch.cuda.current_stream(device).cuda_stream)
 
 
-@lru_cache(maxsize=64)
+@made_once(64)
 def _addresses(found: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
     """On each stream once: gradients mostly lie where those of the last step were."""
     return upload(found, torch.int64, device)
@@ -56,7 +57,7 @@ def _addresses(found: tuple[int, ...], device: torch.device, stream: int) -> Ten
 
 def upload(numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The numbers as a tensor on the device."""
-    return to_device(torch.tensor(numbers, dtype=dtype), device)
+    return to_device(torch.tensor(numbers, dtype=dtype, device="cpu"), device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

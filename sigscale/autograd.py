@@ -64,6 +64,10 @@ class CountGradient(torch.autograd.Function):
         count_gradient(ctx.sketch, g)
         return g, None
 
+    @staticmethod
+    def jvp(ctx: Any, x_t: Tensor, _: None) -> Tensor:
+        return x_t.view_as(x_t)
+
 
 def activate(
     function: Function, x: Tensor, alpha: float, save: str | None, sketch: QuantileSketch | None

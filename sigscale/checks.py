@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,19 +70,19 @@ def check_sketch(sketch: Any) -> None:
 
 def check_quantiles(q: Quantiles) -> tuple[tuple[float, ...], torch.Size]:
     """q as numbers and its shape; ValueError unless from 0 to 1, TypeError unless they are numbers."""
+    values = q.tolist() if isinstance(q, Tensor) else q
+    listed = isinstance(values, Iterable) and not isinstance(values, (str, np.ndarray))
     try:
-        tensor = torch.as_tensor(
-            list(q) if isinstance(q, Iterable) and not isinstance(q, Tensor) else q, dtype=torch.float64
-        )
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"q must be a number or a sequence of numbers; got {q!r}: pass 0.5 or [0.25, 0.75]"
-        ) from error
-    numbers = tuple(tensor.flatten().tolist())
+        array = np.asarray(list(values) if listed else values)  # type: ignore[arg-type]
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"q must be a number or a sequence of numbers; got {q!r}: pass 0.5 or [0.25, 0.75]")
+    numbers = tuple(array.flatten().tolist())
     for number in numbers:
         if not 0 <= number <= 1:
             raise ValueError(f"q must be from 0 to 1; got {number!r}: the median is 0.5, 5 % is 0.05")
-    return numbers, tensor.shape
+    return numbers, torch.Size(array.shape)
 
 
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")

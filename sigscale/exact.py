@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from .autograd import is_plain
 from .checks import Quantiles, check_input, check_interpolation, check_quantiles
 from .kernels import launch, tables
+from .kernels.constants import made_once
 from .kernels.select import RANKS
 
 Interpolation = Literal["linear", "lower", "higher", "midpoint", "nearest"]
@@ -66,7 +67,7 @@ def quantile(
     check_interpolation(interpolation, nan_policy)
     if len(shape) > 1:
         raise ValueError(f"q must be a number or one-dimensional; got shape {tuple(shape)}: use q.flatten()")
-    size = x.numel() if dim is None else x.size(dim)
+    size = x.numel() if dim is None else (x if x.dim() else x.view(1)).size(dim)
     if size == 0:
         raise ValueError(
             f"quantile() needs values: got shape {tuple(x.shape)} with dim={dim}, where there are none; "
@@ -235,20 +236,20 @@ def _ascending(positions: Positions) -> tuple[Positions, Tensor, Tensor]:
     return positions, ascending, order.argsort()
 
 
-@lru_cache(maxsize=256)
+@made_once(256)
 def _constant_ranks(
     wanted: Wanted, n: int, dtype: torch.dtype, rank_dtype: torch.dtype, device: torch.device
 ) -> tuple[Positions, Tensor, Tensor]:
     return _ascending(_positions(wanted, n, dtype, rank_dtype, device))
 
 
-@lru_cache(maxsize=256)
+@made_once(256)
 def _numbers(
     numbers: tuple[float, ...], dtype: torch.dtype, rank_dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """The numbers rounded as torch.quantile rounds them; copied to the device the first time only."""
     computed = torch.float32 if dtype.itemsize == 2 else dtype
-    return torch.tensor(numbers, dtype=computed).to(rank_dtype).to(device)
+    return tables.to_device(torch.tensor(numbers, dtype=computed).to(rank_dtype), device)
 
 
 def _between(below: Tensor, above: Tensor, weight: Tensor | None) -> Tensor:

@@ -46,7 +46,7 @@ def functional(function: Function) -> ActivationFunction:
             alpha = check_alpha(alpha)
         if save is not None:
             check_save(save)
-        if grad_sketch is not None and type(grad_sketch) is not QuantileSketch:
+        if grad_sketch is not None and not isinstance(grad_sketch, QuantileSketch):
             check_sketch(grad_sketch)
         return activate(function, x, alpha, save, grad_sketch)
 

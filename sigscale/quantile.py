@@ -58,12 +58,12 @@ class QuantileSketch:
     """
 
     def __init__(self, mantissa_bits: int = 3, *, device: torch.device | str | int | None = None) -> None:
-        if isinstance(mantissa_bits, bool) or mantissa_bits not in MANTISSA_BITS:
+        if type(mantissa_bits) is not int or mantissa_bits not in MANTISSA_BITS:
             raise ValueError(
                 f"mantissa_bits must be one of {', '.join(map(str, MANTISSA_BITS))}; got {mantissa_bits!r}: "
                 "3 bounds a quantile to 12.5 %, each bit more halves that"
             )
-        self.mantissa_bits = int(mantissa_bits)
+        self.mantissa_bits = mantissa_bits
         self._counts = None if device is None else self._zeros(torch.device(device))
 
     @property
@@ -86,6 +86,11 @@ class QuantileSketch:
             ValueError: x lies on another device than what was counted before.
         """
         check_input(x, "update")
+        if x.is_meta or torch._C._are_functorch_transforms_active():
+            what = "a tensor on the meta device" if x.is_meta else "a tensor under a torch.func transform"
+            raise TypeError(
+                f"update() takes a tensor with values, got {what}: call it outside, on its values"
+            )
         x = x.detach().resolve_neg()
         counts = self.counts_on(x.device)
         if x.numel():
@@ -111,7 +116,7 @@ class QuantileSketch:
     @property
     def zeros(self) -> Tensor:
         """How many were exactly 0 (or -0)."""
-        return self.counts[zero_bin(self.mantissa_bits)]
+        return self.counts[zero_bin(self.mantissa_bits)].clone()
 
     @property
     def infs(self) -> Tensor:
@@ -121,7 +126,7 @@ class QuantileSketch:
     @property
     def nans(self) -> Tensor:
         """How many were NaN."""
-        return self.counts[-1]
+        return self.counts[-1].clone()
 
     def quantile(self, q: Quantiles, *, magnitude: bool = False, midpoint: bool = False) -> Tensor:
         """Estimate the quantiles q of the values x, or (`magnitude`) of |x|.
@@ -146,7 +151,9 @@ class QuantileSketch:
     def bounds(self, q: Quantiles, *, magnitude: bool = False) -> tuple[Tensor, Tensor]:
         """Two numbers between which the quantiles q certainly lie, whatever the interpolation.
 
-        Arguments, shapes and errors as `quantile`.
+        The order statistics are those of rank floor(h) and ceil(h) with h = q (n - 1) in float64, as
+        `numpy.quantile` and, from PyTorch 2.15 on, `torch.quantile` take it. Arguments, shapes and errors as
+        `quantile`.
         """
         flat, shape, values = self._prepared(q, magnitude)
         lower, upper = summary.bounds(values, flat)
@@ -156,11 +163,16 @@ class QuantileSketch:
         """The share of the values that are not NaN whose magnitude (or value) is below the threshold.
 
         0-d float64, NaN where there are none. Exact for thresholds that are edges of bins, such as powers of
-        two; otherwise the bin that holds the threshold is divided in proportion.
+        two (a negative one counts as below itself); otherwise the bin that holds the threshold is divided in
+        proportion.
         """
-        if isinstance(threshold, bool) or not isinstance(threshold, Real) or math.isnan(threshold):
+        if isinstance(threshold, bool) or not isinstance(threshold, Real) or threshold != threshold:
             raise ValueError(f"threshold must be a number; got {threshold!r}: pass a float such as 1e-8")
-        thresholds = summary.on_device((float(threshold),), self.counts.device)
+        try:
+            number = float(threshold)
+        except OverflowError:
+            number = math.copysign(math.inf, threshold)
+        thresholds = summary.on_device((number,), self.counts.device)
         return summary.fraction_below(self._distribution(magnitude), thresholds)[0]
 
     def to_histogram(self) -> Histogram:
@@ -192,6 +204,10 @@ class QuantileSketch:
         merged += other
         return merged
 
+    def __radd__(self, other: Any) -> QuantileSketch:
+        """0 + sketch, with which sum() begins."""
+        return self.clone() if other == 0 else NotImplemented
+
     def clone(self) -> QuantileSketch:
         copy = QuantileSketch(self.mantissa_bits)
         copy._counts = None if self._counts is None else self._counts.clone()
@@ -199,7 +215,8 @@ class QuantileSketch:
 
     def to(self, device: torch.device | str | int) -> QuantileSketch:
         """A sketch on the device: this one if it is there, else a copy."""
-        if self._counts is not None and self._counts.device == torch.device(device):
+        device = torch.empty(0, device=device).device  # with its index
+        if self._counts is not None and self._counts.device == device:
             return self
         copy = QuantileSketch(self.mantissa_bits)
         copy._counts = self.counts.to(device)
@@ -237,6 +254,10 @@ class QuantileSketch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the counts of a `state_dict()`, to the device of this sketch."""
         bits, counts = state["mantissa_bits"], state["counts"]
+        if counts.dtype != torch.int64:
+            raise ValueError(
+                f"the state has counts of dtype {counts.dtype}, not torch.int64: save a state_dict()"
+            )
         if bits != self.mantissa_bits or counts.shape != (bin_count(self.mantissa_bits),):
             raise ValueError(
                 f"the state is of a sketch with mantissa_bits={bits} and {tuple(counts.shape)} counts; "
@@ -254,7 +275,8 @@ class QuantileSketch:
         return f"QuantileSketch({', '.join(parts)}; mantissa_bits={self.mantissa_bits}, {self.counts.device})"
 
     def _zeros(self, device: torch.device) -> Tensor:
-        return torch.zeros(bin_count(self.mantissa_bits), dtype=torch.int64, device=device)
+        with torch.inference_mode(False):
+            return torch.zeros(bin_count(self.mantissa_bits), dtype=torch.int64, device=device)
 
     def _distribution(self, magnitude: bool) -> summary.Distribution:
         return summary.distribution(self.counts, self.mantissa_bits, magnitude=magnitude)

@@ -1,4 +1,4 @@
-"""Reading a compiled kernel: its machine instructions, and those that a full block executes."""
+"""Kernels compiled without a GPU: their machine instructions, and those that a full block executes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ from pathlib import Path
 
 import triton
 
+from sigscale.kernels import cached
+
+TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
+
+
+def compiled(kernel, target, num_warps, pointers, constants):
+    """The kernel as it would be compiled for aligned tensors; arguments without a type are int64."""
+    names = kernel.arg_names
+    signature = {name: pointers.get(name, "i64") for name in names} | dict.fromkeys(constants, "constexpr")
+    divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in pointers}
+    if target == "gfx942":  # as Triton's launcher finds them for tensors within 2 GiB
+        for hints in divisible.values():
+            hints.append(["tt.pointer_range", 32])
+    source = triton.compiler.ASTSource(kernel, signature=signature, constexprs=constants, attrs=divisible)
+    gpu = triton.backends.compiler.GPUTarget(*TARGETS[target])
+    return triton.compile(source, target=gpu, options={"num_warps": num_warps} | cached.OPTIONS)
 
 
 def disassemble(cubin: bytes, folder: Path) -> dict[int, tuple[bool, str, str]]:

@@ -17,6 +17,7 @@ LAYERS = [
     "registry",
     "functions",
     "pointwise",
+    "constants",
     "bins",
     "counters",
     "sketch",

@@ -11,7 +11,18 @@ import pytest
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
-SUITES = ("test_accuracy.py", "test_layout.py", "test_autograd.py", "test_extension.py", "test_api.py")
+SUITES = (
+    "test_accuracy.py",
+    "test_layout.py",
+    "test_autograd.py",
+    "test_extension.py",
+    "test_api.py",
+    "test_sketch.py",
+    "test_sketch_state.py",
+    "test_grad_sketch.py",
+    "test_quantile.py",
+    "test_multi_tensor.py",
+)
 
 
 @pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="this is that run")

@@ -9,7 +9,7 @@ import pytest
 triton = pytest.importorskip("triton")
 import sass
 from sigscale import FUNCTIONS
-from sigscale.kernels import cached, launch
+from sigscale.kernels import launch
 from sigscale.kernels._optional import INTERPRETED
 from sigscale.kernels.pointwise import backward_kernel, forward_kernel
 
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles no
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 DIRECTIONS = ("forward", "from input", "from output")
 CASES = list(product(FUNCTIONS, BYTES, DIRECTIONS))
-TARGETS = {"sm_80": ("cuda", 80, 32), "gfx942": ("hip", "gfx942", 64)}
 
 # SASS instructions per element of a full block on sm_90, 10 % above what the lean form of each function was
 # found to need when the kernels were designed; a copy at 4.3 TB/s leaves an H200 31 issue slots per element
@@ -44,7 +43,7 @@ SLACK = 2.2 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 
 
 
 def compiled(function, dtype, direction, target):
-    """The kernel as `launch` would compile it for aligned tensors."""
+    """The kernel as `launch` would compile it, and its elements a thread."""
     forward = direction == "forward"
     kernel = forward_kernel if forward else backward_kernel
     device_function = {
@@ -53,35 +52,22 @@ def compiled(function, dtype, direction, target):
         "from output": function.slope_from_output,
     }[direction]
     block = (launch.FORWARD_BLOCK if forward else launch.BACKWARD_BLOCK)[BYTES[dtype]]
-    pointers = kernel.arg_names[: 2 if forward else 3]
-    signature = dict.fromkeys(pointers, f"*{dtype}") | dict.fromkeys(("n", "alpha_bits", "inv_bits"), "i64")
+    pointers = dict.fromkeys(kernel.arg_names[: 2 if forward else 3], f"*{dtype}")
     constants = {kernel.arg_names[-2]: device_function, "BLOCK": block}
-    source = triton.compiler.ASTSource(
-        kernel,
-        signature=signature | dict.fromkeys(constants, "constexpr"),
-        constexprs=constants,
-        attrs={(i,): [["tt.divisibility", 16]] for i in range(len(pointers))},
-    )
-    if target[0] == "hip":  # as Triton's launcher finds them for tensors within 2 GiB
-        for i in range(len(pointers)):
-            source.attrs[(i,)].append(["tt.pointer_range", 32])
-    gpu = triton.backends.compiler.GPUTarget(*target)
-    return triton.compile(
-        source, target=gpu, options={"num_warps": launch.NUM_WARPS} | cached.OPTIONS
-    ), block // launch.THREADS
+    return sass.compiled(kernel, target, launch.NUM_WARPS, pointers, constants), block // launch.THREADS
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
 @pytest.mark.parametrize(("name", "dtype", "direction"), CASES)
 def test_compiles(name, dtype, direction, target):
-    binary, _ = compiled(FUNCTIONS[name], dtype, direction, TARGETS[target])
-    assert binary.metadata.target.arch == TARGETS[target][1]
+    binary, _ = compiled(FUNCTIONS[name], dtype, direction, target)
+    assert binary.metadata.target.arch == sass.TARGETS[target][1]
     assert binary.kernel[:4] == b"\x7fELF"
 
 
 @pytest.mark.parametrize(("name", "dtype", "direction"), CASES)
 def test_hopper_machine_code(name, dtype, direction, tmp_path):
-    binary, elements = compiled(FUNCTIONS[name], dtype, direction, ("cuda", 90, 32))
+    binary, elements = compiled(FUNCTIONS[name], dtype, direction, "sm_90")
     program = sass.disassemble(binary.asm["cubin"], tmp_path)
     opcodes = [opcode for _, opcode, _ in program.values()]
     assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
