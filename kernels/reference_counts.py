@@ -11,7 +11,7 @@ from .bins import bin_count, zero_bin
 from .constants import made_once
 
 CHUNK = 1 << 18  # elements counted at a time; their words fit the second-level caches of two cores
-SORTED = 1 << 13  # elements that are sorted rather than counted
+SORTED = 1 << 14  # elements that are sorted rather than counted
 WORD = 16  # bits of a digit of the selection
 HALF = 1 << WORD - 1
 

@@ -269,7 +269,7 @@ def _rank_dtype(dtype: torch.dtype, n: int) -> torch.dtype:
 
 @cache
 def _ranks_in_float64() -> bool:
-    """Whether torch.quantile computes the ranks of float32 tensors in float64, as from PyTorch 2.13 on."""
+    """Whether torch.quantile computes the ranks of float32 tensors in float64, as PyTorch 2.15 does."""
     step = torch.cat(
         [torch.zeros(300), torch.ones(700)]
     )  # its quantile 0.3 is the fraction of the rank 299.7
