@@ -32,7 +32,7 @@ def made_once(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
         def made(*args: P.args, **kwargs: P.kwargs) -> T:
             if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
                 return plainly(*args, **kwargs)
-            return cached(*args, **kwargs)
+            return cached(*args, **kwargs)  # type: ignore[arg-type]
 
         return made
 

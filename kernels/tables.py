@@ -55,7 +55,7 @@ def _addresses(found: tuple[int, ...], device: torch.device, stream: int) -> Ten
     return upload(found, torch.int64, device)
 
 
-def upload(numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def upload(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The numbers as a tensor on the device."""
     return to_device(torch.tensor(numbers, dtype=dtype, device="cpu"), device)
 
