@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 
 try:
-    from . import functional, nn
+    from . import functional, nn, plot
 except ModuleNotFoundError as error:
     if error.name != "sigscale.kernels":
         raise
@@ -31,6 +31,7 @@ __all__ = [
     "functional",
     "nanquantile",
     "nn",
+    "plot",
     "quantile",
     *FUNCTIONS,
 ]

@@ -1,0 +1,233 @@
+"""Histories as arrays, tables and files."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sigscale as ss
+from sigscale.history import quantile_name, threshold_name
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), ss.nn.Tanh(), nn.Linear(3, 1))
+
+
+def train(monitor: ss.GradientMonitor, model: nn.Module, steps: range) -> None:
+    for step in steps:
+        model.zero_grad()
+        if step % 4 != 3:
+            x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+            model(x).square().sum().backward()
+        monitor.step()
+
+
+def recorded(steps: int = 5, **options) -> ss.GradientHistory:
+    model = network()
+    with ss.GradientMonitor(model, **options) as monitor:
+        train(monitor, model, range(steps))
+    return monitor.history()
+
+
+def same(first: ss.GradientHistory, second: ss.GradientHistory) -> None:
+    for field in dataclasses.fields(first):
+        mine, other = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(mine, np.ndarray):
+            assert mine.dtype == other.dtype
+            assert mine.shape == other.shape
+            assert mine.tobytes() == other.tobytes(), field.name
+        else:
+            assert type(mine) is type(other)
+            assert mine == other, field.name
+
+
+def test_arrays():
+    history = recorded()
+    names = ["all activations", "all parameters", "1", "0.weight", "0.bias", "2.weight", "2.bias"]
+    assert history.names == names
+    assert history.kinds == ["total"] * 2 + ["activation"] + ["parameter"] * 4
+    quantiles = tuple(f"q{q}" for q in ("05", "25", "50", "75", "95"))
+    assert history.columns == ("count", "zeros", "infs", "nans", "mean", *quantiles, "below_1e-08")
+    assert history.values.shape == (5, 7, 11)
+    assert history.values.dtype == np.float64
+    assert history.steps.dtype == history.count.dtype == np.int64
+    assert history.count.tolist() == [[15, 19, 15, 12, 3, 3, 1]] * 3 + [[0] * 7] + [[15, 19, 15, 12, 3, 3, 1]]
+    assert np.isnan(history.values[3]).all()
+    for place, column in enumerate(history.columns):
+        np.testing.assert_array_equal(history[column], history.values[:, :, place])
+    np.testing.assert_array_equal(history.quantile(0.25), history["q25"])
+    np.testing.assert_array_equal(history.below(1e-8), history.get("below_1e-08"))
+    assert (np.diff(history.values[0, :, 5:10]) >= 0).all()
+    assert len(history) == history.step_count == 5
+    assert repr(history) == "GradientHistory(5 steps, 0 to 4; 7 rows)"
+    assert repr(recorded(0)) == "GradientHistory(0 steps; 7 rows)"
+
+
+def test_table():
+    history = recorded()
+    table = history.table()
+    assert list(table) == ["step", "name", "kind", *history.columns]
+    assert {len(column) for column in table.values()} == {35}
+    assert table["step"].tolist()[::7] == [0, 1, 2, 3, 4]
+    for line in (0, 9, 24, 34):
+        step, row = divmod(line, 7)
+        assert (table["name"][line], table["kind"][line]) == (history.names[row], history.kinds[row])
+        assert table["count"][line] == history.count[step, row]
+        np.testing.assert_equal(table["q50"][line], history.quantile(0.5)[step, row])
+    assert table["count"].dtype == table["nans"].dtype == np.int64
+    history.table()["q50"][:] = 0
+    assert history.quantile(0.5).any()
+
+
+@pytest.mark.parametrize(
+    ("q", "name"),
+    [
+        (0.05, "q05"),
+        (0.5, "q50"),
+        (0.07, "q07"),
+        (0.0, "q00"),
+        (1.0, "q100"),
+        (0.999, "q99.9"),
+        (0.001, "q00.1"),
+    ],
+)
+def test_names_of_quantiles(q, name):
+    assert quantile_name(q) == name
+
+
+@pytest.mark.parametrize(
+    ("threshold", "name"),
+    [(1e-8, "below_1e-08"), (0.001, "below_0.001"), (1, "below_1"), (1 / 3, "below_0.3333333333333333")],
+)
+def test_names_of_thresholds(threshold, name):
+    assert threshold_name(threshold) == name
+
+
+def test_what_was_not_recorded():
+    history = recorded(1)
+    with pytest.raises(KeyError, match=r"no statistic 'median': choose one of count, zeros, .*q50"):
+        history["median"]
+    with pytest.raises(
+        ValueError, match=r"quantile 0.1 was not recorded, only 0.05, .*: name it in Gradient"
+    ):
+        history.quantile(0.1)
+    with pytest.raises(ValueError, match=r"share below 0.001 was not recorded, only below 1e-08: name it in"):
+        history.below(1e-3)
+    with pytest.raises(ValueError, match="only below none: "):
+        recorded(1, thresholds=()).below(1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"magnitude": False, "thresholds": (), "mantissa_bits": 5, "every": 2}]
+)
+def test_file(options, tmp_path):
+    history = recorded(6, **options)
+    path = tmp_path / "history"  # the name stays as it is
+    history.save(path)
+    same(ss.GradientHistory.load(path), history)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["history"]
+    before = path.read_bytes()
+    history.save(str(path))
+    assert path.read_bytes() == before
+
+
+def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "history.npz"
+    recorded(2).save(path)
+    before = path.read_bytes()
+
+    def break_off(file, **arrays):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", break_off)
+    with pytest.raises(OSError, match="disk full"):
+        recorded(5).save(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["history.npz"]
+
+
+def test_two_histories_as_one():
+    whole = recorded(6)
+    parts = [
+        dataclasses.replace(whole, steps=whole.steps[part], values=whole.values[part], step_count=count)
+        for part, count in ((slice(0, 2), 2), (slice(2, 6), 6))
+    ]
+    same(parts[0].followed_by(parts[1]), whole)
+    with pytest.raises(ValueError, match=r"ends with step 5, the later one begins with step 0: put them"):
+        parts[1].followed_by(parts[0])
+    for name, value in (("quantiles", (0.5,)), ("magnitude", False), ("mantissa_bits", 4)):
+        other = dataclasses.replace(parts[1], **{name: value})
+        with pytest.raises(ValueError, match=f"different {name}, .*: record both with the same {name}"):
+            parts[0].followed_by(other)
+
+
+def test_rows_are_matched_by_name():
+    first, second = recorded(2), recorded(4)
+    renamed = ["a" if name == "1" else name for name in second.names]
+    order = [6, 5, 4, 3, 2, 1, 0]
+    second = dataclasses.replace(
+        second,
+        steps=second.steps + 10,
+        names=[renamed[row] for row in order],
+        kinds=[second.kinds[row] for row in order],
+        values=second.values[:, order],
+    )
+    both = first.followed_by(second)
+    assert both.names == [*second.names, "1"]
+    assert both.kinds == [*second.kinds, "activation"]
+    assert both.steps.tolist() == [0, 1, 10, 11, 12, 13]
+    for name in set(both.names):
+        row = both.names.index(name)
+        for part, history in ((slice(0, 2), first), (slice(2, 6), second)):
+            if name in history.names:
+                want = history.values[:, history.names.index(name)]
+                np.testing.assert_array_equal(both.values[part, row], want)
+            else:
+                assert np.isnan(both.values[part, row]).all()
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("interrupted", [0, 1, 4, 5])
+def test_resumed_training_has_the_history_of_an_uninterrupted_one(every, interrupted, tmp_path):
+    path = tmp_path / "history.npz"
+    model = network()
+    with ss.GradientMonitor(model, every=every) as monitor:
+        train(monitor, model, range(interrupted))
+        monitor.save(path)
+    with ss.GradientMonitor(model, every=every, ring=3) as monitor:
+        monitor.load(path)
+        assert len(monitor.history()) == -(-interrupted // every)
+        train(monitor, model, range(interrupted, 9))
+    same(monitor.history(), recorded(9, every=every))
+    monitor.save(path)
+    same(ss.GradientHistory.load(path), monitor.history())
+
+
+def test_summary():
+    model = network()
+    with ss.GradientMonitor(model, thresholds=(1e-8, 0.5)) as monitor:
+        train(monitor, model, range(2))
+        model[2].weight.grad = torch.tensor([[0.0, torch.inf, -1.0]])
+        model[2].bias.grad = None
+        monitor.step()
+    lines = monitor.summary().splitlines()
+    assert lines[0] == "gradients at step 2"
+    assert " ".join(lines[1].split()) == "name kind count zeros <1e-08 <0.5 |g| q05 |g| median |g| q95"
+    assert len({line.index("total") for line in lines[3:5]}) == 1
+    by_name = {line.split()[0]: line for line in lines[5:]}
+    assert by_name["2.weight"].split()[:9] == [
+        *("2.weight", "parameter", "3", "33.3", "%", "33.3", "%", "33.3", "%")
+    ]
+    assert by_name["2.weight"].endswith("inf")
+    assert by_name["2.bias"].split() == ["2.bias", "parameter", "0", "-", "-", "-", "-", "-", "-"]
+    assert lines[-1] == "infinite or NaN coordinates in: all parameters, 2.weight"
+    signed = recorded(1, magnitude=False)
+    assert signed.quantile(0.05)[0, 3] < 0
