@@ -18,7 +18,7 @@ from .functional import ActivationFunction
 from .history import GradientHistory
 from .kernels.functions import FUNCTIONS
 from .monitor import GradientMonitor
-from .quantile import QuantileSketch
+from .sketch import QuantileSketch
 
 __version__ = _version("sigscale")
 __all__ = [

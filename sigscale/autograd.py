@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from .kernels import launch, reference
 from .kernels.registry import Function
-from .quantile import QuantileSketch
+from .sketch import QuantileSketch
 
 # Of PyTorch's first vmap, on which autograd.functional.jacobian(vectorize=True) still relies.
 is_legacy_batchedtensor = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
@@ -117,6 +117,8 @@ def _is_fake(g: Tensor) -> bool:
 
 
 def _batched(g: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)
 
 

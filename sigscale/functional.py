@@ -16,7 +16,7 @@ from .autograd import activate
 from .checks import ALPHA_MAX, ALPHA_MIN, DTYPES, check_alpha, check_input, check_save, check_sketch
 from .kernels.functions import FUNCTIONS
 from .kernels.registry import Function
-from .quantile import QuantileSketch
+from .sketch import QuantileSketch
 
 Save = Literal["input", "output"] | None
 

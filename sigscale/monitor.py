@@ -10,19 +10,19 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 
-from . import _options as options
-from ._alarm import OnVanishing
-from ._loss_scale import LossScale
-from ._names import Selection, named_activations, named_parameters, only_device
-from ._reader import Reader
-from ._recorder import Recorder
-from ._reduction import Group, Reduction
-from ._rows import ParameterGradients, Rows
-from ._table import last_step
-from ._taps import Tap, check_free, forget_compiled
 from .history import GradientHistory
 from .kernels import launch
-from .quantile import QuantileSketch
+from .monitoring import options
+from .monitoring.alarm import OnVanishing
+from .monitoring.loss_scale import LossScale
+from .monitoring.names import Selection, named_activations, named_parameters, only_device
+from .monitoring.reader import Reader
+from .monitoring.recorder import Recorder
+from .monitoring.reduction import Group, Reduction
+from .monitoring.rows import ParameterGradients, Rows
+from .monitoring.table import last_step
+from .monitoring.taps import Tap, check_free, forget_compiled
+from .sketch import QuantileSketch
 
 OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
 

@@ -14,7 +14,7 @@ from .checks import check_alpha, check_save
 from .functional import ActivationFunction, Save, functional
 from .kernels.functions import FUNCTIONS
 from .kernels.registry import Function
-from .quantile import QuantileSketch
+from .sketch import QuantileSketch
 
 
 class Activation(nn.Module):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._panels import Scale, Steps, draw_curves, draw_key, draw_layers
-from ._rows import TOTALS
 from .history import COUNTS, GradientHistory, atomic, quantile_name, threshold_name
 from .monitor import GradientMonitor
+from .monitoring.rows import TOTALS
+from .panels import Scale, Steps, draw_curves, draw_key, draw_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from examples.cifar10 import cli, data, download, figures, options, train
+import sigscale as ss
+from examples.cifar10 import cli, data, download, figures, heatmaps, options, train
 from examples.cifar10.data import GENERATED, Cifar10, Split
 from examples.cifar10.results import Outcome
 from examples.cifar10.train import FIGURE_3, Settings
@@ -58,6 +60,11 @@ class TestRun:
         assert float(rows[0]["gradient_q50"]) == found["runs"][0]["epochs"][0]["gradient_q50"]
         assert (tmp_path / "figure3.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / "figure3.svg").read_text()
+        assert (tmp_path / "gradients.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / "gradients.svg").read_text()
+        assert len(list((tmp_path / "gradients").iterdir())) == len(FIGURE_3) * 2
+        history = ss.GradientHistory.load(tmp_path / "gradients" / "relu-penalty-seed1.npz")
+        assert history.step_count == len(history) == 2 * 8
         assert not list(tmp_path.rglob("*.part"))
 
     def test_interrupted_and_resumed(self, tmp_path, capsys, monkeypatch):
@@ -82,6 +89,16 @@ class TestRun:
         assert command(tmp_path / "parts", "--resume") == 0
         assert len(saves) == 2 * len(FIGURE_3)
         assert columns(tmp_path / "parts/results.csv") == columns(tmp_path / "whole/results.csv")
+        for file in (tmp_path / "whole" / "gradients").iterdir():
+            whole, parts = (
+                ss.GradientHistory.load(tmp_path / folder / "gradients" / file.name)
+                for folder in ("whole", "parts")
+            )
+            assert whole.steps.tolist() == parts.steps.tolist()
+            assert np.array_equal(whole.values, parts.values, equal_nan=True)
+        assert (tmp_path / "parts/gradients.png").read_bytes() == (
+            tmp_path / "whole/gradients.png"
+        ).read_bytes()
 
     def test_folder_of_another_run_is_left_alone(self, tmp_path, capsys, loaded):
         assert command(tmp_path) == 0
@@ -101,7 +118,8 @@ class TestRun:
         assert command(tmp_path) == 0
         assert capsys.readouterr().out.count(cli.GENERATED_WARNING) == 2
         assert json.loads((tmp_path / "results.json").read_text())["experiment"]["data_generated"] is True
-        assert "GENERATED IMAGES" in (tmp_path / "figure3.svg").read_text()
+        for picture in ("figure3.svg", "gradients.svg"):
+            assert "GENERATED IMAGES" in (tmp_path / picture).read_text()
 
 
 class TestErrors:
@@ -171,10 +189,25 @@ def test_module_has_help():
     assert "about two minutes" in " ".join(found.stdout.split())
 
 
-@pytest.mark.parametrize(("epochs", "value"), [(1, 0.0), (3, float("nan")), (3, 1e9), (100, 1e-30)])
-def test_figure_of_any_length_and_any_gradients(tmp_path, epochs, value):
+def outcomes(epochs, value, seeds=1):
+    """Runs that had the same gradient everywhere and always."""
     row = {"test_accuracy": 0.1, **dict.fromkeys(figures.GRADIENTS, value)}
-    outcomes = [Outcome(pipeline, 0, [row] * epochs) for pipeline in FIGURE_3]
-    paths = figures.draw(outcomes, tmp_path / "figure", title="a test")
+    names = [*("all activations", "all parameters"), "conv1_1_activation", "conv1_1.weight"]
+    kinds = ["total", "total", "activation", "parameter"]
+    values = np.full((epochs, len(names), 7), value)
+    gradients = ss.GradientHistory(
+        np.arange(epochs), names, kinds, (0.5, 0.95), (), values, step_count=epochs
+    )
+    return [
+        Outcome(pipeline, seed, [row] * epochs, gradients) for seed in range(seeds) for pipeline in FIGURE_3
+    ]
+
+
+@pytest.mark.parametrize("draw", [figures.draw, heatmaps.draw], ids=["figure3", "gradients"])
+@pytest.mark.parametrize(
+    ("epochs", "value"), [(1, 0.0), (3, float("nan")), (3, float("inf")), (3, 1e9), (100, 1e-30)]
+)
+def test_figures_of_any_length_and_any_gradients(tmp_path, draw, epochs, value):
+    paths = draw(outcomes(epochs, value, seeds=2), tmp_path / "figure", title="a test", warning="a warning")
     assert [path.name for path in paths] == ["figure.png", "figure.svg"]
     assert all(path.stat().st_size > 5000 for path in paths)

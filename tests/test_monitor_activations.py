@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sigscale as ss
 from collected import Twin, assert_row, assert_step, batch, network, run
-from sigscale._taps import count_overwritten
+from sigscale.monitoring.taps import count_overwritten
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,8 @@ from torch.nn.utils import prune
 
 import sigscale as ss
 from collected import Twin, assert_step, batch, network, run
-from sigscale._recorder import Recorder, Statistics
 from sigscale.history import assembled
+from sigscale.monitoring.recorder import Recorder, Statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

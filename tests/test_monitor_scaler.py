@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import sigscale as ss
-from sigscale._loss_scale import unscaled
 from sigscale.kernels.bins import bin_count
+from sigscale.monitoring.loss_scale import unscaled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ._names import Selection, named_parameters
-from ._reduction import Reduction
-from .checks import DTYPES
+from ..checks import DTYPES
+from .names import Selection, named_parameters
+from .reduction import Reduction
 
 TOTALS = {"activation": "all activations", "parameter": "all parameters"}
 

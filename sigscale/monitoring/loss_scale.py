@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._taps import Hook
-from .kernels.bins import zero_bin
-from .kernels.summary import distribution
+from ..kernels.bins import zero_bin
+from ..kernels.summary import distribution
+from .taps import Hook
 
 UNTOUCHED = "READY"  # stage of an optimizer whose gradients scaler.unscale_() has not divided
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .autograd import count_gradient, counted
-from .checks import DTYPES
-from .nn import Activation
-from .quantile import QuantileSketch
+from ..autograd import count_gradient, counted
+from ..checks import DTYPES
+from ..nn import Activation
+from ..sketch import QuantileSketch
 
 
 class Hook:

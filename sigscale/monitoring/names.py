@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
-from .nn import Activation
+from ..nn import Activation
 
 ELEMENTWISE = (
     *(activation.CELU, activation.ELU, activation.GELU, activation.Hardshrink, activation.Hardsigmoid),

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._alarm import Alarm
-from ._recorder import Statistics
-from .checks import check_quantiles
-from .kernels.bins import MANTISSA_BITS
+from ..checks import check_quantiles
+from ..kernels.bins import MANTISSA_BITS
+from .alarm import Alarm
+from .recorder import Statistics
 
 
 def check_model(model: Any) -> None:
