@@ -8,7 +8,7 @@ chunk of one tensor, so that a large one is shared by many programs and small on
     multi_select_kernel    values[tensor, j] = its order statistic ranks[tensor, j]
 
 What else a pass over all gradients can do, such as adding a penalty's gradient, belongs between the load and
-the count of `multi_sketch_kernel`.
+the count of a tile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from ._optional import tl, triton
 from .counters import open_counters
 from .select import sort_key, value_of_key
-from .sketch import bin_count, close_counters, count, words
+from .sketch import bin_count, close_counters, count_tile, words
 
 
 @triton.jit
@@ -50,12 +50,7 @@ def multi_sketch_kernel(
     base = open_counters(words(M), SHARED)
     offs = tl.arange(0, BLOCK)
     while start < end:
-        here = x_ptr + start + offs
-        if start + BLOCK <= end:
-            count(base, counts_ptr, tl.load(here), None, M, SHARED, False)
-        else:
-            mask = offs < end - start
-            count(base, counts_ptr, tl.load(here, mask=mask, other=0.0), mask, M, SHARED, False)
+        count_tile(base, counts_ptr, x_ptr + start + offs, offs, end - start, M, SHARED, BLOCK)
         start += BLOCK
     close_counters(base, counts_ptr, M, SHARED)
 

@@ -130,18 +130,25 @@ def close_counters(base, counts_ptr, M: tl.constexpr, SHARED: tl.constexpr):
         tl.atomic_add(counts_ptr + zero_bin(M), zeros.to(tl.int64), mask=zeros != 0, sem="relaxed")
 
 
+@triton.jit
+def count_tile(
+    base, counts_ptr, x_ptr, offs, left, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Count a tile of a tensor that has `left` elements from there on."""
+    if left >= BLOCK:
+        count(base, counts_ptr, tl.load(x_ptr), None, M, SHARED, False)
+    else:
+        mask = offs < left
+        count(base, counts_ptr, tl.load(x_ptr, mask=mask, other=0.0), mask, M, SHARED, False)
+
+
 @triton.jit(do_not_specialize=["n"])
 def sketch_kernel(x_ptr, counts_ptr, n: tl.int64, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr):
     base = open_counters(words(M), SHARED)
     offs = tl.arange(0, BLOCK)
     start = tl.program_id(0).to(tl.int64) * BLOCK
     while start < n:
-        here = x_ptr + start + offs
-        if start + BLOCK <= n:
-            count(base, counts_ptr, tl.load(here), None, M, SHARED, False)
-        else:
-            mask = offs < n - start
-            count(base, counts_ptr, tl.load(here, mask=mask, other=0.0), mask, M, SHARED, False)
+        count_tile(base, counts_ptr, x_ptr + start + offs, offs, n - start, M, SHARED, BLOCK)
         start += tl.num_programs(0) * BLOCK
     close_counters(base, counts_ptr, M, SHARED)
 
