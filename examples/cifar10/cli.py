@@ -15,7 +15,7 @@ from tqdm import tqdm
 from examples.cifar10 import data, options, results
 from examples.cifar10.data import Cifar10
 from examples.cifar10.errors import CommandError
-from examples.cifar10.folder import Folder
+from examples.cifar10.folder import RESULTS, Folder
 from examples.cifar10.results import Outcome
 from examples.cifar10.train import FIGURE_3, Run, Settings
 
@@ -75,14 +75,14 @@ def _train(
                     bar.set_description(f"{pipeline.label}, seed {seed}, epoch {len(run.history) + 1}", False)
                     run.train_epoch(bar.update)
                     folder.save(run)
-                outcomes.append(Outcome(pipeline, seed, run.history))
+                outcomes.append(Outcome(pipeline, seed, run.history, run.monitor.history()))
                 accuracy = run.history[-1]["test_accuracy"]
                 bar.write(f"{pipeline.label}, seed {seed}: test accuracy {accuracy:.2%}", file=sys.stdout)
     return outcomes
 
 
 def _report(outcomes: list[Outcome], folder: Folder, experiment: dict[str, Any]) -> None:
-    from examples.cifar10 import figures
+    from examples.cifar10 import figures, heatmaps
 
     title = "Combined regime (network of Table 3, parameters from [-10, 10)) on CIFAR-10"
     warning = GENERATED_WARNING if experiment["data_generated"] else ""
@@ -90,8 +90,9 @@ def _report(outcomes: list[Outcome], folder: Folder, experiment: dict[str, Any])
     results.write_json(folder.path / "results.json", experiment, outcomes)
     title = f"{title}\n{_describe(experiment)}"
     figures.draw(outcomes, folder.path / "figure3", title=title, warning=warning)
+    heatmaps.draw(outcomes, folder.path / "gradients", title=title, warning=warning)
     print("", *filter(None, [warning]), results.table(outcomes), sep="\n")
-    print(f"\nwritten to {folder.path}: results.json, results.csv, figure3.png, figure3.svg")
+    print(f"\nwritten to {folder.path}: {', '.join(RESULTS)}, gradients/*.npz")
 
 
 def _check_batch(settings: Settings, cifar: Cifar10) -> None:

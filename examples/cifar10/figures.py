@@ -15,6 +15,7 @@ from examples.cifar10.results import Outcome, by_pipeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Curve = npt.NDArray[np.float64]
 
@@ -53,12 +54,21 @@ def draw(outcomes: Sequence[Outcome], stem: Path, *, title: str, warning: str = 
         margin = 0.02 * (last - 1) or 0.5
         bottom.set_xlim(1 - margin, last + margin)
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
-        for path in paths:
-            with atomic(path) as part:
-                figure.savefig(part, format=path.suffix[1:], dpi=160)
+        paths = save(figure, stem)
         plt.close(figure)
     return paths
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for path in paths:
+        with atomic(path) as part:
+            figure.savefig(part, format=path.suffix[1:], dpi=160)
+    return paths
+
+
+def pretty(label: str) -> str:
+    return label.replace("alpha", r"$\alpha$")
 
 
 def _accuracies(axes: Axes, outcomes: Sequence[Outcome]) -> None:
@@ -116,7 +126,7 @@ def _styled(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, list[Outcome], s
             "ms": 4,
             "zorder": 9 - rank,
         }
-        yield pipeline.label.replace("alpha", r"$\alpha$"), runs, colour, line
+        yield pretty(pipeline.label), runs, colour, line
 
 
 def _curves(runs: Sequence[Outcome], metric: str) -> Curve:

@@ -1,5 +1,7 @@
 """The output folder of one experiment: `run.json` says which, `checkpoints/` has each run's last epoch.
 
+`gradients/` has what each run's monitor recorded up to there, for `sigscale.GradientHistory.load`.
+
 A folder belongs to one experiment: it is never mixed with another's, and continued only when asked to.
 """
 
@@ -19,7 +21,7 @@ from examples.cifar10.errors import FolderError
 from examples.cifar10.files import atomic
 from examples.cifar10.train import Run
 
-RESULTS = ("results.json", "results.csv", "figure3.png", "figure3.svg")
+RESULTS = ("results.json", "results.csv", "figure3.png", "figure3.svg", "gradients.png", "gradients.svg")
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,30 @@ class Folder:
 
     def begin(self, experiment: Mapping[str, Any]) -> None:
         """Make the folder and say in it what `experiment` it is of."""
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for inner in ("checkpoints", "gradients"):
+            (self.path / inner).mkdir(parents=True, exist_ok=True)
         with atomic(self._identity) as part:
             part.write_text(json.dumps(experiment, indent=2) + "\n", encoding="utf-8")
 
     def save(self, run: Run) -> None:
+        run.monitor.save(self._gradients(run))  # first: what is ahead of the checkpoint can be cut off
         with atomic(self._checkpoint(run)) as part:
             torch.save(run.state_dict(), part)
 
     def restore(self, run: Run) -> None:
         """Put `run` where it was after its last complete epoch; leave it alone if it never got that far."""
-        path = self._checkpoint(run)
-        if not path.exists():
+        checkpoint = self._checkpoint(run)
+        if not checkpoint.exists():
             return
+        path = checkpoint
         try:
             run.load_state_dict(torch.load(path, weights_only=True))
+            path = self._gradients(run)
+            run.load_gradients(path)
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
             raise FolderError(
-                f"{path}: damaged ({type(error).__name__}). Delete it: this one run then starts anew."
+                f"{path}: missing or damaged ({type(error).__name__}). "
+                f"Delete {checkpoint}: this one run then starts anew."
             ) from error
 
     @property
@@ -83,6 +91,9 @@ class Folder:
 
     def _checkpoint(self, run: Run) -> Path:
         return self.path / "checkpoints" / f"{run.pipeline.name}-seed{run.seed}.pt"
+
+    def _gradients(self, run: Run) -> Path:
+        return self.path / "gradients" / f"{run.pipeline.name}-seed{run.seed}.npz"
 
     def _read_identity(self) -> dict[str, Any]:
         try:

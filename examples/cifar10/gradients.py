@@ -4,56 +4,66 @@ The paper says only "summary statistics of the coordinate values of the gradient
 five quantiles of the absolute coordinates, over all parameters and all steps of an epoch.  Two gradients are
 kept apart: `gradient_*` is that of the objective, penalty included, which the optimizer follows and Theorem 1
 speaks about; `loss_gradient_*` is that of the cross-entropy alone.  Without a penalty they are the same.
+
+The numbers are estimates from a `QuantileSketch`, which takes the same memory however long the epoch is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+import sigscale as ss
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
+MANTISSA_BITS = 5
+"""A quantile is off by 3.1 % at most; finer than the default, and no slower on so few parameters."""
 
-class GradientRecord:
-    """Buffers on the device for every gradient of one epoch; nothing is read before `summary()`."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], steps: int, penalty: float) -> None:
+class EpochGradients:
+    """Sketches on the device of every gradient since `reset()`; nothing is read before `summary()`."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], penalty: float) -> None:
         self.parameters = list(parameters)
         self.penalty = penalty
-        size = sum(parameter.numel() for parameter in self.parameters)
-        self.loss = torch.empty(steps, size, device=self.parameters[0].device)
-        self.objective = torch.empty_like(self.loss) if penalty else self.loss
+        device = self.parameters[0].device
+        self.loss = ss.QuantileSketch(MANTISSA_BITS, device=device)
+        self.objective = ss.QuantileSketch(MANTISSA_BITS, device=device) if penalty else self.loss
+
+    def reset(self) -> None:
+        self.loss.reset()
+        self.objective.reset()
 
     @torch.no_grad()
-    def record(self, step: int) -> None:
-        """Keep the gradients `backward()` has just left on the parameters."""
+    def record(self) -> None:
+        """Count the gradients that `backward()` has just left on the parameters."""
         gradients = [parameter.grad for parameter in self.parameters]
-        torch.cat([gradient.flatten() for gradient in gradients if gradient is not None], out=self.loss[step])
+        loss = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+        self.loss.update(loss)
         if self.penalty:
             values = torch.cat([parameter.flatten() for parameter in self.parameters])
-            torch.add(self.loss[step], values, alpha=self.penalty, out=self.objective[step])
+            self.objective.update(torch.add(loss, values, alpha=self.penalty))
 
     def summary(self) -> dict[str, float]:
         return {**summarize("gradient", self.objective), **summarize("loss_gradient", self.loss)}
 
 
-def summarize(name: str, values: Tensor) -> dict[str, float]:
-    """Quantiles (linear interpolation) and mean of the finite |values|, and how many are not finite.
+def summarize(name: str, sketch: ss.QuantileSketch) -> dict[str, float]:
+    """Quantiles and mean of the |values|, and how many are not finite.
 
-    By sorting, for `torch.quantile` refuses more than 2**24 values; nan where no value is finite.
+    Quantiles lie within `sketch.bounds(q, magnitude=True)`; infinities are values there, NaN is left out.
+    The mean is that of the finite values, each taken to be at the middle of its bin, or 0 below 2**-126: off
+    by 1.6 % at most.  Both are nan where there is no such value.
     """
-    magnitudes = values.abs().flatten()
-    ordered = magnitudes[magnitudes.isfinite()].sort().values
-    statistics = torch.full((len(QUANTILES) + 1,), torch.nan, dtype=torch.float64)
-    if len(ordered):
-        position = torch.tensor(QUANTILES, dtype=torch.float64) * (len(ordered) - 1)
-        below, above = (
-            ordered[p.long().to(ordered.device)].cpu() for p in (position.floor(), position.ceil())
-        )
-        statistics[:-1] = torch.lerp(below.double(), above.double(), position.frac())
-        statistics[-1] = ordered.mean(dtype=torch.float64)
-    keys = [f"{name}_q{round(100 * quantile):02d}" for quantile in QUANTILES] + [f"{name}_mean"]
-    nonfinite = float(magnitudes.numel() - len(ordered))
-    return {**dict(zip(keys, statistics.tolist(), strict=True)), f"{name}_nonfinite": nonfinite}
+    keys = [f"{name}_q{round(100 * quantile):02d}" for quantile in QUANTILES]
+    numbers = dict(zip(keys, sketch.quantile(QUANTILES, magnitude=True).tolist(), strict=True))
+    counts, edges = sketch.to_histogram()
+    middles = np.abs(edges[:-1] + edges[1:]) / 2
+    middles[middles < 2.0**-126] = 0
+    finite = counts.sum()
+    numbers[f"{name}_mean"] = float(counts @ middles / finite) if finite else float("nan")
+    return {**numbers, f"{name}_nonfinite": float(sketch.infs + sketch.nans)}

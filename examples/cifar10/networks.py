@@ -7,6 +7,7 @@ comes true: plain 3x3 "same" convolutions from 3 to 3 channels, and dense layers
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 CONVOLUTIONS = ("plain", "separable")
+ACTIVATION = "_activation"
 
 
 @dataclass(frozen=True)
@@ -37,29 +39,35 @@ def build(
 ) -> nn.Sequential:
     """The network for (n, 3, 32, 32) images; an activation after every layer but pooling and output.
 
-    The output are logits: the soft-max is in the loss.
+    The output are logits: the soft-max is in the loss.  Layers are called conv1_1 (stage 1, number 1), ...,
+    pool1, ..., dense1, ...; the activation after one of them is called so with `ACTIVATION` behind.
     """
-    layers: list[nn.Module] = []
-    for _ in range(architecture.stages):
-        for _ in range(architecture.convolutions):
-            layers += [*_convolution(conv, bias), activation()]
-        layers.append(nn.MaxPool2d(2))
-    layers.append(nn.Flatten())
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for stage in range(1, architecture.stages + 1):
+        for number in range(1, architecture.convolutions + 1):
+            name = f"conv{stage}_{number}"
+            layers |= _convolution(name, conv, bias)
+            layers[name + ACTIVATION] = activation()
+        layers[f"pool{stage}"] = nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten()
     width = 3 * (32 >> architecture.stages) ** 2
-    for units in architecture.dense:
-        layers += [nn.Linear(width, units, bias=bias), activation()]
+    for number, units in enumerate(architecture.dense, 1):
+        name = f"dense{number}"
+        layers[name] = nn.Linear(width, units, bias=bias)
+        layers[name + ACTIVATION] = activation()
         width = units
-    return nn.Sequential(*layers[:-1]).to(memory_format=torch.channels_last)  # 1.6 times as fast on a CPU
+    layers.popitem()
+    return nn.Sequential(layers).to(memory_format=torch.channels_last)  # 1.6 times as fast on a CPU
 
 
-def _convolution(conv: str, bias: bool) -> list[nn.Module]:
+def _convolution(name: str, conv: str, bias: bool) -> dict[str, nn.Module]:
     if conv == "plain":
-        return [nn.Conv2d(3, 3, 3, padding="same", bias=bias)]
+        return {name: nn.Conv2d(3, 3, 3, padding="same", bias=bias)}
     if conv == "separable":
-        return [
-            nn.Conv2d(3, 3, 3, padding="same", groups=3, bias=False),
-            nn.Conv2d(3, 3, 1, bias=bias),
-        ]
+        return {
+            name: nn.Conv2d(3, 3, 3, padding="same", groups=3, bias=False),
+            f"{name}_pointwise": nn.Conv2d(3, 3, 1, bias=bias),
+        }
     raise ValueError(f"conv={conv!r}: must be one of {', '.join(CONVOLUTIONS)}")
 
 

@@ -16,17 +16,19 @@ from typing import Any
 
 import torch
 
+import sigscale as ss
 from examples.cifar10.files import atomic
 from examples.cifar10.train import Pipeline
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run; `history` has one dict an epoch."""
+    """A finished run; `history` has one dict an epoch, `gradients` are those of the layers over the steps."""
 
     pipeline: Pipeline
     seed: int
     history: Sequence[Mapping[str, float]]
+    gradients: ss.GradientHistory
 
     def column(self, metric: str) -> list[float]:
         return [row[metric] for row in self.history]

@@ -5,6 +5,8 @@ The penalty r/2 * sum(theta^2) (Section 2.2) has the gradient r * theta: exactly
 from 0 to 1; each epoch shuffles anew and drops its last incomplete batch (1,562 steps of 32 images).
 
 The host never waits for the device within an epoch: losses, hits and gradients stay there until it ends.
+Gradients are measured twice: over all parameters in every step, for the numbers of an epoch, and layer by
+layer by a `sigscale.GradientMonitor`, in so many of the steps that a run of any length keeps some hundreds.
 Runs of the same seed share initial parameters and order of the images, whatever the pipeline and device.
 """
 
@@ -12,7 +14,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +25,16 @@ from torch import Tensor, nn
 
 import sigscale as ss
 from examples.cifar10.data import Cifar10, Split
-from examples.cifar10.gradients import GradientRecord
+from examples.cifar10.gradients import QUANTILES, EpochGradients
 from examples.cifar10.networks import TABLE_3, build, initialize
 
 PIXELS = ("unit", "byte", "standard")
 EVALUATION_BATCH = 1000
+
+RECORDS = 500
+"""So many steps of a run its monitor measures at most, from the first one on, equally far apart: 1 MB."""
+VANISHED = 1e-8
+"""The monitor records the share of gradients that are smaller."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,9 @@ class Run:
             self.network.parameters(), lr=settings.lr, weight_decay=pipeline.penalty, fused=True
         )
         self.steps = settings.steps_per_epoch(len(data.train.labels))
-        self.gradients = GradientRecord(self.network.parameters(), self.steps, pipeline.penalty)
+        self.gradients = EpochGradients(self.network.parameters(), pipeline.penalty)
+        every = -(-settings.epochs * self.steps // RECORDS)
+        self.monitor = ss.GradientMonitor(self.network, QUANTILES, every=every, thresholds=(VANISHED,))
         self.losses = torch.empty(self.steps, device=device)
         self.to_floats = pixel_transform(settings.pixels, data.train.images)
         self.history: list[dict[str, float]] = []
@@ -109,13 +119,15 @@ class Run:
         order = torch.randperm(len(train.labels), generator=_generator(self.seed, epoch))
         order = order[: self.steps * batch].to(train.labels.device)
         hits = torch.zeros((), dtype=torch.int64, device=order.device)
+        self.gradients.reset()
         for step, chosen in enumerate(order.view(self.steps, batch)):
             labels = train.labels[chosen]
             logits = self.network(self.to_floats(train.images[chosen]))
             loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad()
             loss.backward()
-            self.gradients.record(step)
+            self.gradients.record()
+            self.monitor.step()
             self.optimizer.step()
             self.losses[step] = loss.detach()
             hits += (logits.argmax(1) == labels).sum()
@@ -131,6 +143,7 @@ class Run:
         return torch.stack(hits).sum().item() / len(split.labels)
 
     def state_dict(self) -> dict[str, Any]:
+        """All but what the monitor recorded, which has a file of its own."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -141,6 +154,22 @@ class Run:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = state["history"]
+
+    def load_gradients(self, path: Path) -> None:
+        """Continue what the monitor saved to `path`, after `load_state_dict()`.
+
+        The file may be ahead of the state, if a run ended between writing the one and the other: steps that
+        the state has not made yet are cut off, there as well.
+        """
+        saved = ss.GradientHistory.load(path)
+        made = len(self.history) * self.steps
+        if saved.step_count < made:
+            raise ValueError(f"the gradients end with step {saved.step_count}, the run with step {made}")
+        if saved.step_count > made:
+            kept = saved.steps < made
+            cut = replace(saved, steps=saved.steps[kept], values=saved.values[kept], step_count=made)
+            cut.save(path)
+        self.monitor.load(path)
 
 
 def pixel_transform(pixels: str, train_images: Tensor) -> Callable[[Tensor], Tensor]:
