@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .files import atomic
 
 Array = npt.NDArray[np.float64]
 
@@ -216,14 +217,3 @@ def assembled(
         values[start : start + len(number), :kept] = chunk[:, :kept]
         start += len(number)
     return np.concatenate([np.empty(0, np.int64), *numbers]), values
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary neighbour to write to; it becomes `path` when the block succeeds, else it is deleted."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

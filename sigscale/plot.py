@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .history import COUNTS, GradientHistory, atomic, quantile_name, threshold_name
+from .files import atomic
+from .history import COUNTS, GradientHistory, quantile_name, threshold_name
 from .monitor import GradientMonitor
 from .monitoring.rows import TOTALS
 from .panels import Scale, Steps, draw_curves, draw_key, draw_layers

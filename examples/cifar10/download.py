@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from examples.cifar10.errors import DataError, DownloadError
-from examples.cifar10.files import atomic
+from sigscale.files import atomic
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from examples.cifar10.files import atomic
 from examples.cifar10.results import Outcome, by_pipeline
+from sigscale.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

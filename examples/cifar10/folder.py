@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from examples.cifar10.errors import FolderError
-from examples.cifar10.files import atomic
 from examples.cifar10.train import Run
+from sigscale.files import atomic
 
 RESULTS = ("results.json", "results.csv", "figure3.png", "figure3.svg", "gradients.png", "gradients.svg")
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import sigscale as ss
-from examples.cifar10.files import atomic
 from examples.cifar10.train import Pipeline
+from sigscale.files import atomic
 
 
 @dataclass(frozen=True)
