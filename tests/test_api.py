@@ -153,3 +153,10 @@ def test_facts(name):
 def test_repr_shows_what_was_chosen():
     assert repr(ss.nn.Softsign(0.5, save="input")) == "Softsign(alpha=0.5, save='input')"
     assert repr(ss.nn.Tanh()) == "Tanh(alpha=2.0)"
+
+
+@pytest.mark.parametrize("documented", [ss.QuantileSketch, ss.quantile, ss.nanquantile, ss.foreach_quantile])
+def test_examples_of_the_quantiles(documented):
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(documented, documented.__name__, globs={}, module=False)
+    assert doctest.DocTestRunner().run(example).failed == 0
