@@ -37,8 +37,9 @@ def launch(
 ) -> None:
     """Launch `grid` programs of kernel(*tensors, *arguments); nothing is launched for none.
 
-    Besides the dtype of the first tensor, whose bytes bound the others' too, `what` says all that the kernel
-    is compiled for: with the same `what`, dtypes and constants among the arguments are the same.
+    Besides the dtype of the first tensor, `what` says all that the kernel is compiled for: with the same
+    `what`, dtypes and constants among the arguments are the same. No tensor has more bytes than both the
+    first and the last.
     """
     first = tensors[0]
     index = first.get_device()
@@ -47,7 +48,8 @@ def launch(
             return launch(kernel, what, grid, tensors, *arguments, num_warps=num_warps)
     if grid == 0:
         return None
-    if first.numel() * first.element_size() >= OFFSET_REACH or any(t.data_ptr() % ALIGNMENT for t in tensors):
+    far = max(first.nbytes, tensors[-1].nbytes) >= OFFSET_REACH
+    if far or any(tensor.data_ptr() % ALIGNMENT for tensor in tensors):
         key = None  # left to Triton's own cache
     else:
         key = (*what, first.dtype, index)

@@ -26,13 +26,19 @@ def made_once(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
             with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
                 return function(*args, **kwargs)
 
-        cached = lru_cache(maxsize)(plainly)
+        @lru_cache(maxsize)
+        def cached(stream: int, *args: P.args, **kwargs: P.kwargs) -> T:
+            return plainly(*args, **kwargs)
 
         @wraps(function)
         def made(*args: P.args, **kwargs: P.kwargs) -> T:
-            if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-                return plainly(*args, **kwargs)
-            return cached(*args, **kwargs)  # type: ignore[arg-type]
+            stream = 0  # another one might read before what this one copies has arrived
+            for argument in (*args, *kwargs.values()):
+                if isinstance(argument, torch.device) and argument.type == "cuda":
+                    if torch.cuda.is_current_stream_capturing():
+                        return plainly(*args, **kwargs)
+                    stream = torch.cuda.current_stream(argument).cuda_stream
+            return cached(stream, *args, **kwargs)  # type: ignore[arg-type]
 
         return made
 

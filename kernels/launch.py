@@ -183,7 +183,7 @@ def summarize(
         summarize_kernel,
         ("summarize", m, magnitude, k, t),
         len(counts),
-        (out, counts, scale, q, thresholds, lower, upper),
+        (out, scale, q, thresholds, lower, upper, counts),
         *(m, magnitude, k, t, width),
         num_warps=min(width // 256, 32),
     )

@@ -116,7 +116,8 @@ def _flipped_if_negative(bits: Tensor) -> Tensor:
 def _low_digits(words: Tensor, wanted: Tensor, bits: Tensor, shift: int, ranks: Tensor) -> Tensor:
     """The lowest `shift` bits of the keys that have the given ranks among those with the wanted words."""
     distinct = wanted.unique()
-    kept = torch.zeros(1 << WORD, dtype=torch.bool).index_fill_(0, distinct, True).index_select(0, words)
+    wanted_words = torch.zeros(1 << WORD, dtype=torch.bool, device="cpu").index_fill_(0, distinct, True)
+    kept = wanted_words.index_select(0, words)
     if not kept.all():
         bits = bits[kept]
         words = _word(bits, shift)

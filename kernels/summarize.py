@@ -24,12 +24,12 @@ def order_statistic(rank, counts, through, position, lower_ptr, upper_ptr, BINS:
 @triton.jit
 def summarize_kernel(
     out_ptr,
-    counts_ptr,
     scale_ptr,
     q_ptr,
     thresholds_ptr,
     lower_ptr,
     upper_ptr,
+    counts_ptr,
     M: tl.constexpr,
     MAGNITUDE: tl.constexpr,
     K: tl.constexpr,

@@ -77,6 +77,15 @@ def mean(values: Distribution) -> Tensor:
     return terms.sum(-1) / values.counts.sum(-1)
 
 
+def histogram(counts: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """Counts of finite values between ascending edges, one more: zeros belong to what begins at 0."""
+    zero = zero_bin(m) - 1
+    finite = counts[1:-2].clone()
+    finite[zero + 1] += finite[zero]
+    lower, upper = (ends[1:-1] for ends in edges(m, magnitude=True))
+    return torch.cat([finite[:zero], finite[zero + 1 :]]), torch.cat([-upper.flip(0), lower, upper[-1:]])
+
+
 STATISTICS = ("count", "zeros", "infs", "nans", "mean")  # ahead of quantiles and fractions in a summary
 
 

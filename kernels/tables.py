@@ -46,12 +46,12 @@ def addresses(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     found = tuple(tensor.data_ptr() for tensor in tensors)
     if device.type == "cpu" or torch.cuda.is_current_stream_capturing():
         return upload(found, torch.int64, device)
-    return _addresses(found, device, torch.cuda.current_stream(device).cuda_stream)
+    return _addresses(found, device)
 
 
 @made_once(64)
-def _addresses(found: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
-    """On each stream once: gradients mostly lie where those of the last step were."""
+def _addresses(found: tuple[int, ...], device: torch.device) -> Tensor:
+    """Gradients mostly lie where those of the last step were."""
     return upload(found, torch.int64, device)
 
 

@@ -70,6 +70,8 @@ def check_sketch(sketch: Any) -> None:
 
 def check_quantiles(q: Quantiles) -> tuple[tuple[float, ...], torch.Size]:
     """q as numbers and its shape; ValueError unless from 0 to 1, TypeError unless they are numbers."""
+    if type(q) is float and 0 <= q <= 1:
+        return (q,), torch.Size([])
     values = q.tolist() if isinstance(q, Tensor) else q
     listed = isinstance(values, Iterable) and not isinstance(values, (str, np.ndarray))
     try:
@@ -87,6 +89,12 @@ def check_quantiles(q: Quantiles) -> tuple[tuple[float, ...], torch.Size]:
 
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
 NAN_POLICIES = ("propagate", "omit")
+
+
+def check_one_dimensional(shape: torch.Size) -> None:
+    """Raise ValueError unless q, of this shape, is a number or a row of them."""
+    if len(shape) > 1:
+        raise ValueError(f"q must be a number or one-dimensional; got shape {tuple(shape)}: use q.flatten()")
 
 
 def check_interpolation(interpolation: Any, nan_policy: Any) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .autograd import is_plain
-from .checks import Quantiles, check_input, check_interpolation, check_quantiles
+from .checks import Quantiles, check_input, check_interpolation, check_one_dimensional, check_quantiles
 from .kernels import launch, tables
 from .kernels.constants import made_once
 from .kernels.select import RANKS
@@ -18,6 +17,7 @@ from .kernels.select import RANKS
 Interpolation = Literal["linear", "lower", "higher", "midpoint", "nearest"]
 LONG_ROW = 1 << 16  # values from which on a row is not sorted
 SMALL = 1 << 16  # values up to which a tensor is selected from together with others
+MANY = 6  # selections that take as long as a sort
 EXACT_FLOAT32 = 1 << 24  # integers up to here are exact in float32
 
 
@@ -65,8 +65,9 @@ def quantile(
     check_input(x, "quantile")
     numbers, shape = check_quantiles(q)
     check_interpolation(interpolation, nan_policy)
-    if len(shape) > 1:
-        raise ValueError(f"q must be a number or one-dimensional; got shape {tuple(shape)}: use q.flatten()")
+    check_one_dimensional(shape)
+    if not (dim is None or isinstance(dim, int)):
+        raise TypeError(f"dim must be an int or None (all); got {dim!r}: flatten the dimensions to reduce")
     size = x.numel() if dim is None else (x if x.dim() else x.view(1)).size(dim)
     if size == 0:
         raise ValueError(
@@ -102,7 +103,7 @@ def nanquantile(
 
 
 def foreach_quantile(
-    tensors: Sequence[Tensor], q: Quantiles, *, interpolation: Interpolation = "linear"
+    tensors: Iterable[Tensor], q: Quantiles, *, interpolation: Interpolation = "linear"
 ) -> list[Tensor]:
     """[quantile(x, q, interpolation=interpolation) for x in tensors], on a GPU in one launch for each dtype.
 
@@ -116,18 +117,24 @@ def foreach_quantile(
     """
     numbers, shape = check_quantiles(q)
     check_interpolation(interpolation, "propagate")
-    wanted = Wanted(numbers, interpolation, False)
+    check_one_dimensional(shape)
+    tensors = [*tensors]
     for x in tensors:
         check_input(x, "foreach_quantile")
-    small = [t for t in tensors if 0 < t.numel() <= SMALL and launch.takes_kernel(t) and is_plain(t)]
-    results = {}
-    for group, places in launch.by_kind(small):
-        for place, quantiles in zip(places, _of_each(group, wanted), strict=True):
-            results[id(small[place])] = quantiles.view(shape)
-    return [
-        results[id(x)] if id(x) in results else quantile(x.detach(), q, interpolation=interpolation)
-        for x in tensors
+    wanted = Wanted(numbers, interpolation, False)
+    small = [
+        place
+        for place, x in enumerate(tensors)
+        if 0 < x.numel() <= SMALL and launch.takes_kernel(x) and is_plain(x)
     ]
+    results = {}
+    for group, members in launch.by_kind([tensors[place] for place in small]):
+        for member, quantiles in zip(members, _of_each(group, wanted), strict=True):
+            results[small[member]] = quantiles.view(shape)
+    for place, x in enumerate(tensors):
+        if place not in results:
+            results[place] = quantile(x.detach(), numbers, interpolation=interpolation).view(shape)
+    return [results[place] for place in range(len(tensors))]
 
 
 class Wanted(NamedTuple):
@@ -151,6 +158,10 @@ def _of_all(x: Tensor, wanted: Wanted) -> Tensor:
     if not is_plain(x) or (x.requires_grad and torch.is_grad_enabled()):
         return _by_sorting(x.reshape(-1), wanted)
     each = RANKS // 2 if wanted.interpolation in ("linear", "midpoint") else RANKS
+    if len(wanted.numbers) > MANY * each:
+        return _by_sorting(x.detach().reshape(-1), wanted)
+    if not launch.takes_kernel(x):
+        each = MANY * each
     chunks = (wanted.numbers[i : i + each] for i in range(0, len(wanted.numbers), each))
     parts = [_by_selection(x.detach(), wanted._replace(numbers=chunk)) for chunk in chunks]
     return torch.cat(parts) if parts else x.new_empty(0)
@@ -174,7 +185,8 @@ def _by_selection(x: Tensor, wanted: Wanted) -> Tensor:
     def ranks_of(valid: Tensor) -> Tensor:
         nonlocal order, positions
         if wanted.omit_nan:
-            positions, ranks, order = _ascending(_positions(wanted, valid, x.dtype, rank_dtype, x.device))
+            numbers = _numbers(wanted.numbers, x.dtype, rank_dtype, x.device)
+            positions, ranks, order = _ascending(_positions(numbers, wanted.interpolation, valid, x.dtype))
         else:
             positions, ranks, order = _constant_ranks(wanted, n, x.dtype, rank_dtype, x.device)
         return ranks
@@ -192,7 +204,8 @@ def _of_each(tensors: Sequence[Tensor], wanted: Wanted) -> Tensor:
     """The quantiles (tensors, k) of small tensors of one dtype, on a device with kernels."""
     dtype, device = tensors[0].dtype, tensors[0].device
     sizes = tables.sizes(tuple(x.numel() for x in tensors), device).unsqueeze(-1)
-    positions = _positions(wanted, sizes, dtype, _rank_dtype(dtype, SMALL), device)
+    numbers = _numbers(wanted.numbers, dtype, _rank_dtype(dtype, SMALL), device)
+    positions = _positions(numbers, wanted.interpolation, sizes, dtype)
     values, nans = launch.order_statistics_of_many(tensors, torch.cat(positions[:2], 1))
     k = len(wanted.numbers)
     result = _between(values[:, :k], values[:, k:], positions.weight)
@@ -204,7 +217,12 @@ def _by_sorting(x: Tensor, wanted: Wanted) -> Tensor:
     nans = x.isnan().sum(-1, keepdim=True)
     n = x.shape[-1]
     valid = n - nans if wanted.omit_nan else n
-    positions = _positions(wanted, valid, x.dtype, _rank_dtype(x.dtype, x.numel()), x.device)
+    rank_dtype = _rank_dtype(x.dtype, x.numel())
+    if is_plain(x):
+        numbers = _numbers(wanted.numbers, x.dtype, rank_dtype, x.device)
+    else:  # of x's own kind, perhaps a fake tensor
+        numbers = torch.tensor(wanted.numbers, dtype=_computed(x.dtype), device=x.device).to(rank_dtype)
+    positions = _positions(numbers, wanted.interpolation, valid, x.dtype)
     shape = (*x.shape[:-1], len(wanted.numbers))
     below = ordered.gather(-1, positions.below.expand(shape))
     result = _between(below, ordered.gather(-1, positions.above.expand(shape)), positions.weight)
@@ -213,20 +231,24 @@ def _by_sorting(x: Tensor, wanted: Wanted) -> Tensor:
 
 
 def _positions(
-    wanted: Wanted, n: Tensor | int, dtype: torch.dtype, rank_dtype: torch.dtype, device: torch.device
+    numbers: Tensor, interpolation: Interpolation, n: Tensor | int, dtype: torch.dtype
 ) -> Positions:
     """Positions among n values, by the arithmetic of torch.quantile; n may have dimensions (..., 1)."""
-    rank = _numbers(wanted.numbers, dtype, rank_dtype, device) * (n - 1)
+    rank = numbers * (n - 1)
     if isinstance(n, Tensor):
         rank = rank.clamp(min=0)
     rounding = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}
-    if wanted.interpolation in rounding:
-        below = rounding[wanted.interpolation](rank).long()
+    if interpolation in rounding:
+        below = rounding[interpolation](rank).long()
         return Positions(below, below, None)
     below = rank.floor()
-    weight = torch.full_like(rank, 0.5) if wanted.interpolation == "midpoint" else rank - below
-    computed = torch.float32 if dtype.itemsize == 2 else dtype
-    return Positions(below.long(), rank.ceil().long(), weight.to(computed))
+    weight = torch.full_like(rank, 0.5) if interpolation == "midpoint" else rank - below
+    return Positions(below.long(), rank.ceil().long(), weight.to(_computed(dtype)))
+
+
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    """The type in which values are interpolated."""
+    return torch.float32 if dtype.itemsize == 2 else dtype
 
 
 def _ascending(positions: Positions) -> tuple[Positions, Tensor, Tensor]:
@@ -240,7 +262,8 @@ def _ascending(positions: Positions) -> tuple[Positions, Tensor, Tensor]:
 def _constant_ranks(
     wanted: Wanted, n: int, dtype: torch.dtype, rank_dtype: torch.dtype, device: torch.device
 ) -> tuple[Positions, Tensor, Tensor]:
-    return _ascending(_positions(wanted, n, dtype, rank_dtype, device))
+    numbers = _numbers(wanted.numbers, dtype, rank_dtype, device)
+    return _ascending(_positions(numbers, wanted.interpolation, n, dtype))
 
 
 @made_once(256)
@@ -248,8 +271,7 @@ def _numbers(
     numbers: tuple[float, ...], dtype: torch.dtype, rank_dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """The numbers rounded as torch.quantile rounds them; copied to the device the first time only."""
-    computed = torch.float32 if dtype.itemsize == 2 else dtype
-    return tables.to_device(torch.tensor(numbers, dtype=computed).to(rank_dtype), device)
+    return tables.to_device(torch.tensor(numbers, dtype=_computed(dtype)).to(rank_dtype), device)
 
 
 def _between(below: Tensor, above: Tensor, weight: Tensor | None) -> Tensor:
@@ -267,11 +289,9 @@ def _rank_dtype(dtype: torch.dtype, n: int) -> torch.dtype:
     return torch.float32
 
 
-@cache
+@made_once(1)
 def _ranks_in_float64() -> bool:
     """Whether torch.quantile computes the ranks of float32 tensors in float64, as PyTorch 2.15 does."""
-    step = torch.cat(
-        [torch.zeros(300), torch.ones(700)]
-    )  # its quantile 0.3 is the fraction of the rank 299.7
-    fraction = torch.tensor(0.3).double() * 999 - 299
+    step = torch.cat([torch.zeros(300, dtype=torch.float32), torch.ones(700, dtype=torch.float32)])
+    fraction = torch.tensor(0.3, dtype=torch.float32).double() * 999 - 299  # of the rank 299.7, and the value
     return bool(torch.quantile(step, 0.3) == fraction.float())

@@ -173,6 +173,8 @@ class GradientHistory:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 found = {field: archive[field] for field in fields}
+            if found["values"].shape[:2] != (len(found["steps"]), len(found["names"])):
+                raise ValueError(f"values of shape {found['values'].shape}")
         except OSError:
             raise
         except Exception as error:

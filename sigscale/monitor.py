@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .history import GradientHistory
 from .kernels import launch
@@ -21,7 +22,7 @@ from .monitoring.recorder import Recorder
 from .monitoring.reduction import Group, Reduction
 from .monitoring.rows import ParameterGradients, Rows
 from .monitoring.table import last_step
-from .monitoring.taps import Tap, check_free, forget_compiled
+from .monitoring.taps import Tap, check_trackable, forget_compiled
 from .sketch import QuantileSketch
 
 OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
@@ -121,7 +122,7 @@ class GradientMonitor:
         selection.check(name for name, _ in (*modules, *tensors))
         modules = [(name, module) for name, module in modules if name in selection]
         tensors = [(name, tensor) for name, tensor in tensors if name in selection]
-        _check_trackable(modules, tensors)
+        check_trackable(modules, tensors, {thing for other in OPEN for thing in other._measured()})
 
         device = only_device((tensor for _, tensor in tensors), model)
         selected = selection if parameters else None
@@ -140,26 +141,21 @@ class GradientMonitor:
 
         Raises:
             RuntimeError: the monitor is closed, or the loss scale of the step is not known.
-            TypeError, ValueError: a gradient cannot be counted. Nothing has been measured then.
+            TypeError, ValueError: a gradient cannot be counted. Nothing has been measured then, and step()
+                may be called again: what the activations have counted stays until it succeeds.
         """
-        if not self._detach.alive:
-            raise RuntimeError(
-                "the monitor is closed and measures nothing any more: make a new GradientMonitor(model), and "
-                "leave the with block, or call close(), after the last step"
-            )
+        self._check_open()
         capturing = self._recorder.capturing
-        if capturing and self._every > 1:
-            raise RuntimeError(
-                f"a CUDA graph repeats one step, and every={self._every} would measure all or none of its "
-                "replays: make the monitor with every=1 to capture its step()"
-            )
-        if self._calls % self._every == 0:
+        if capturing:
+            self._recorder.note_capture(self._every)
+        measured = self._calls % self._every == 0
+        if measured:
             with torch.no_grad():
                 self._measure()
-            if not capturing:
-                self._reader.look(wait=False)
         self._calls += 1
         self._listen()
+        if measured and not capturing:
+            self._reader.look(wait=False)
 
     def history(self) -> GradientHistory:
         """All that was recorded, as arrays on the host; waits for the device."""
@@ -196,6 +192,7 @@ class GradientMonitor:
             ValueError: the file is no history, or one of other statistics.
             RuntimeError: the monitor has made a step already.
         """
+        self._check_open()
         if self._calls:
             raise RuntimeError(
                 f"the monitor has made {self._calls} steps, and a loaded history would have to precede them: "
@@ -224,10 +221,26 @@ class GradientMonitor:
             f"every={self._every}, {self._recorder.device}{closed})"
         )
 
+    def _check_open(self) -> None:
+        if not self._detach.alive:
+            raise RuntimeError(
+                "the monitor is closed and measures nothing any more: make a new GradientMonitor(model), and "
+                "leave the with block, or call close(), after the last step"
+            )
+
     def _measure(self) -> None:
         gradients = self._gradients.now()
         factors = None if self._loss_scale is None else self._loss_scale.factors()
         self._add_rows([name for name in gradients if name not in self._rows.of])
+        try:
+            self._count_and_record(gradients, factors)
+        except BaseException:
+            self._recorder.counts.zero_()  # half of a step is none
+            raise
+
+    def _count_and_record(
+        self, gradients: Mapping[str, Tensor | None], factors: tuple[Tensor, Tensor] | None
+    ) -> None:
         counts, rows, m = self._recorder.counts, self._rows, self._recorder.statistics.mantissa_bits
         there = {rows.of[name]: part for name, part in gradients.items() if part is not None}
         launch.count_many(counts, list(there), list(there.values()), m)
@@ -262,7 +275,8 @@ class GradientMonitor:
     def _point_sketches(self) -> None:
         """Have the activations' sketches count into their rows."""
         for row, tap in enumerate(self._taps, self._rows.totals):
-            tap.sketch.point_to(self._recorder.counts[row])
+            note = partial(self._recorder.note_capture, self._every)
+            tap.sketch.point_to(self._recorder.counts[row], note)
 
     def _listen(self) -> None:
         """Count in the next backward pass, if its step is to be measured."""
@@ -271,22 +285,3 @@ class GradientMonitor:
 
     def _measured(self) -> set[nn.Module | nn.Parameter]:
         return {tap.module for tap in self._taps} | {tensor for _, tensor in self._gradients.tracked()}
-
-
-def _check_trackable(
-    modules: Sequence[tuple[str, nn.Module]], tensors: Sequence[tuple[str, nn.Parameter]]
-) -> None:
-    """Raise ValueError if there is nothing to measure, or something is measured already."""
-    if not (modules or tensors):
-        raise ValueError(
-            "the model must have parameters or elementwise activation modules to measure; got none that are "
-            "selected: use modules such as sigscale.nn.Tanh rather than functions, or widen include="
-        )
-    taken = {thing for monitor in OPEN for thing in monitor._measured()}
-    for name, thing in (*modules, *tensors):
-        if thing in taken:
-            raise ValueError(
-                f"a tensor is measured by one monitor at a time; got {name!r}, which an open one measures: "
-                "close() that one first, or leave it out with exclude=..."
-            )
-    check_free(modules)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from .checks import Quantiles, check_input, check_quantiles
 from .kernels import launch, summary
-from .kernels.bins import MANTISSA_BITS, bin_count, edges, zero_bin
+from .kernels.bins import MANTISSA_BITS, bin_count, zero_bin
+
+FIRST_COUNT = threading.Lock()  # backward passes of several threads may share a sketch
 
 
 class Histogram(NamedTuple):
@@ -100,8 +103,9 @@ class QuantileSketch:
     def counts_on(self, device: torch.device) -> Tensor:
         """The counts, for a kernel on `device` to add to."""
         if self._counts is None:
-            self._counts = self._zeros(device)
-        elif self._counts.device != device:
+            with FIRST_COUNT:
+                self._counts = self._zeros(device) if self._counts is None else self._counts
+        if self._counts.device != device:
             raise ValueError(
                 f"the sketch counts on {self._counts.device}, the tensor is on {device}: "
                 "take one sketch a device and merge them with sketch += other.to(device)"
@@ -180,15 +184,9 @@ class QuantileSketch:
 
         Zeros count towards the bin that begins at 0. For plots, and for `add_histogram_raw` and its kin.
         """
-        zero = zero_bin(self.mantissa_bits)
-        counts = self.counts.cpu()[1:-2].clone()
-        at_zero = zero - 1
-        counts[at_zero + 1] += counts[at_zero]
-        counts = torch.cat([counts[:at_zero], counts[at_zero + 1 :]])
-        lower, upper = (ends[1:-1] for ends in edges(self.mantissa_bits, magnitude=True))
-        all_edges = torch.cat([-upper.flip(0), lower, upper[-1:]])
+        counts, all_edges = summary.histogram(self.counts.cpu(), self.mantissa_bits)
         filled = counts.nonzero().flatten()
-        first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (at_zero, at_zero)
+        first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (len(counts) // 2,) * 2
         return Histogram(counts[first : last + 1].numpy(), all_edges[first : last + 2].numpy())
 
     def __iadd__(self, other: QuantileSketch) -> QuantileSketch:
@@ -210,7 +208,8 @@ class QuantileSketch:
 
     def clone(self) -> QuantileSketch:
         copy = QuantileSketch(self.mantissa_bits)
-        copy._counts = None if self._counts is None else self._counts.clone()
+        with torch.inference_mode(False):
+            copy._counts = None if self._counts is None else self._counts.clone()
         return copy
 
     def to(self, device: torch.device | str | int) -> QuantileSketch:
@@ -219,7 +218,8 @@ class QuantileSketch:
         if self._counts is not None and self._counts.device == device:
             return self
         copy = QuantileSketch(self.mantissa_bits)
-        copy._counts = self.counts.to(device)
+        with torch.inference_mode(False):
+            copy._counts = self.counts.to(device, copy=True)
         return copy
 
     def reset(self) -> QuantileSketch:
@@ -263,7 +263,8 @@ class QuantileSketch:
                 f"the state is of a sketch with mantissa_bits={bits} and {tuple(counts.shape)} counts; "
                 f"this one has mantissa_bits={self.mantissa_bits}: load it into QuantileSketch({bits})"
             )
-        self._counts = counts.to(device=counts.device if self._counts is None else self.device, copy=True)
+        with torch.inference_mode(False):
+            self._counts = counts.to(device=self.device or counts.device, copy=True)
 
     def __repr__(self) -> str:
         values = summary.distribution(self.counts.cpu(), self.mantissa_bits, magnitude=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigscale as ss
@@ -241,31 +242,41 @@ def test_kernels_decide_nothing_on_the_host():
     assert not transfers.seen
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "text"),
-    [
-        (([1.0], 0.5), TypeError, r"quantile\(\) takes a dense tensor .* got list"),
-        ((torch.arange(3), 0.5), TypeError, r"got dtype torch.int64: convert it with x.float\(\)"),
-        ((torch.ones(3), 1.5), ValueError, r"q must be from 0 to 1; got 1.5"),
-        ((torch.ones(3), [0.1, float("nan")]), ValueError, r"q must be from 0 to 1; got nan"),
-        ((torch.ones(3), "half"), TypeError, r"q must be a number or a sequence of numbers; got 'half'"),
-        ((torch.ones(3), None), TypeError, r"q must be a number or a sequence of numbers; got None"),
-        ((torch.ones(3), [[0.1]]), ValueError, r"one-dimensional; got shape \(1, 1\): use q.flatten"),
-        ((torch.ones(3, 0), 0.5, 1), ValueError, r"needs values: got shape \(3, 0\) with dim=1"),
-        ((torch.ones(3), 0.5, 4), IndexError, r"Dimension out of range"),
-    ],
-)
-def test_bad_input(arguments, error, text):
-    with pytest.raises(error, match=text):
-        ss.quantile(*arguments)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_whatever_the_default_dtype_and_device(dtype):
+    x = torch.randn(1 << 15, generator=torch.Generator().manual_seed(0))
+    expected = torch.quantile(x, torch.tensor(GRID))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            result = ss.quantile(x, GRID)
+    finally:
+        torch.set_default_dtype(before)
+    assert_same(result, expected)
 
 
-def test_unknown_options():
-    with pytest.raises(ValueError, match=r"interpolation must be one of linear, .*; got 'cubic'"):
-        ss.quantile(torch.ones(3), 0.5, interpolation="cubic")
-    with pytest.raises(ValueError, match=r"nan_policy must be one of propagate, omit; got 'raise'"):
-        ss.quantile(torch.ones(3), 0.5, nan_policy="raise")
-    with pytest.raises(ValueError, match=r"interpolation must be"):
-        ss.foreach_quantile([torch.ones(3)], 0.5, interpolation=None)
-    with pytest.raises(TypeError, match=r"foreach_quantile\(\) takes a dense tensor"):
-        ss.foreach_quantile([torch.ones(3), 1.0], 0.5)
+def test_any_iterable_of_tensors(device):
+    tensors = [torch.arange(3.0, device=device)] * 2
+    first, second = ss.foreach_quantile(iter(tensors), [0.5])
+    assert first.tolist() == second.tolist() == [1.0]
+    assert first is not second
+    with pytest.raises(ValueError, match="one-dimensional"):
+        ss.foreach_quantile(tensors, [[0.5]])
+    with pytest.raises(TypeError, match=r"dim must be an int or None \(all\); got \(0, 1\)"):
+        ss.quantile(torch.ones(2, 2), 0.5, dim=(0, 1))
+
+
+def test_many_more_quantiles_than_a_sort_is_worth(device):
+    x = torch.randn(1 << 15, generator=torch.Generator().manual_seed(0)).to(device)
+    q = torch.linspace(0, 1, 2001).tolist()
+    assert_same(ss.quantile(x, q), by_torch(ss.quantile, x, q))
+
+
+def test_fake_tensors():
+    with FakeTensorMode():
+        assert ss.quantile(torch.randn(100), [0.5, 0.1]).shape == (2,)
+    assert (
+        ss.quantile(torch.arange(3.0), [0.5, 0.1]).tolist()
+        == by_torch(ss.quantile, torch.arange(3.0), [0.5, 0.1]).tolist()
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..checks import check_quantiles
+from ..history import quantile_name
 from ..kernels.bins import MANTISSA_BITS
 from .alarm import Alarm
 from .recorder import Statistics
@@ -41,7 +42,7 @@ def check_integer(value: Any, name: str, meaning: str) -> int:
 
 def check_threshold(value: Any, name: str) -> float:
     """value as a float; ValueError unless it is finite and > 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
         raise ValueError(
             f"{name} must be a magnitude, finite and > 0; got {value!r}: 1e-8 is usual, and exact zeros "
             "have a count of their own"
@@ -66,7 +67,7 @@ def check_alarm(below: Any, fraction: Any, on_vanishing: Any) -> Alarm | None:
 
 def check_fraction(value: Any) -> float:
     """value as a float; ValueError unless it is a share above 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:  # type: ignore[operator]
         raise ValueError(
             f"warn_fraction must be a share of coordinates, above 0 and up to 1; got {value!r}: "
             "0.9 warns when nine in ten are below warn_below"
@@ -82,8 +83,11 @@ def check_statistics(
     limits = tuple(check_threshold(value, "thresholds") for value in _listed(thresholds))
     if alarm is not None and alarm.below not in limits:
         limits = (*limits, alarm.below)
-    for name, values in (("quantiles", numbers), ("thresholds", limits)):
-        if len(set(values)) < len(values):
+    for name, values, columns in (
+        ("quantiles", numbers, {*map(quantile_name, numbers)}),
+        ("thresholds", limits, {*limits}),
+    ):
+        if len(columns) < len(values):
             raise ValueError(f"{name} must be different from each other; got {values}: name each once")
     if not numbers:
         raise ValueError("quantiles must not be empty; got (): pass (0.5,) for the median alone")

@@ -29,21 +29,21 @@ class Reader:
         recorder = self.recorder
         recorder.take(wait=wait)
         if recorder.lost > self._lost:
+            lost, self._lost = recorder.lost - self._lost, recorder.lost
             warnings.warn(
-                f"{recorder.lost - self._lost} steps were measured, and overwritten before they were read: "
+                f"{lost} steps were measured, and overwritten before they were read: "
                 f"the ring holds {recorder.slots}, and the history lacks them. Make the monitor with a "
                 "larger ring=, or call history() after at most so many replays of a CUDA graph",
                 RuntimeWarning,
                 stacklevel=4,
             )
-            self._lost = recorder.lost
-        fresh, self._looked = recorder.records[self._looked :], len(recorder.records)
         if self.alarm is None:
             return
         statistics, totals = recorder.statistics, self.rows.totals
         column = len(summary.STATISTICS) + len(statistics.quantiles)
         column += statistics.thresholds.index(self.alarm.below)
-        for numbers, values in fresh:
+        for numbers, values in recorder.records[self._looked :]:
+            self._looked += 1
             for number, shares in zip(numbers.tolist(), values[:, totals:, column], strict=True):
                 layers = self.rows.names[totals : totals + len(shares)]
                 self.alarm.look(self.first + self.every * number, layers, shares[: len(layers)])

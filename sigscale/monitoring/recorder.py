@@ -52,7 +52,8 @@ class Recorder:
 
     def __init__(self, device: torch.device, statistics: Statistics, rows: int, slots: int) -> None:
         self.device, self.statistics, self.rows, self.slots = device, statistics, 0, slots
-        self.made = torch.zeros(1, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):
+            self.made = torch.zeros(1, dtype=torch.int64, device=device)
         self.records: list[tuple[npt.NDArray[np.int64], Array]] = []  # numbers, values; on the host
         self.lost = 0  # steps that were overwritten before they were copied
         self.captured = False
@@ -78,6 +79,15 @@ class Recorder:
             self._allocate(max(rows, 2 * len(self.counts)))
         self.rows = rows
 
+    def note_capture(self, every: int) -> None:
+        """A CUDA graph is captured that counts here; RuntimeError unless every step is measured."""
+        if every > 1:
+            raise RuntimeError(
+                f"a CUDA graph repeats one step, and every={every} would measure all or none of its "
+                "replays: make the monitor with every=1 to capture a step with it"
+            )
+        self.captured = True
+
     def record(self, scale: Tensor | None) -> None:
         """End a step: read the counts of values times scale (rows,), write them to the ring, begin anew."""
         rows = self.rows
@@ -89,7 +99,6 @@ class Recorder:
         self.last[:rows].copy_(self.counts[:rows])
         self.counts[:rows].zero_()
         if self.capturing:
-            self.captured = True
             return
         self._since_copy += 1
         if 2 * self._since_copy >= self.slots:
@@ -161,6 +170,7 @@ class Recorder:
         made = torch.empty(1, dtype=torch.int64, device="cpu", pin_memory=pinned)
         return Copy(ring, made, torch.cuda.Event() if pinned else None)
 
+    @torch.inference_mode(False)
     def _allocate(self, rows: int) -> None:
         """Tensors for so many rows, with what was in those before."""
         bins, columns = bin_count(self.statistics.mantissa_bits), self.statistics.columns

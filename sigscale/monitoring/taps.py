@@ -92,8 +92,16 @@ def measurable(x: Any, name: str) -> bool:
 class RowSketch(QuantileSketch):
     """A sketch whose counts are a row of others; a copy of the module that has it has none."""
 
-    def point_to(self, counts: Tensor) -> None:
-        self._counts = counts
+    note_capture: Callable[[], None]
+
+    def point_to(self, counts: Tensor, note_capture: Callable[[], None]) -> None:
+        """Count there; `note_capture` is called when a CUDA graph is captured that does."""
+        self._counts, self.note_capture = counts, note_capture
+
+    def counts_on(self, device: torch.device) -> Tensor:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self.note_capture()
+        return super().counts_on(device)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(None), ()
@@ -114,10 +122,10 @@ class Tap:
         """Count, or let the backward pass go by as if there were no tap."""
         if self.hook is not None:
             self.hook.sketch = self.sketch if on else None
-        elif isinstance(self.module, Activation) and on:
-            self.module.grad_sketch = self.sketch
-        else:
+        elif vars(self.module).get("grad_sketch") in (None, self.sketch):  # else the user's own
             vars(self.module).pop("grad_sketch", None)
+            if on:
+                vars(self.module)["grad_sketch"] = self.sketch
 
     def close(self) -> None:
         if self.hook is not None:
@@ -139,3 +147,23 @@ def forget_compiled(taps: Sequence[Tap]) -> None:
     """Have torch.compile look again at modules that have new hooks, which it does not by itself."""
     if any(tap.hook for tap in taps) and "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+def check_trackable(
+    modules: Sequence[tuple[str, nn.Module]],
+    tensors: Sequence[tuple[str, nn.Parameter]],
+    taken: set[nn.Module | nn.Parameter],
+) -> None:
+    """Raise ValueError if there is nothing to measure, or something is measured already."""
+    if not (modules or tensors):
+        raise ValueError(
+            "the model must have parameters or elementwise activation modules to measure; got none that are "
+            "selected: use modules such as sigscale.nn.Tanh rather than functions, or widen include="
+        )
+    for name, thing in (*modules, *tensors):
+        if thing in taken:
+            raise ValueError(
+                f"a tensor is measured by one monitor at a time; got {name!r}, which an open one measures: "
+                "close() that one first, or leave it out with exclude=..."
+            )
+    check_free(modules)
