@@ -38,9 +38,10 @@ class GradientMonitor:
     their coordinates together.
 
     Call step() once after the last backward pass of a training step, before zero_grad() and the next forward
-    pass. Nothing waits for the device until history(), summary(), vanishing(), sketch() or save() are called;
-    step() can be captured in a CUDA graph. Counts take 64 KiB of device memory a row (mantissa_bits=3),
-    records 8 bytes of host memory a number.
+    pass: without it, activations are counted on into the next one. Nothing waits for the device until
+    history(), summary(), vanishing(), sketch() or save() are called; step() can be captured in a CUDA
+    graph. Counts take 64 KiB of device memory a row (mantissa_bits=3), records 8 bytes of host memory a
+    number.
 
     A quantile is off by a factor of at most 1 + 2^-mantissa_bits (see `QuantileSketch`), typically by 1 %;
     counts are exact. The same training gives the same bits.
@@ -56,16 +57,18 @@ class GradientMonitor:
         magnitude: record the mean and the quantiles of |g| instead of g.
         thresholds: record the share of |g| below each of them, in units of g.
         mantissa_bits: resolution of the sketches, see `QuantileSketch`.
-        scaler: the torch.amp.GradScaler in use: values are divided by its scale, whether step() comes before
-            or after its unscale_(), step() and update(). After a step() that it skipped, parameters have
-            counts only.
+        scaler: the torch.amp.GradScaler that scales the loss, and only then (a scaler that is in use
+            and not passed leaves values too large by its scale, 65536 at first, and nobody notices):
+            values are divided by its scale, whether step() comes before or after its unscale_(), step()
+            and update(). After a step() that it skipped, parameters have counts only.
         group: the processes whose counts are added up, so that each has the same history: "auto" adds up the
             activations of a model in DistributedDataParallel, whose parameters have the same gradient
             everywhere; a torch.distributed.ProcessGroup adds up sharded parameters (DTensor) as well; None
             nothing. All processes must call step() then.
         ring: how many steps are kept on the device; every half as many they are copied to the host.
-        warn_below, warn_fraction: warn when at least this share of a layer's gradient is below warn_below in
-            magnitude, once for each layer until it recovers. Looked at when records reach the host.
+        warn_below, warn_fraction: warn when at least this share of a layer's gradient is below
+            warn_below in magnitude, once for each layer until it recovers. Looked at when records reach
+            the host: every ring / 2 measured steps, and when the history is read.
         on_vanishing: call this with the step and {name: share} of the layers instead of warning; with
             warn_below=None, 1e-8 is used.
 
@@ -186,10 +189,10 @@ class GradientMonitor:
         self.history().save(path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Continue a saved history: steps are counted on from there, rows are matched by name.
+        """Continue a saved history: steps are counted on from there, rows are matched by name, NaN elsewhere.
 
         Raises:
-            ValueError: the file is no history, or one of other statistics.
+            ValueError: the file is no history, or one of other statistics or of another model.
             RuntimeError: the monitor has made a step already.
         """
         self._check_open()
@@ -208,6 +211,7 @@ class GradientMonitor:
             OPEN.discard(self)
 
     def __enter__(self) -> GradientMonitor:
+        self._check_open()
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -45,7 +45,7 @@ def traces(model: nn.Module) -> list[object]:
         (
             {"include": "nothing.*"},
             ValueError,
-            r"include must match .*got 'nothing.\*'.*0.weight.*: correct it",
+            r"include must match .*got 'nothing.\*'.*0.weight.*: a pattern is of whole names",
         ),
         (
             {"exclude": ["1", "x"]},

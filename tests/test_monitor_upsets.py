@@ -103,3 +103,17 @@ def test_numbers_beyond_floats_and_names_that_meet():
             ss.GradientMonitor(network(), **settings)
     with pytest.raises(ValueError, match="quantiles must be different"):
         ss.GradientMonitor(network(), (0.5, 0.5 + 1e-13))
+
+
+def test_a_history_of_another_model(tmp_path):
+    model, path = network(), tmp_path / "history.npz"
+    with ss.GradientMonitor(model) as monitor:
+        train(model, monitor)
+        monitor.save(path)
+    with (
+        ss.GradientMonitor(nn.ModuleDict({"a": nn.Linear(2, 2)})) as other,
+        pytest.raises(ValueError, match=r"must be of this model; got one of .*, and the model has a.weight"),
+    ):
+        other.load(path)
+    with pytest.raises(RuntimeError, match="the monitor is closed"):
+        other.__enter__()

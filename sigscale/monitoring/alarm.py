@@ -34,8 +34,9 @@ class Alarm:
     def _warn(self, step: int, vanished: Mapping[str, float]) -> None:
         layers = ", ".join(f"{share:.0%} of {name!r}" for name, share in vanished.items())
         warnings.warn(
-            f"vanishing gradients: below {self.below:g} in magnitude are, at step {step}, {layers}. Scaled "
-            "activations such as sigscale.nn.Tanh(alpha=2.0) and L2 regularization avoid that",
+            f"vanishing gradients: below {self.below:g} in magnitude are, at step {step}, {layers}. Where "
+            "activations saturate, scaled ones such as sigscale.nn.Tanh(alpha=2.0) and L2 regularization "
+            "help; where weights are too small, larger initial values do",
             UserWarning,
             stacklevel=5,
         )

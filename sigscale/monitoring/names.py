@@ -96,7 +96,8 @@ class Selection:
                     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
                     raise ValueError(
                         f"{argument} must match names of activations or parameters; got {pattern!r}, which "
-                        f"matches none of {shown}: correct it or leave it out (* stands for any characters)"
+                        f"matches none of {shown}: a pattern is of whole names, not of classes, and "
+                        "* stands for any characters: 'encoder.*' is all of encoder"
                     )
 
 

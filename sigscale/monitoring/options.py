@@ -28,8 +28,8 @@ def check_model(model: Any) -> None:
 def check_scaler(scaler: Any) -> None:
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
         raise TypeError(
-            f"scaler must be a torch.amp.GradScaler or None; got {type(scaler).__name__}: without one, scale "
-            "the loss after the monitor has measured, or read its values in units of the scaled loss"
+            f"scaler must be a torch.amp.GradScaler or None; got {type(scaler).__name__}: pass the one "
+            "that scales the loss, or leave it out if nothing does"
         )
 
 

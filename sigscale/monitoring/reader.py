@@ -69,6 +69,12 @@ class Reader:
 
     def resume(self, earlier: GradientHistory) -> int:
         """Continue a history; how many steps had been made then."""
+        layers = self.rows.names[self.rows.totals :]
+        if not set(layers) & set(earlier.names):
+            raise ValueError(
+                f"the history must be of this model; got one of {', '.join(earlier.names[:4])}, ..., and the "
+                f"model has {', '.join(layers[:4])}, ...: load the file of the same training"
+            )
         earlier.followed_by(self.history(0))
         self.earlier = earlier
         self.first = self.every * -(-earlier.step_count // self.every)

@@ -158,7 +158,8 @@ def check_trackable(
     if not (modules or tensors):
         raise ValueError(
             "the model must have parameters or elementwise activation modules to measure; got none that are "
-            "selected: use modules such as sigscale.nn.Tanh rather than functions, or widen include="
+            "selected: use modules such as sigscale.nn.Tanh rather than functions, widen include=, narrow "
+            "exclude=, or leave activations and parameters True"
         )
     for name, thing in (*modules, *tensors):
         if thing in taken:
