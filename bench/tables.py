@@ -40,6 +40,16 @@ KINDS = {
         "activations with grad_sketch: microseconds, by values of the incoming gradient; ratios as above",
         "grad_sketch",
     ),
+    "learned": Kind(
+        ("function", "direction", "alphas", "dtype", "elements"),
+        "activations with an alpha that learns: microseconds, for a layer and by channel; ratios as above",
+        "learns",
+    ),
+    "penalty": Kind(
+        ("parameters", "way", "dtype"),
+        "the L2 penalty of a step: microseconds with WeightPenalty.attach and otherwise; ratios as above",
+        "penalty",
+    ),
     "monitor": Kind(
         ("network",),
         "a training step, monitored: milliseconds, ratio to the step without and microseconds added",
@@ -54,12 +64,16 @@ OF_PARAMETERS = {
 }
 PROVIDERS = (
     "no sketch",
+    "fixed alpha",
     "sigscale",
     "JIT launch",
     "eager",
     "compile",
     "plain",
     "copy",
+    "torch._foreach_add_",
+    "in the loss",
+    "weight_decay",
     "second pass",
     "torch.quantile",
     "torch.sort",

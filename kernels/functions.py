@@ -12,6 +12,7 @@ leaves a GPU's memory 31 instructions an element and needs 2^-17, fp32 leaves 62
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,12 +21,15 @@ from ._optional import tl, triton
 from .coefficients import (
     ARCTAN,
     ARCTAN_BF16,
+    ARCTAN_NEAR_ZERO,
     HALF_PI,
     LOG2E,
     SIN,
     TANH,
+    TANH_ALPHA,
     TANH_BF16,
     TANH_FP16,
+    TANH_NEAR_ZERO,
 )
 from .elementary import (
     at_least,
@@ -90,6 +94,18 @@ def tanh_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
     # alpha may have been rounded up in y, and a slope must not become negative.
     t = y * inv.to(y.dtype)
     return at_least(fma(-t, t, 1.0), 0.0)
+
+
+@triton.jit
+def tanh_alpha_slope(x, alpha, inv, DTYPE: tl.constexpr):
+    # t - u (1 - t^2) = 1 - 4 e r (1/2 + |u| r) for u > 0, with e as in the slope and r = 1 / (1 + e).
+    m = tl.abs(x)
+    u = at_most(m * inv.to(tl.float32), 64.0)
+    w = u * u
+    e4 = exp_minus(m, alpha, inv * 2.0, 2.0, DTYPE)
+    r = quotient(1.0, fma(e4, 0.25, 1.0))
+    far = fma(-e4, r * fma(u, r, 0.5), 1.0)
+    return copysign(tl.where(u < 0.8, u * (w * polynomial(w, TANH_ALPHA)), far), x)
 
 
 @triton.jit
@@ -182,6 +198,18 @@ def arctan_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def arctan_alpha_slope(x, alpha, inv, DTYPE: tl.constexpr):
+    # With z = min(|u|, 1 / |u|) and s = 1 / (1 + z^2): arctan z = z + z^3 p, and |u| f'(u) = z s = z - z^3 s.
+    u = at_most(tl.abs(x) * inv.to(tl.float32), 2.0**60)
+    far = u > 1.0
+    z = tl.where(far, quotient(1.0, u), u)
+    w = z * z
+    s = quotient(1.0, w + 1.0)
+    p = polynomial(w, ARCTAN if DTYPE == tl.float32 else ARCTAN_BF16)
+    return copysign(tl.where(far, fma(-z, fma(w, p, 1.0) + s, HALF_PI), z * (w * (p + s))), x)
+
+
+@triton.jit
 def softsign_value(x, alpha, inv, DTYPE: tl.constexpr):
     if DTYPE == tl.float64:
         u = x / alpha
@@ -216,6 +244,14 @@ def softsign_slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
     return r * r
 
 
+@triton.jit
+def softsign_alpha_slope(x, alpha, inv, DTYPE: tl.constexpr):
+    # u |u| / (1 + |u|)^2
+    u = at_most(tl.abs(x) * inv.to(tl.float32), 2.0**60)
+    t = quotient(u, u + 1.0)
+    return copysign(t * t, x)
+
+
 FUNCTIONS = Registry()
 
 
@@ -229,14 +265,31 @@ def _logistic_slope(u: Tensor) -> Tensor:
     return torch.addcmul(s, s, s, value=-1, out=s)
 
 
-def _softsign_scaled(x: Tensor, alpha: float) -> Tensor:
+def _softsign_scaled(x: Tensor, alpha: float | Tensor) -> Tensor:
     # x / (1 + |x / alpha|), in fp64 where the rounding error of x / alpha would show.
+    if isinstance(alpha, Tensor):
+        x = x.double().clamp(-1e18 * alpha, 1e18 * alpha)
+        return x / (x.abs() / alpha).add_(ONE)
     if math.frexp(alpha)[0] != 0.5:
         x = x.double()
     x = x.clamp(-1e18 * alpha, 1e18 * alpha)
     d = x.abs()
     torch.add(ONE, d, alpha=1 / alpha, out=d)
     return torch.div(x, d, out=d)
+
+
+def _cubic_near_zero(coefficients: tuple[float, ...]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """t - u s, where u^3 q(u^2) replaces it up to |u| = 0.3, since the difference cancels there."""
+
+    def alpha_slope(u: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        w = u * u
+        near = torch.full_like(w, coefficients[0])
+        for coefficient in coefficients[1:]:
+            near.mul_(w).add_(coefficient)
+        near.mul_(w).mul_(u)
+        return torch.where(w < 0.09, near, t.addcmul_(u, s, value=-1))
+
+    return alpha_slope
 
 
 FUNCTIONS.register(
@@ -246,8 +299,10 @@ FUNCTIONS.register(
         value=tanh_value,
         slope=tanh_slope,
         slope_from_output=tanh_slope_from_output,
+        alpha_slope=tanh_alpha_slope,
         torch_value=torch.tanh_,
         torch_slope=lambda u: _logistic_slope(u.abs_().mul_(MINUS_TWO)).mul_(FOUR),
+        torch_alpha_slope=_cubic_near_zero(TANH_NEAR_ZERO),
         torch_gradient_of_value=torch.ops.aten.tanh_backward.default,
         slope_reach=10.0,
         lower=-1.0,
@@ -275,6 +330,7 @@ FUNCTIONS.register(
         slope_at_zero=0.25,
         symmetry="odd about (0, 1/2)",
         paper_name="logsigmoid",
+        torch_aliases=("expit",),
     )
 )
 FUNCTIONS.register(
@@ -284,14 +340,17 @@ FUNCTIONS.register(
         value=arctan_value,
         slope=arctan_slope,
         slope_from_output=arctan_slope_from_output,
+        alpha_slope=arctan_alpha_slope,
         torch_value=torch.arctan_,
         torch_slope=lambda u: u.square_().add_(ONE).reciprocal_(),
+        torch_alpha_slope=_cubic_near_zero(ARCTAN_NEAR_ZERO),
         torch_gradient_of_value=lambda g, t: t.cos_().square_() * g,
         lower=-math.pi / 2,
         upper=math.pi / 2,
         value_at_zero=0.0,
         slope_at_zero=1.0,
         symmetry="odd",
+        torch_aliases=("atan",),
     )
 )
 FUNCTIONS.register(
@@ -301,9 +360,11 @@ FUNCTIONS.register(
         value=softsign_value,
         slope=softsign_slope,
         slope_from_output=softsign_slope_from_output,
+        alpha_slope=softsign_alpha_slope,
         torch_value=lambda u: u.clamp_(-1e18, 1e18) / u.abs().add_(1),
         torch_scaled_value=_softsign_scaled,
         torch_slope=lambda u: u.abs_().add_(ONE).square_().reciprocal_(),
+        torch_alpha_slope=lambda u, t, s: t.mul_(t.abs()),
         torch_gradient_of_value=lambda g, t: t.abs_().sub_(ONE).square_() * g,
         lower=-1.0,
         upper=1.0,

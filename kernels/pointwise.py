@@ -14,6 +14,14 @@ from ._optional import tl, triton
 from .elementary import narrow, widen
 
 
+@triton.jit
+def activation(x_ptr, y_ptr, mask, alpha, inv, VALUE: tl.constexpr):
+    """alpha f(x / alpha) of one block, stored; `mask` is None for a full one."""
+    DTYPE: tl.constexpr = y_ptr.dtype.element_ty
+    x = widen(tl.load(x_ptr, mask=mask))
+    tl.store(y_ptr, narrow(VALUE(x, alpha, inv, DTYPE), DTYPE), mask=mask)
+
+
 @triton.jit(do_not_specialize=["n", "alpha_bits", "inv_bits"])
 def forward_kernel(
     x_ptr,
@@ -26,18 +34,14 @@ def forward_kernel(
 ):
     alpha = alpha_bits.to(tl.float64, bitcast=True)
     inv = inv_bits.to(tl.float64, bitcast=True)
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
     x_ptr += start
     y_ptr += start
     offs = tl.arange(0, BLOCK)
     if start + BLOCK <= n:
-        x = widen(tl.load(x_ptr + offs))
-        tl.store(y_ptr + offs, narrow(VALUE(x, alpha, inv, DTYPE), DTYPE))
+        activation(x_ptr + offs, y_ptr + offs, None, alpha, inv, VALUE)
     else:
-        mask = offs < n - start
-        x = widen(tl.load(x_ptr + offs, mask=mask))
-        tl.store(y_ptr + offs, narrow(VALUE(x, alpha, inv, DTYPE), DTYPE), mask=mask)
+        activation(x_ptr + offs, y_ptr + offs, offs < n - start, alpha, inv, VALUE)
 
 
 @triton.jit

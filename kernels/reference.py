@@ -21,24 +21,33 @@ CHUNK = 1 << 17  # elements; the fp32 temporaries of a chunk fit the second-leve
 EXACT_REACH = 85.0  # of -u, where u is exact: beyond, exp(-u) overflows fp32 before f(u) underflows it
 
 
-def forward(function: Function, x: Tensor, alpha: float) -> Tensor:
-    """alpha f(x / alpha), laid out as torch.tanh(x) would be."""
-    if x.dtype.itemsize == 2:
-        return _by_chunks(lambda y, x: _value(function, x, alpha, y), x)
-    return _value(function, x, alpha)
+def forward(function: Function, x: Tensor, alpha: float | Tensor) -> Tensor:
+    """alpha f(x / alpha), laid out as torch.tanh(x) would be; a tensor alpha has one for each channel."""
+    scale = scale_of(function, x, alpha)
+    if x.dtype.itemsize == 2 and not isinstance(alpha, Tensor):
+        return _by_chunks(lambda y, x: _value(function, x, scale, y), x)
+    return _value(function, x, scale)
 
 
 def backward(function: Function, g: Tensor, saved: Tensor, alpha: float, *, from_output: bool) -> Tensor:
     """g f'(x / alpha), from x or from y = alpha f(x / alpha)."""
     gradient = _gradient_of_value if from_output else _gradient
+    scale = scale_of(function, saved, alpha)
     if saved.dtype.itemsize == 2:
-        return _by_chunks(lambda dx, saved, g: gradient(function, g, saved, alpha, dx), saved, g)
-    return gradient(function, g, saved, alpha)
+        return _by_chunks(lambda dx, saved, g: gradient(function, g, saved, scale, dx), saved, g)
+    return gradient(function, g, saved, scale)
 
 
-def composed(function: Function, x: Tensor, alpha: float) -> Tensor:
+def composed(function: Function, x: Tensor, alpha: float | Tensor) -> Tensor:
     """alpha f(x / alpha) in differentiable PyTorch operations, rounded once at the end."""
+    if isinstance(alpha, Tensor):
+        alpha = by_channel(alpha, x).to(_widened(x).dtype)
     return (function.torch_value(_widened(x) / alpha) * alpha).to(x.dtype)
+
+
+def by_channel(alpha: Tensor, x: Tensor) -> Tensor:
+    """alpha, of one number or one for each channel, in a shape that broadcasts against x."""
+    return alpha.reshape(()) if alpha.numel() == 1 else alpha.reshape(-1, *(1,) * (x.ndim - 2))
 
 
 def composed_backward(
@@ -57,35 +66,51 @@ def composed_backward(
     return dx
 
 
-def _value(function: Function, x: Tensor, alpha: float, y: Tensor | None = None) -> Tensor:
+def composed_learned_backward(
+    function: Function, g: Tensor, x: Tensor, alpha: Tensor, *, dx: bool, dalpha: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """g f'(u) and the sum of g (f(u) - u f'(u)) in PyTorch operations, differentiable in grad mode."""
+    twice = torch.is_grad_enabled()
+    # Views, so that the hooks of x and alpha do not see this inner backward pass.
+    inputs = [t.view_as(t) if twice else t.detach().requires_grad_() for t in (x, alpha)]
+    with torch.enable_grad():
+        y = composed(function, *inputs)
+    wanted = [t for t, is_wanted in zip(inputs, (dx, dalpha), strict=True) if is_wanted]
+    found = list(torch.autograd.grad(y, wanted, g, create_graph=twice))
+    return found.pop(0) if dx else None, found.pop(0) if dalpha else None
+
+
+def _value(function: Function, x: Tensor, scale: Scale, y: Tensor | None = None) -> Tensor:
     """alpha f(x / alpha), in y if that is given; x is float32 or float64 otherwise."""
     if function.torch_scaled_value is not None:
-        return _rounded(function.torch_scaled_value(_widened(x), alpha), x, y)
-    scale = _scale(function, x.dtype, alpha)
+        return _rounded(function.torch_scaled_value(_widened(x), scale.exactly), x, y)
     u = scale.over_alpha(x)
     far = None
     if scale.value_reach < math.inf and u.numel() and not u.amin().item() >= -scale.value_reach:
         far = u < -scale.value_reach
     result = function.torch_value(u).mul_(scale.alpha)
     if far is not None:
-        result[far] = function.torch_value(x[far].double() / alpha).mul_(alpha).to(result.dtype)
+        u, alpha = scale.at(far, x)
+        result[far] = function.torch_value(u).mul_(alpha).to(result.dtype)
     return _rounded(result, x, y)
 
 
-def _gradient(function: Function, g: Tensor, x: Tensor, alpha: float, dx: Tensor | None = None) -> Tensor:
-    scale = _scale(function, x.dtype, alpha)
-    u = scale.over_alpha(x)
+def _gradient(function: Function, g: Tensor, x: Tensor, scale: Scale, dx: Tensor | None = None) -> Tensor:
+    return _rounded(slope(function, x, scale.over_alpha(x), scale).mul_(g), x, dx)
+
+
+def slope(function: Function, x: Tensor, u: Tensor, scale: Scale) -> Tensor:
+    """f'(u) with u = x / alpha, which is overwritten."""
     far = u.abs() > scale.slope_reach if scale.slope_reach < math.inf else None
-    slope = function.torch_slope(u)
+    result = function.torch_slope(u)
     if far is not None and far.any():
-        slope[far] = function.torch_slope(x[far].double() / alpha).to(slope.dtype)
-    return _rounded(slope.mul_(g), x, dx)
+        result[far] = function.torch_slope(scale.at(far, x)[0]).to(result.dtype)
+    return result
 
 
 def _gradient_of_value(
-    function: Function, g: Tensor, y: Tensor, alpha: float, dx: Tensor | None = None
+    function: Function, g: Tensor, y: Tensor, scale: Scale, dx: Tensor | None = None
 ) -> Tensor:
-    scale = _scale(function, y.dtype, alpha)
     t = scale.over_alpha(y)
     if not scale.is_exact:  # alpha may have been rounded up in y, and a slope must not become negative
         t.clamp_(function.lower, function.upper)
@@ -105,10 +130,27 @@ class Scale(NamedTuple):
     """
 
     alpha: Tensor
+    exactly: float | Tensor  # alpha as it was given: a number, or for each channel in float64
     is_exact: bool  # whether dividing by alpha rounds nothing
     over_alpha: Callable[[Tensor], Tensor]  # x / alpha as a new tensor of the computing type
     value_reach: float  # of -u, beyond which the value is computed in fp64
     slope_reach: float  # of abs(u), beyond which the slope is computed in fp64
+
+    def at(self, far: Tensor, x: Tensor) -> tuple[Tensor, float | Tensor]:
+        """x / alpha in fp64 where `far`, and alpha there."""
+        alpha = self.exactly
+        if isinstance(alpha, Tensor):
+            alpha = alpha.expand_as(x)[far]
+        return x[far].double() / alpha, alpha
+
+
+def scale_of(function: Function, x: Tensor, alpha: float | Tensor) -> Scale:
+    """The scale of a number, or of one for each x[:, channel]."""
+    if not isinstance(alpha, Tensor):
+        return _scale(function, x.dtype, alpha)
+    exactly = by_channel(alpha, x).double()
+    operand = exactly.to(_widened(x).dtype)
+    return Scale(operand, exactly, False, lambda x: x / operand, *_reaches(function, x.dtype, False))
 
 
 @lru_cache(maxsize=1024)
@@ -121,12 +163,15 @@ def _scale(function: Function, dtype: torch.dtype, alpha: float) -> Scale:
         over_alpha = (lambda x: x.float().mul_(inverse)) if is_exact else (lambda x: x.float().div_(operand))
     else:
         over_alpha = (lambda x: x * inverse) if is_exact else (lambda x: x / operand)
-    value_reach = slope_reach = math.inf
+    return Scale(operand, alpha, is_exact, over_alpha, *_reaches(function, dtype, is_exact))
+
+
+def _reaches(function: Function, dtype: torch.dtype, is_exact: bool) -> tuple[float, float]:
+    """Scale's value_reach and slope_reach."""
+    value = math.inf
     if not math.isinf(function.value_reach) and dtype in (torch.float32, torch.bfloat16):
-        value_reach = EXACT_REACH if is_exact or narrow else function.value_reach
-    if dtype == torch.float32:
-        slope_reach = function.slope_reach
-    return Scale(operand, is_exact, over_alpha, value_reach, slope_reach)
+        value = EXACT_REACH if is_exact or dtype.itemsize == 2 else function.value_reach
+    return value, function.slope_reach if dtype == torch.float32 else math.inf
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -16,12 +16,17 @@ class Function:
 
     `value`, `slope` and `slope_from_output` are device functions of (x or y, alpha, 1 / alpha, DTYPE) that
     give alpha f(x / alpha), f'(x / alpha) from x, and f'(x / alpha) from y = alpha f(x / alpha).
+    `alpha_slope` is the derivative with respect to alpha, f(u) - u f'(u) at u = x / alpha, in fp32, for
+    functions where that difference of value and slope cancels.
 
     In PyTorch, `torch_value(u)` is f(u), `torch_slope(u)` is f'(u) and `torch_gradient_of_value(g, t)` is
     g f'(u) from t = f(u), the first and the last differentiable; they own u and t and may overwrite them.
     `value_reach` (of -u) and `slope_reach` (of abs(u)) say how far their fp32 results are as accurate as the
     package promises; beyond, they are evaluated in fp64. Where alpha f(u) suffers too much from the rounding
-    of u, `torch_scaled_value(x, alpha)` gives alpha f(x / alpha).
+    of u, `torch_scaled_value(x, alpha)` gives alpha f(x / alpha); where f(u) - u f'(u) cancels,
+    `torch_alpha_slope(u, f(u), f'(u))` gives that.
+
+    `torch_aliases` are names that PyTorch has for f besides `name`.
     """
 
     name: str
@@ -37,10 +42,13 @@ class Function:
     value_at_zero: float
     slope_at_zero: float
     symmetry: str
-    torch_scaled_value: Callable[[Tensor, float], Tensor] | None = None
+    alpha_slope: Any = None
+    torch_alpha_slope: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    torch_scaled_value: Callable[[Tensor, float | Tensor], Tensor] | None = None
     value_reach: float = math.inf
     slope_reach: float = math.inf
     paper_name: str = ""
+    torch_aliases: tuple[str, ...] = ()
 
 
 class Registry(Mapping[str, Function]):

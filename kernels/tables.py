@@ -24,9 +24,11 @@ class Chunks(NamedTuple):
 
 
 @made_once(64)
-def chunks(of_sizes: tuple[int, ...], rows: tuple[int, ...], device: torch.device) -> Chunks:
-    """The chunks of tensors, none of them empty, and to which row of a table each tensor belongs."""
-    pairs = [(index, number) for index, size in enumerate(of_sizes) for number in range(-(-size // CHUNK))]
+def chunks(
+    of_sizes: tuple[int, ...], rows: tuple[int, ...], device: torch.device, chunk: int = CHUNK
+) -> Chunks:
+    """The chunks of tensors, none of them empty, and to which row of a table, if any, each tensor belongs."""
+    pairs = [(index, number) for index, size in enumerate(of_sizes) for number in range(-(-size // chunk))]
     tensors, numbers = zip(*pairs, strict=True)
     return Chunks(
         sizes(of_sizes, device),

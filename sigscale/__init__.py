@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 
 try:
-    from . import functional, nn, plot
+    from . import functional, init, nn, plot, theory
 except ModuleNotFoundError as error:
     if error.name != "sigscale.kernels":
         raise
@@ -13,11 +13,14 @@ except ModuleNotFoundError as error:
         "sigscale runs from an installation, also in its own checkout: pip install -e ."
     ) from error
 
+from .convert import scale_activations, unscale_activations
 from .exact import foreach_quantile, nanquantile, quantile
+from .folding.fold import fold
 from .functional import ActivationFunction
 from .history import GradientHistory
 from .kernels.functions import FUNCTIONS
 from .monitor import GradientMonitor
+from .penalty import WeightPenalty
 from .sketch import QuantileSketch
 
 __version__ = _version("sigscale")
@@ -26,13 +29,19 @@ __all__ = [
     "GradientHistory",
     "GradientMonitor",
     "QuantileSketch",
+    "WeightPenalty",
     "__version__",
+    "fold",
     "foreach_quantile",
     "functional",
+    "init",
     "nanquantile",
     "nn",
     "plot",
     "quantile",
+    "scale_activations",
+    "theory",
+    "unscale_activations",
     *FUNCTIONS,
 ]
 

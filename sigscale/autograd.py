@@ -1,4 +1,4 @@
-"""The autograd Function over the kernels, and the decision when it is needed."""
+"""The autograd Functions over the kernels, and the decision when they are needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .kernels import launch, reference
+from .kernels import launch, launch_learned, reference
 from .kernels.registry import Function
 from .sketch import QuantileSketch
 
@@ -37,9 +37,7 @@ class Activation(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         (saved,) = ctx.saved_tensors
         function, alpha, keep_output, sketch = ctx.settings
-        # In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients.
-        by_kernel = type(g) is Tensor and not (torch.is_grad_enabled() or _batched(g) or g.is_neg())
-        if not by_kernel:
+        if not _by_kernel(g):
             dx = reference.composed_backward(function, g, saved, alpha, from_output=keep_output)
             if sketch is not None:
                 count_gradient(sketch, dx)
@@ -49,6 +47,36 @@ class Activation(torch.autograd.Function):
             counts, bits = sketch.counts_on(saved.device), sketch.mantissa_bits
             dx = launch.backward(function, g, saved, alpha, from_output=keep_output, counts=counts, m=bits)
         return dx, None, None, None, None
+
+
+class LearnedActivation(torch.autograd.Function):
+    """y = alpha f(x / alpha), differentiable with respect to alpha as well; keeps x for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, alpha: Tensor, function: Function, sketch: QuantileSketch | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        ctx.settings = function, sketch
+        return launch_learned.forward(function, x, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, alpha = ctx.saved_tensors
+        function, sketch = ctx.settings
+        wanted: dict[str, Any] = {"dx": ctx.needs_input_grad[0], "dalpha": ctx.needs_input_grad[1]}
+        if not wanted["dx"]:
+            sketch = None
+        if not _by_kernel(g):
+            dx, dalpha = reference.composed_learned_backward(function, g, x, alpha, **wanted)
+            if sketch is not None and dx is not None:
+                count_gradient(sketch, dx)
+        elif sketch is None:
+            dx, dalpha = launch_learned.backward(function, g, x, alpha, **wanted)
+        else:
+            wanted |= {"counts": sketch.counts_on(x.device), "m": sketch.mantissa_bits}
+            dx, dalpha = launch_learned.backward(function, g, x, alpha, **wanted)
+        return dx, dalpha, None, None
 
 
 class CountGradient(torch.autograd.Function):
@@ -70,11 +98,15 @@ class CountGradient(torch.autograd.Function):
 
 
 def activate(
-    function: Function, x: Tensor, alpha: float, save: str | None, sketch: QuantileSketch | None
+    function: Function, x: Tensor, alpha: float | Tensor, save: str | None, sketch: QuantileSketch | None
 ) -> Tensor:
     """alpha f(x / alpha) of checked arguments, differentiable as often as wanted."""
-    if not is_plain(x):
+    if not is_plain(x) or (isinstance(alpha, Tensor) and not is_plain(alpha)):
         return reference.composed(function, x if sketch is None else counted(x, sketch), alpha)
+    if isinstance(alpha, Tensor):
+        if not ((x.requires_grad or alpha.requires_grad) and torch.is_grad_enabled()):
+            return launch_learned.forward(function, x, alpha)
+        return LearnedActivation.apply(x, alpha, function, sketch)  # type: ignore[no-any-return]
     if not (x.requires_grad and torch.is_grad_enabled()):
         return launch.forward(function, x, alpha)
     keep_output = save == "output" if save else x.dtype.itemsize > 2
@@ -106,6 +138,14 @@ def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
         g = g.to_local()
     if not (g.is_meta or _is_fake(g)):
         sketch.update(g)
+
+
+def _by_kernel(g: Tensor) -> bool:
+    """Whether kernels can take a gradient on.
+
+    In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients.
+    """
+    return type(g) is Tensor and not (torch.is_grad_enabled() or _batched(g) or g.is_neg())
 
 
 def _is_fake(g: Tensor) -> bool:

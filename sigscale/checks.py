@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .kernels.coefficients import ALPHA_RANGE
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Quantiles = float | Iterable[float] | Tensor
-ALPHA_MIN, ALPHA_MAX = 2.0**-36, 2.0**36  # what the kernels form from alpha stays in the range of fp32
+ALPHA_MIN, ALPHA_MAX = ALPHA_RANGE
 
 
 def check_input(x: Any, name: str) -> None:
@@ -38,7 +40,10 @@ def check_alpha(alpha: Any) -> float:
     """alpha as a float; TypeError or ValueError unless it is a real number, finite and > 0."""
     rule = "alpha must be a real number, finite and > 0"
     if isinstance(alpha, Tensor):
-        raise TypeError(f"{rule}; got a tensor of shape {tuple(alpha.shape)}: pass alpha.item()")
+        raise TypeError(
+            f"{rule}; got a tensor of shape {tuple(alpha.shape)}: pass alpha.item(), and learnable=True if "
+            "it is to learn"
+        )
     if isinstance(alpha, bool) or not isinstance(alpha, Real):
         raise TypeError(f"{rule}; got {alpha!r} of type {type(alpha).__name__}: pass a float such as 2.0")
     try:
@@ -55,10 +60,68 @@ def check_alpha(alpha: Any) -> float:
     return value
 
 
-def check_save(save: Any) -> None:
+def check_learned_alpha(alpha: Tensor, x: Tensor) -> None:
+    """Raise TypeError or ValueError unless alpha is a tensor that x can be scaled by."""
+    if not alpha.is_floating_point():
+        raise TypeError(f"alpha must be of a floating-point dtype; got {alpha.dtype}: use alpha.float()")
+    if alpha.device != x.device:
+        raise ValueError(
+            f"alpha must be on the device of x, {x.device}; got {alpha.device}: move it with "
+            "alpha.to(x.device), or pass the number alpha.item()"
+        )
+    channels = x.shape[1] if x.ndim > 1 else 1
+    if alpha.numel() != 1 and (alpha.ndim != 1 or alpha.numel() != channels):
+        raise ValueError(
+            "alpha must have one element, or one for each of the channels in dimension 1 of x; got shape "
+            f"{tuple(alpha.shape)} for x of shape {tuple(x.shape)}: use num_parameters=1 or {channels}"
+        )
+    if _is_readable(alpha):
+        worst = alpha.detach().aminmax()
+        if not (worst.min.item() >= ALPHA_MIN and worst.max.item() <= ALPHA_MAX):
+            raise ValueError(
+                "alpha must lie between 2^-36 and 2^36; got a tensor with values from "
+                f"{worst.min.item():g} to {worst.max.item():g}: if it was learned, training diverged; lower "
+                "its learning rate, or reset it with layer.reset_alpha()"
+            )
+
+
+def _is_readable(alpha: Tensor) -> bool:
+    """Whether the values of a tensor can be read without waiting, and are there at all."""
+    return (
+        alpha.is_cpu
+        and type(alpha) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def check_num_parameters(num_parameters: Any, learnable: bool) -> int:
+    """The number of learned alphas; TypeError or ValueError unless it is one, or one for each channel."""
+    if isinstance(num_parameters, bool) or not isinstance(num_parameters, Integral):
+        raise TypeError(
+            f"num_parameters must be an integer; got {num_parameters!r}: pass 1 or the number of channels"
+        )
+    number = int(num_parameters)
+    if number < 1:
+        raise ValueError(f"num_parameters must be at least 1; got {number}: 1 is one alpha for all")
+    if number > 1 and not learnable:
+        raise ValueError(
+            f"num_parameters={number} is for an alpha that learns: pass learnable=True as well"
+        )
+    return number
+
+
+def check_save(save: Any, *, learnable: bool = False) -> None:
     """Raise ValueError unless `save` is a choice of what the backward pass keeps."""
     if save is not None and not (isinstance(save, str) and save in ("input", "output")):
         raise ValueError(f'save must be "input", "output" or None (chosen by dtype); got {save!r}')
+    if learnable and save == "output":
+        raise ValueError(
+            'save="output" is not possible with an alpha that learns, whose gradient a saturated output does '
+            "not hold: leave save out"
+        )
 
 
 def check_sketch(sketch: Any) -> None:

@@ -13,7 +13,16 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from .autograd import activate
-from .checks import ALPHA_MAX, ALPHA_MIN, DTYPES, check_alpha, check_input, check_save, check_sketch
+from .checks import (
+    ALPHA_MAX,
+    ALPHA_MIN,
+    DTYPES,
+    check_alpha,
+    check_input,
+    check_learned_alpha,
+    check_save,
+    check_sketch,
+)
 from .kernels.functions import FUNCTIONS
 from .kernels.registry import Function
 from .sketch import QuantileSketch
@@ -27,7 +36,12 @@ class ActivationFunction(Protocol):
     __name__: str
 
     def __call__(
-        self, x: Tensor, alpha: float = 2.0, *, save: Save = None, grad_sketch: QuantileSketch | None = None
+        self,
+        x: Tensor,
+        alpha: float | Tensor = 2.0,
+        *,
+        save: Save = None,
+        grad_sketch: QuantileSketch | None = None,
     ) -> Tensor: ...
 
 
@@ -36,13 +50,20 @@ def functional(function: Function) -> ActivationFunction:
     """The public function for an entry of the registry."""
 
     def activation(
-        x: Tensor, alpha: float = 2.0, *, save: Save = None, grad_sketch: QuantileSketch | None = None
+        x: Tensor,
+        alpha: float | Tensor = 2.0,
+        *,
+        save: Save = None,
+        grad_sketch: QuantileSketch | None = None,
     ) -> Tensor:
         if not isinstance(x, Tensor) and has_torch_function((x,)):
             return handle_torch_function(activation, (x,), x, alpha, save=save, grad_sketch=grad_sketch)
         if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
             check_input(x, function.name)
-        if type(alpha) is not float or not ALPHA_MIN <= alpha <= ALPHA_MAX:
+        if isinstance(alpha, Tensor):
+            check_learned_alpha(alpha, x)
+            check_save(save, learnable=True)
+        elif type(alpha) is not float or not ALPHA_MIN <= alpha <= ALPHA_MAX:
             alpha = check_alpha(alpha)
         if save is not None:
             check_save(save)
@@ -68,10 +89,14 @@ Values lie between {lower} and {upper}; the derivative with respect to x is f'(x
 
 Args:
     x: real tensor of any shape and strides; float16, bfloat16, float32 (computed in float32) or float64.
-    alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36).
+    alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36). A tensor may learn: floating point,
+        on x's device, of one element for all of x or of one for each channel x[:, i], as in `torch.nn.PReLU`.
+        Its gradient, the sum of g (f(u) - u f'(u)) with u = x / alpha and g that of y, is reduced in the pass
+        that computes x's. On a CPU a value out of range is an error; on a GPU, for which nothing waits, NaN.
     save: what the backward pass keeps. "input" gives accurate gradients however far x saturates; "output"
         costs no memory where the next layer keeps it anyway. By default "input" for 16-bit types, whose
-        rounded output makes gradients vanish from |x / alpha| = 3.5 on, and "output" else. Has no effect
+        rounded output makes gradients vanish from |x / alpha| = 3.5 on, and where alpha is a tensor;
+        "output" else. Has no effect
         under torch.compile, torch.func and create_graph=True, where PyTorch's own derivatives take over.
     grad_sketch: a `QuantileSketch` to which the backward pass adds the distribution of the gradient with
         respect to x, in the same kernel. It grows with every backward pass until its reset().

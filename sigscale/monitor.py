@@ -16,13 +16,14 @@ from .kernels import launch
 from .monitoring import options
 from .monitoring.alarm import OnVanishing
 from .monitoring.loss_scale import LossScale
-from .monitoring.names import Selection, named_activations, named_parameters, only_device
+from .monitoring.names import named_activations, only_device
 from .monitoring.reader import Reader
 from .monitoring.recorder import Recorder
 from .monitoring.reduction import Group, Reduction
 from .monitoring.rows import ParameterGradients, Rows
 from .monitoring.table import last_step
 from .monitoring.taps import Tap, check_trackable, forget_compiled
+from .patterns import Selection, named_parameters
 from .sketch import QuantileSketch
 
 OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
@@ -122,7 +123,7 @@ class GradientMonitor:
         self._reduction = Reduction(model, group)
         modules = [*named_activations(model)] if activations else []
         tensors = [*named_parameters(model)] if parameters else []
-        selection.check(name for name, _ in (*modules, *tensors))
+        selection.check((name for name, _ in (*modules, *tensors)), "activations or parameters")
         modules = [(name, module) for name, module in modules if name in selection]
         tensors = [(name, tensor) for name, tensor in tensors if name in selection]
         check_trackable(modules, tensors, {thing for other in OPEN for thing in other._measured()})

@@ -8,42 +8,67 @@ from __future__ import annotations
 from functools import cache
 from typing import ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from .checks import check_alpha, check_save
+from .alpha import Scaled
+from .checks import check_save
 from .functional import ActivationFunction, Save, functional
 from .kernels.functions import FUNCTIONS
 from .kernels.registry import Function
+from .recurrent import GRU as GRU
+from .recurrent import LSTM as LSTM
+from .recurrent import RNN as RNN
 from .sketch import QuantileSketch
 
 
-class Activation(nn.Module):
+class Activation(Scaled):
     """Base of the activation modules; see the module of a function, such as `sigscale.nn.Tanh`."""
 
     activation: ClassVar[ActivationFunction]
+    save: Save
     grad_sketch: QuantileSketch | None = None  # set where the gradient is to be measured
 
-    def __init__(self, alpha: float = 2.0, *, save: Save = None) -> None:
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        *,
+        learnable: bool = False,
+        num_parameters: int = 1,
+        save: Save = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        check_save(save)
-        self.alpha = check_alpha(alpha)
+        check_save(save, learnable=learnable)
+        self.set_alpha(alpha, learnable=learnable, num_parameters=num_parameters, device=device, dtype=dtype)
         self.save = save
+
+    def reset_parameters(self) -> None:
+        """Let a learned alpha start again; an alpha that is fixed stays."""
+        self.reset_alpha()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(x, self.alpha, save=self.save, grad_sketch=self.grad_sketch)
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha!r}" + (f", save={self.save!r}" if self.save else "")
+        return self.alpha_repr() + (f", save={self.save!r}" if self.save else "")
 
 
 DOCSTRING = """Alpha-scaled {f.name} as a module: alpha * f(x / alpha) with f(u) = {f.formula}.
 
 Args:
     alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36). alpha = 1 is {f.name} itself.
+    learnable: whether alpha is learned, from there on. The parameter is `log2_alpha`, of which alpha is the
+        power of two, so that it stays positive; at 0 alpha is 1, which is where weight decay pulls it.
+    num_parameters: of an alpha that learns: 1, for all of x, or the number of channels, x's dimension 1, as
+        in `torch.nn.PReLU`.
     save: what the backward pass keeps, "input" or "output"; see `sigscale.{f.name}`.
+    device, dtype: of the parameter.
 
 Shape:
-    Any, and the same out. Real dtypes, as `sigscale.{f.name}`. The module has no parameters and no state.
+    Any, and the same out. Real dtypes, as `sigscale.{f.name}`. With a fixed alpha the module has no
+    parameters and no state; with a learned one `alpha` is a tensor (num_parameters,).
 
 Raises:
     TypeError, ValueError: as `sigscale.{f.name}`.
@@ -54,6 +79,8 @@ Example:
     >>> import torch, sigscale as ss
     >>> ss.nn.{name}(alpha=1.5)
     {name}(alpha=1.5)
+    >>> ss.nn.{name}(learnable=True, num_parameters=64)
+    {name}(alpha=2, learnable=True, num_parameters=64)
 """
 
 

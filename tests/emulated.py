@@ -9,7 +9,7 @@ import torch
 
 import ptx
 import sass
-from sigscale.kernels import launch, tables
+from sigscale.kernels import launch, launch_learned, tables
 
 NAMES = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
@@ -57,9 +57,10 @@ def use(patch: pytest.MonkeyPatch) -> list[str]:
         block = 32 * launch.SKETCH_WARPS[m] * launch.SKETCH_ELEMENTS[x.element_size()]
         return min(-(-x.numel() // block), 2), block, True
 
-    patch.setattr(launch, "takes_kernel", lambda x: True)
-    patch.setattr(launch, "launch", emulated)
-    patch.setattr(launch, "counting", counting)
+    for module in (launch, launch_learned):
+        patch.setattr(module, "takes_kernel", lambda x: True)
+        patch.setattr(module, "launch", emulated)
+        patch.setattr(module, "counting", counting)
     patch.setattr(tables, "addresses", addresses)
     return ran
 

@@ -188,10 +188,12 @@ class _Block:
             "ex2": np.exp2,
             "rcp": np.reciprocal,
             "div": np.divide,
+            "rem": np.fmod,
             "min": np.minimum,
             "max": np.maximum,
             "not": np.invert,
             "neg": np.negative,
+            "copysign": lambda sign, magnitude: np.copysign(magnitude, sign),
         }
         if name in simple and not (name == "mul" and "hi" in details):
             return simple[name](*values).astype(TYPES.get(kind, bool))

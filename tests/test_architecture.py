@@ -21,15 +21,21 @@ LAYERS = [
     "bins",
     "counters",
     "sketch",
+    "learned",
     "select",
     "multi_tensor",
+    "penalty",
     "tables",
     "summary",
     "summarize",
     "cached",
     "reference",
     "reference_counts",
+    "reference_learned",
+    "reference_penalty",
     "launch",
+    "launch_penalty",
+    "launch_learned",
 ]
 
 

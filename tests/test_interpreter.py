@@ -16,12 +16,14 @@ SUITES = (
     "test_layout.py",
     "test_autograd.py",
     "test_extension.py",
+    "test_learned.py",
     "test_api.py",
     "test_sketch.py",
     "test_sketch_state.py",
     "test_grad_sketch.py",
     "test_quantile.py",
     "test_multi_tensor.py",
+    "test_penalty_kernel.py",
 )
 
 

@@ -9,7 +9,15 @@ pytest.importorskip("triton")
 import emulated
 import sigscale as ss
 from adversarial import CASES, DTYPES
-from sigscale.kernels import launch, reference, reference_counts, summary, tables
+from sigscale.kernels import (
+    launch,
+    launch_learned,
+    reference,
+    reference_counts,
+    reference_learned,
+    summary,
+    tables,
+)
 from sigscale.kernels._optional import INTERPRETED
 from sigscale.kernels.bins import bin_count
 
@@ -66,6 +74,26 @@ def test_forward(name, dtype, ran):
     x = torch.randn(5001, generator=torch.Generator().manual_seed(0)).mul(3).to(dtype)
     torch.testing.assert_close(getattr(ss, name)(x, 1.7), reference.forward(ss.FUNCTIONS[name], x, 1.7))
     assert ran == ["forward_kernel"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:-1])
+@pytest.mark.parametrize("shape", [(5001,), (3, 24, 50), (40, 7, 9)], ids=str)
+def test_learned_alpha(shape, dtype, ran):
+    """One alpha; rows that tiles fill and groups of channels; rows that they do not fill, and no groups."""
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(shape, generator=generator).mul(2).to(dtype) for _ in range(2))
+    alpha = torch.rand(shape[1] if len(shape) > 1 else 1, generator=generator) + 0.5
+    for function in ss.FUNCTIONS.values():
+        y = launch_learned.forward(function, x, alpha)
+        torch.testing.assert_close(y, reference_learned.forward(function, x, alpha))
+        counts = torch.zeros(bin_count(3), dtype=torch.int64)
+        for counted in ({}, {"counts": counts}):
+            dx, dalpha = launch_learned.backward(function, g, x, alpha, dx=True, dalpha=True, **counted)
+            twin = reference_learned.backward(function, g, x, alpha, dx=True, dalpha=True)
+            torch.testing.assert_close(dx, twin[0])
+            torch.testing.assert_close(dalpha, twin[1], rtol=1e-4, atol=1e-3)
+        assert torch.equal(counts, expected_counts(dx, 3))
+    assert set(ran) == {"learned_forward_kernel", "learned_backward_kernel"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

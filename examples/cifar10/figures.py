@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Curve = npt.NDArray[np.float64]
 
+STYLE: Any = {"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False}
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"))
 """Okabe and Ito's blue, vermilion, green and purple (told apart by all kinds of colour vision); markers."""
 
@@ -39,7 +40,7 @@ def draw(outcomes: Sequence[Outcome], stem: Path, *, title: str, warning: str = 
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    with plt.rc_context({"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False}):
+    with plt.rc_context(STYLE):
         figure, (top, bottom) = plt.subplots(
             2, 1, figsize=(9, 7.5), sharex=True, height_ratios=(1, 1.25), layout="constrained"
         )

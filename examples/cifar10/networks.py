@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+import sigscale as ss
+
 CONVOLUTIONS = ("plain", "separable")
 ACTIVATION = "_activation"
 
@@ -71,11 +73,6 @@ def _convolution(name: str, conv: str, bias: bool) -> dict[str, nn.Module]:
     raise ValueError(f"conv={conv!r}: must be one of {', '.join(CONVOLUTIONS)}")
 
 
-@torch.no_grad()
 def initialize(network: nn.Module, generator: torch.Generator) -> None:
     """Weights uniform on [-10, 10), the paper's start for Table 3; biases (the paper is silent) zero."""
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
-            nn.init.zeros_(parameter)
-        else:
-            nn.init.uniform_(parameter, -10.0, 10.0, generator=generator)
+    ss.init.large_uniform_(network, 10.0, generator)

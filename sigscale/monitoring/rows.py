@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import DTYPES
-from .names import Selection, named_parameters
+from ..patterns import Selection, named_parameters
 from .reduction import Reduction
 
 TOTALS = {"activation": "all activations", "parameter": "all parameters"}

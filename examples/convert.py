@@ -1,0 +1,251 @@
+"""Convert a residual network of tanh to alpha-scaled activations, train it, and fold the scale away again.
+
+The network stands for any that is there already: `sigscale.scale_activations` changes its modules in place,
+and after training `sigscale.fold` gives a copy with the same outputs that needs nothing but PyTorch. The
+picture shows the gradients that its layers get before and after, from the same initial weights, and how both
+train. Start it from the repository root: `python -m examples.convert`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shlex
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
+
+import sigscale as ss
+from examples.cifar10.data import Split, load
+from examples.cifar10.figures import STYLE
+from examples.cifar10.results import environment
+from sigscale.files import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BATCH, RATE = 32, 1e-3
+FIRST = 20  # steps whose gradients are measured
+TESTED = 2000  # images
+WINDOW = 25  # steps that a curve of the loss averages
+COLOURS = ("#0072B2", "#D55E00")  # Okabe and Ito's blue and vermilion
+
+
+class Block(nn.Module):
+    """Two convolutions with a way around them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.act1 = nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh()
+        self.conv2, self.act2 = nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act2(x + self.conv2(self.act1(self.conv1(x))))  # type: ignore[no-any-return]
+
+
+def network(seed: int) -> nn.Sequential:
+    """For (n, 3, 32, 32) images; Glorot's initial weights, which are made for tanh, and biases 0."""
+    torch.manual_seed(seed)
+    layers: dict[str, nn.Module] = {}
+    channels = 3
+    for stage, width in enumerate((8, 16, 32), 1):
+        layers[f"conv{stage}"] = nn.Conv2d(channels, width, 3, padding=1)
+        layers[f"act{stage}"] = nn.Tanh()
+        layers[f"block{stage}"] = Block(width)
+        layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        channels = width
+    layers |= {"flatten": nn.Flatten(), "dense1": nn.Linear(32 * 16, 64), "act4": nn.Tanh()}
+    model = nn.Sequential(OrderedDict(layers, dense2=nn.Linear(64, 10)))
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight"):
+            nn.init.xavier_normal_(parameter)
+        else:
+            nn.init.zeros_(parameter)
+    return model
+
+
+class Training(NamedTuple):
+    """`gradients`: the median |gradient| of each weight in the first steps, (steps, weights)."""
+
+    losses: list[float]
+    names: list[str]
+    gradients: npt.NDArray[np.float64]
+    accuracy: float
+
+    @property
+    def medians(self) -> npt.NDArray[np.float64]:
+        result: npt.NDArray[np.float64] = np.median(self.gradients, axis=0)
+        return result
+
+
+def images(split: Split, chosen: Tensor) -> Tensor:
+    """Pixels from -1 to 1."""
+    return split.images[chosen].float() / 127.5 - 1
+
+
+def train(model: nn.Module, data: Split, test: Split, steps: int, seed: int) -> Training:
+    """Adam on random batches, which are the same for every model."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    with ss.GradientMonitor(model, activations=False, exclude="*.bias") as monitor:
+        for step in range(steps):
+            chosen = torch.randint(len(data.labels), (BATCH,), generator=generator)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images(data, chosen)), data.labels[chosen])
+            loss.backward()
+            if step < FIRST:
+                monitor.step()
+            optimizer.step()
+            losses.append(loss.detach())
+        history = monitor.history()
+    layers = [row for row, kind in enumerate(history.kinds) if kind == "parameter"]
+    names = [history.names[row].removesuffix(".weight") for row in layers]
+    gradients = history.quantile(0.5)[:, layers]
+    return Training([float(loss) for loss in losses], names, gradients, accuracy(model, test))
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, test: Split) -> float:
+    hits = model(images(test, torch.arange(len(test.labels)))).argmax(1) == test.labels
+    return float(hits.float().mean())
+
+
+def draw(path: Path, runs: dict[str, Training], source: str) -> None:
+    """Gradients by layer on the left, losses on the right."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.4), dpi=150, layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        draw_gradients(left, runs)
+        draw_losses(right, runs)
+        figure.suptitle(f"A residual tanh network, before and after conversion: {source}", x=0.01, ha="left")
+        with atomic(path) as part:
+            figure.savefig(part, format="png")
+
+
+def draw_gradients(axes: Axes, runs: dict[str, Training]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    plain, converted = runs.values()
+    rows = np.arange(len(plain.names))
+    axes.hlines(rows, plain.medians, converted.medians, color="0.8", lw=3, zorder=1)
+    for (label, run), colour, marker in zip(runs.items(), COLOURS, "os", strict=True):
+        axes.scatter(run.medians, rows, color=colour, marker=marker, s=36, label=label, zorder=2)
+    for row, ratio in zip(rows, converted.medians / plain.medians, strict=True):
+        place = max(plain.medians[row], converted.medians[row]), row
+        axes.annotate(
+            f"{ratio:.2f} x", place, (7, 0), textcoords="offset points", va="center", fontsize=8, color="0.35"
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(right=1.35 * max(plain.medians.max(), converted.medians.max()))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(rows, plain.names)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"median |gradient| of a layer's weights, first {len(plain.gradients)} steps")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+
+
+def draw_losses(axes: Axes, runs: dict[str, Training]) -> None:
+    every = [loss for run in runs.values() for loss in run.losses]
+    for run, colour in zip(runs.values(), COLOURS, strict=True):
+        window = min(WINDOW, len(run.losses))
+        axes.plot(run.losses, color=colour, lw=0.4, alpha=0.3)
+        smooth = np.convolve(run.losses, np.ones(window) / window, "valid")
+        middles = np.arange(len(smooth)) + (window - 1) / 2
+        axes.plot(middles, smooth, color=colour, lw=2, label=f"test accuracy {run.accuracy:.1%}")
+    axes.set_ylim(0.95 * min(every), np.quantile(every, 0.995))
+    axes.grid(axis="y", color="0.92")
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss")
+    axes.set_title(f"thick: mean of {window} steps; one seed", loc="left", fontsize=8.5, color="0.35")
+    axes.legend(loc="upper right", frameon=False)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the example; what it wrote to convert.json."""
+    parser = argparse.ArgumentParser(prog="python -m examples.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/convert"), help="folder of the results")
+    parser.add_argument("--data", type=Path, help="where CIFAR-10 is; downloaded if left out and not found")
+    parser.add_argument("--alpha", type=float, default=2.0)
+    parser.add_argument("--steps", type=int, default=400, help="of training, for each of the two networks")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+
+    cifar10 = load(options.data, allow_generated=True)
+    source = "generated images" if cifar10.generated else "CIFAR-10"
+    test = Split(cifar10.test.images[:TESTED], cifar10.test.labels[:TESTED])
+    model = network(options.seed)
+    converted = copy.deepcopy(model)
+    report = ss.scale_activations(converted, alpha=options.alpha)
+    print(report)
+    runs = {
+        label: train(each, cifar10.train, test, options.steps, options.seed)
+        for label, each in (("tanh", model), (f"converted, alpha = {options.alpha:g}", converted))
+    }
+    numbers = compare(runs, converted, test)
+    options.out.mkdir(parents=True, exist_ok=True)
+    draw(options.out / "convert.png", runs, source)
+    content = {
+        "command": shlex.join(
+            ["python", "-m", "examples.convert", *(sys.argv[1:] if argv is None else argv)]
+        ),
+        "settings": {
+            "alpha": options.alpha,
+            "steps": options.steps,
+            "seed": options.seed,
+            "batch": BATCH,
+            "rate": RATE,
+            "data": source,
+            "sha256": cifar10.sha256,
+            "test_images": len(test.labels),
+        },
+        **environment(),
+        "numbers": {"activations_changed": len(report.changed), **numbers},
+    }
+    with atomic(options.out / "convert.json") as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"written: {options.out / 'convert.png'}, {options.out / 'convert.json'}")
+    return content
+
+
+def compare(runs: dict[str, Training], converted: nn.Module, test: Split) -> dict[str, Any]:
+    """Numbers of both networks, and of the converted one when the scale is folded into its weights."""
+    folded = ss.fold(converted)
+    with torch.no_grad():
+        x = images(test, torch.arange(min(500, len(test.labels))))
+        outputs = converted(x)
+        difference = (folded(x) - outputs).abs().max().item()
+    plain, scaled = runs.values()
+    ratios = scaled.medians / plain.medians
+    accuracies = {"tanh": plain.accuracy, "converted": scaled.accuracy, "folded": accuracy(folded, test)}
+    print(f"gradients of the weights, converted over tanh: {ratios.min():.2f} to {ratios.max():.2f} times")
+    print("test accuracy: " + ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items()))
+    print(f"fold: outputs up to {outputs.abs().max():.3g} differ by {difference:.2g} at most")
+    return {
+        "median_gradient_ratio": dict(zip(plain.names, ratios.tolist(), strict=True)),
+        "test_accuracy": accuracies,
+        "mean_loss_last_50_steps": {name: fmean(run.losses[-50:]) for name, run in runs.items()},
+        "fold_largest_difference": difference,
+        "fold_largest_output": outputs.abs().max().item(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""A weight penalty at work in an optimizer: hooks around its step() that add the penalty's gradient."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, optim
+from torch.optim import Optimizer
+
+from .kernels.launch_penalty import add_penalty
+
+if TYPE_CHECKING:
+    from .penalty import WeightPenalty
+
+# Whose weight_decay=r adds r theta to the gradient, after `maximize` has turned its sign and a gradient
+# scaler's factor is taken out; exactly these classes, since a subclass may do otherwise (AdamW does).
+COUPLED = {
+    optim.SGD, optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
+    optim.RMSprop, optim.ASGD,
+}  # fmt: skip
+
+ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[Attachment]] = weakref.WeakKeyDictionary()
+
+Group = dict[str, Any]
+
+
+class Pulls(dict[float, tuple[list[Tensor], list[Tensor]]]):
+    """Parameters and their gradients, by the sign of the penalty in what their group's gradient is of."""
+
+    def add(self, sign: float, parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
+        mine, theirs = self.setdefault(sign, ([], []))
+        mine.extend(parameters)
+        theirs.extend(gradients)
+
+
+class Attachment:
+    """A penalty attached to an optimizer, until `remove()` or the end of a `with` block.
+
+    `ways` says for each of the optimizer's parameter groups how the penalty gets there: by "weight_decay",
+    which is raised for the time of a step and costs nothing, or by "gradient".
+    """
+
+    def __init__(self, penalty: WeightPenalty, optimizer: Optimizer) -> None:
+        self.penalty = penalty
+        self._members = frozenset(map(id, penalty.parameters))
+        self._raised: list[tuple[Group, float]] = []
+        self._optimizer = weakref.ref(optimizer)
+        self._handles = (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._lower),
+            optimizer.register_state_dict_pre_hook(self._lower),  # after a step that was interrupted
+        )
+        ATTACHED.setdefault(optimizer, []).append(self)
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was before; once is enough."""
+        self._lower()
+        for handle in self._handles:
+            handle.remove()
+        optimizer = self._optimizer()
+        if optimizer is not None and self in ATTACHED.get(optimizer, ()):
+            ATTACHED[optimizer].remove(self)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """For each parameter group "weight_decay", "gradient" or, if nothing in it is penalised, "none"."""
+        optimizer = self._optimizer()
+        if optimizer is None:
+            return ()
+        return tuple(self._way(type(optimizer), group) for group in optimizer.param_groups)
+
+    def _way(self, kind: type, group: Group) -> str:
+        trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]
+        mine = [p for p in trained if p.requires_grad and id(p) in self._members]
+        if not mine:
+            return "none"
+        others = len(mine) < len(trained)
+        return "weight_decay" if self._by_weight_decay(kind, group, others) else "gradient"
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        optimizer = self._optimizer()
+        if optimizer is None or self not in ATTACHED.get(optimizer, ()):
+            return f"Attachment({self.penalty!r}, removed)"
+        return f"Attachment({self.penalty!r}, {type(optimizer).__name__}: {', '.join(self.ways)})"
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Add the gradient, or have it added each time a closure has computed the loss's."""
+        if kwargs.get("grad_scaler") is not None:
+            raise RuntimeError(
+                f"{type(optimizer).__name__}.step() takes the GradScaler itself, so that the penalty cannot "
+                "know whether gradients are scaled: detach it and add penalty() to the loss"
+            )
+        positional = len(args) > 1
+        closure = args[1] if positional else kwargs.get("closure")
+        if closure is None:
+            self._add(optimizer)
+            return None
+        penalised = self._after(closure, optimizer)
+        if positional:
+            return (args[0], penalised, *args[2:]), kwargs
+        return args, {**kwargs, "closure": penalised}
+
+    def _after(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
+        """The closure of the loss with the penalty: its gradients and its value."""
+
+        def penalised() -> Any:
+            loss = closure()
+            pulls = self._add(optimizer)
+            if loss is None:
+                return None
+            for sign, (parameters, _) in pulls.items():
+                loss = loss + sign * self.penalty.value_of(parameters)
+            return loss
+
+        return penalised
+
+    def _add(self, optimizer: Optimizer) -> Pulls:
+        """Add the penalty's gradient to those of the parameters that step() is going to change."""
+        self._lower()
+        penalty, pulls, slow, raised = self.penalty, Pulls(), Pulls(), []
+        for group in optimizer.param_groups:
+            mine, gradients, others = self._penalised(group["params"])
+            if not mine:
+                continue
+            sign = -1.0 if group.get("maximize") else 1.0
+            pulls.add(sign, mine, gradients)
+            if self._by_weight_decay(type(optimizer), group, others):
+                raised.append(group)
+            else:
+                slow.add(sign, mine, gradients)
+        scale = getattr(optimizer, "grad_scale", None)  # while GradScaler leaves unscaling to the step itself
+        with torch.no_grad():
+            for sign, (parameters, gradients) in slow.items():
+                add_penalty(gradients, parameters, sign * penalty.l2, sign * penalty.l1, scale)
+        for group in raised:
+            self._raised.append((group, group["weight_decay"]))
+            group["weight_decay"] += penalty.l2
+        return pulls
+
+    def _penalised(self, parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor], bool]:
+        """Those that are penalised and have a gradient, their gradients, and whether others have one."""
+        members, mine, gradients, others = self._members, [], [], False
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if id(parameter) not in members or not parameter.requires_grad:
+                others = True
+                continue
+            if gradient.layout is not torch.strided:
+                raise TypeError(
+                    f"a weight penalty takes dense gradients; got layout {gradient.layout} for a parameter "
+                    f"of shape {tuple(parameter.shape)}: make it with sparse=False, or exclude it"
+                )
+            mine.append(parameter)
+            gradients.append(gradient)
+        return mine, gradients, others
+
+    def _by_weight_decay(self, kind: type, group: Mapping[str, Any], others: bool) -> bool:
+        """Whether the group's weight_decay does exactly what the penalty would, to no one else."""
+        return (
+            kind in COUPLED
+            and not others
+            and not self.penalty.l1
+            and not group.get("decoupled_weight_decay")
+            and isinstance(group["weight_decay"], (int, float))
+        )
+
+    def _lower(self, *_: object) -> None:
+        """Give groups their own weight_decay back, so that what is between steps is the user's alone."""
+        while self._raised:
+            group, own = self._raised.pop()
+            group["weight_decay"] = own
+
+
+def check_attachable(penalty: WeightPenalty, optimizer: Any) -> None:
+    """Raise TypeError or ValueError unless the penalty can be attached to the optimizer."""
+    check_optimizer(optimizer)
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise ValueError(
+            "a penalty is added to gradients in place; got an optimizer with differentiable=True, which "
+            "differentiates through them: add penalty() to the loss"
+        )
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if held.isdisjoint(penalty.parameters):
+        raise ValueError(
+            f"the optimizer must hold some of the penalised parameters; got {type(optimizer).__name__} over "
+            f"{len(held)} others: make both of the same model, after it is wrapped or sharded"
+        )
+    for other in ATTACHED.get(optimizer, ()):
+        if not {*other.penalty.parameters}.isdisjoint(penalty.parameters):
+            whose = "this penalty" if other.penalty is penalty else f"{other.penalty!r}"
+            raise ValueError(
+                f"a parameter takes one penalty in an optimizer; {whose} is attached to this "
+                f"{type(optimizer).__name__} already: detach that first, or give one penalty both l2 and l1"
+            )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}: pass the optimizer "
+            "itself, not a scheduler or a scaler"
+        )

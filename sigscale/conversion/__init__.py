@@ -1,0 +1,1 @@
+"""The parts of `sigscale.scale_activations` and `sigscale.unscale_activations`."""

@@ -1,0 +1,164 @@
+"""The initial parameters of the paper's experiments, in the style of `torch.nn.init`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .checks import DTYPES
+
+T = TypeVar("T", nn.Module, Tensor)
+LEARNED_ALPHA = "log2_alpha"  # of activation modules; it is no weight and keeps its value
+
+
+def large_uniform_(module_or_tensor: T, bound: float = 10.0, generator: torch.Generator | None = None) -> T:
+    """Draw parameters uniformly from [-bound, bound), the start in which large ones make gradients vanish.
+
+    The interval is half-open in every dtype: a number that rounding has moved out of it is moved back.
+
+    Args:
+        module_or_tensor: a tensor, or a module, all of whose parameters are drawn, in the order of
+            `named_parameters()`, but biases, which become zero (the paper does not say; this is our choice),
+            and a learned alpha, which stays.
+        bound: real number > 0; the paper's is 10.
+        generator: where the numbers come from; by default the generator of each tensor's device. Numbers are
+            drawn on the generator's device and copied: one on the CPU gives the same start on every device.
+
+    Returns:
+        What was passed, changed in place; gradients and the autograd graph know nothing of it.
+
+    Raises:
+        TypeError: neither a module nor a floating-point tensor, or an argument of a wrong type.
+        ValueError: the bound is not > 0 and in the range of the tensors' dtype, or a parameter has no shape
+            yet. Then nothing has been changed.
+
+    Source: Sections 3.1 and 3.3 of arXiv 2106.02260, Figures 1, 3 and 4.
+
+    Example:
+        >>> import torch, sigscale as ss
+        >>> layer = ss.init.large_uniform_(torch.nn.Linear(100, 100), generator=torch.Generator())
+        >>> bool((-10 <= layer.weight).all() and (layer.weight < 10).all()), layer.bias.any().item()
+        (True, False)
+    """
+    weights, biases = _parameters(module_or_tensor)
+    bound = _checked("bound", bound, weights, generator)
+
+    def draw(tensor: Tensor) -> None:
+        tensor.uniform_(-bound, bound, generator=generator).clamp_(*_ends(bound, tensor.dtype))
+
+    _fill(weights, biases, draw, generator)
+    return module_or_tensor
+
+
+def small_normal_(module_or_tensor: T, std: float = 0.05, generator: torch.Generator | None = None) -> T:
+    """Draw parameters from the normal distribution of mean 0 and this standard deviation.
+
+    In deep networks it is the start in which many layers together make gradients vanish.
+
+    Args:
+        module_or_tensor: a tensor, or a module, whose biases become zero and whose learned alphas stay, as
+            in `large_uniform_`.
+        std: real number > 0; the paper's is 0.05.
+        generator: as in `large_uniform_`.
+
+    Returns:
+        What was passed, changed in place.
+
+    Raises:
+        TypeError, ValueError: as in `large_uniform_`.
+
+    Source: Section 3.2 of arXiv 2106.02260, Figure 2.
+
+    Example:
+        >>> import torch, sigscale as ss
+        >>> weight = ss.init.small_normal_(torch.empty(1000, 1000), generator=torch.Generator())
+        >>> round(weight.std().item(), 3)
+        0.05
+    """
+    weights, biases = _parameters(module_or_tensor)
+    std = _checked("std", std, weights, generator)
+    _fill(weights, biases, lambda tensor: tensor.normal_(0.0, std, generator=generator), generator)
+    return module_or_tensor
+
+
+@torch.no_grad()
+def _fill(
+    weights: list[Tensor],
+    biases: list[Tensor],
+    draw: Callable[[Tensor], object],
+    generator: torch.Generator | None,
+) -> None:
+    for weight in weights:
+        if generator is None or generator.device == weight.device:
+            draw(weight)
+        else:
+            numbers = torch.empty_like(weight, device=generator.device)
+            draw(numbers)
+            weight.copy_(numbers)
+    for bias in biases:
+        bias.zero_()
+
+
+def _ends(bound: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The smallest and the greatest number of this dtype in [-bound, bound)."""
+    nearest = torch.tensor(bound, dtype=dtype, device="cpu")
+    below = torch.nextafter(nearest, torch.zeros_like(nearest)).item()
+    last = nearest.item() if nearest.item() <= bound else below
+    return -last, last if last < bound else below
+
+
+def _parameters(module_or_tensor: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases; TypeError or ValueError unless all can be filled."""
+    if isinstance(module_or_tensor, Tensor):
+        named = {"the tensor": module_or_tensor}
+    elif isinstance(module_or_tensor, nn.Module):
+        named = dict(module_or_tensor.named_parameters())
+    else:
+        raise TypeError(
+            f"initial values are drawn for a module or a tensor; got {type(module_or_tensor).__name__}: "
+            "pass the model, or one of model.parameters()"
+        )
+    for name, tensor in named.items():
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(f"{name} has no shape yet: run the model once before it is initialized")
+        if tensor.dtype not in DTYPES or tensor.layout is not torch.strided:
+            raise TypeError(
+                f"{name} must be a dense tensor of a real floating-point type; got dtype {tensor.dtype} and "
+                f"layout {tensor.layout}: initialize the others one by one"
+            )
+    drawn = {name: tensor for name, tensor in named.items() if _leaf(name) != LEARNED_ALPHA}
+    weights = [tensor for name, tensor in drawn.items() if "bias" not in _leaf(name)]
+    return weights, [tensor for name, tensor in drawn.items() if "bias" in _leaf(name)]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _checked(name: str, value: Any, tensors: list[Tensor], generator: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"{name} must be a real number > 0; got {value!r} of type {type(value).__name__}: pass a float"
+        )
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    for dtype in sorted({tensor.dtype for tensor in tensors} | {torch.float64}, key=str):
+        limits = torch.finfo(dtype)
+        if not limits.tiny <= number <= limits.max / 2:
+            raise ValueError(
+                f"{name} must be > 0 and in the range of what is drawn, from {limits.tiny:.3g} to "
+                f"{limits.max / 2:.3g} for {dtype}; got {value!r}: the paper's are 10 and 0.05"
+            )
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise TypeError(
+            f"generator must be a torch.Generator or None; got {type(generator).__name__}: "
+            "pass torch.Generator().manual_seed(0)"
+        )
+    return number

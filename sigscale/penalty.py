@@ -1,0 +1,191 @@
+"""The paper's first remedy, a penalty on the parameters: `WeightPenalty`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .attachment import ATTACHED, Attachment, check_attachable, check_optimizer
+from .kernels import reference_penalty
+from .penalised import check_factors, selected
+
+
+class WeightPenalty:
+    """l2 / 2 sum theta^2 + l1 sum |theta| over a model's parameters, with gradient l2 theta + l1 sign(theta).
+
+    Two ways to use it, with the same gradient:
+
+        loss = criterion(model(x), t) + penalty()   # as the paper writes it
+        penalty.attach(optimizer)                   # or once: the gradient is added when the optimizer steps
+
+    l2 is the paper's r. Of torch.optim, `weight_decay=r` of Adam and SGD does the same; that of AdamW, which
+    shrinks parameters past the gradient, does not. Keras's `l2(r)` is r * sum theta^2, of twice the gradient:
+    its r is our l2 / 2.
+
+    A parameter that is frozen (requires_grad=False) is left out for as long as it is; a shared one counts
+    once. Of a model, parameters named log2_alpha, the learned scale of activations, are left out: their
+    decay would pull alpha to 1, the plain function, and undo the other remedy. Parameters that are passed
+    themselves are all penalised.
+
+    Args:
+        model_or_params: a module (also wrapped in DistributedDataParallel or by torch.compile), or an
+            iterable of parameters or of (name, parameter), dense and of dtype float16, bfloat16, float32 or
+            float64, on any device.
+        l2: factor r of the squares, per squared unit of the parameters; finite and >= 0.
+        l1: factor s of the magnitudes, per unit of the parameters; finite and >= 0. One must be > 0.
+        exclude: a pattern as of a shell ("*.bias"), or a sequence of them, of names to leave out.
+
+    Attributes:
+        l2, l1: the factors.
+        parameters: what is penalised, frozen ones too, as a tuple.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, a pattern matches nothing, nothing is left.
+
+    Source: L. Ven and J. Lederer, "Regularization and Reparameterization Avoid Vanishing Gradients in
+    Sigmoid-Type Networks", arXiv 2106.02260, Sec. 2.2; l1 is named in Sec. 4.
+
+    Example:
+        >>> import torch, sigscale as ss
+        >>> model = torch.nn.Linear(4, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 3.0)
+        >>> penalty = ss.WeightPenalty(model, l2=0.5)
+        >>> float(penalty.value())  # 0.5 / 2 * 4 * 3^2
+        9.0
+        >>> penalty().backward()
+        >>> model.weight.grad.tolist()
+        [[1.5, 1.5, 1.5, 1.5]]
+    """
+
+    def __init__(
+        self,
+        model_or_params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        l2: float = 0.0,
+        l1: float = 0.0,
+        *,
+        exclude: str | Iterable[str] = (),
+    ) -> None:
+        self._l2, self._l1 = check_factors(l2, l1)
+        self.parameters = selected(model_or_params, exclude)
+
+    @property
+    def l2(self) -> float:
+        return self._l2
+
+    @property
+    def l1(self) -> float:
+        return self._l1
+
+    def __call__(self) -> Tensor:
+        """The penalty as a term of a loss: 0-d, differentiable, on the parameters' device.
+
+        In fp32, also of 16-bit parameters (fp64 if one is fp64); second derivatives are right, too. Of
+        sharded parameters (DTensor) it is the sum over all processes, which must all call it, or value().
+        While the penalty is attached to an optimizer it would act twice, of which a warning tells: for
+        logging there is `value()`.
+        """
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._is_attached():
+            warnings.warn(
+                "the weight penalty is attached to an optimizer, which adds its gradient; penalty() in the "
+                "loss adds it once more: take it out of the loss, and use penalty.value() to log it",
+                stacklevel=2,
+            )
+        return self.value_of(self.parameters)
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """The same number, detached, for logging; it stays on the device and nothing waits for it."""
+        return self.value_of(self.parameters)
+
+    def value_of(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The penalty of those of the parameters that are not frozen."""
+        kinds: dict[tuple[torch.device, torch.dtype, type], list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.requires_grad:
+                kinds.setdefault((parameter.device, parameter.dtype, type(parameter)), []).append(parameter)
+        total = torch.zeros((), device=self.parameters[0].device)
+        for alike in kinds.values():
+            value = _Value.apply(self.l2, self.l1, *alike)
+            total = total + value.to(total.device)
+        return total
+
+    def attach(self, optimizer: Optimizer) -> Attachment:
+        """Have the optimizer add l2 theta + l1 sign(theta) to each gradient whenever it steps.
+
+        Without a term in the loss and, on a GPU, in one kernel launch for each dtype; where `weight_decay`
+        does exactly the same (SGD, Adam, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop and ASGD, not
+        decoupled, with l1 = 0 and groups of penalised parameters only) it is raised for the time of the step
+        and costs nothing. `attachment.ways` tells which. Between steps the optimizer's groups and its
+        state_dict() are as without a penalty, so attach it again, in any order, when a training is resumed;
+        groups that are added later are penalised too.
+
+        A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters are
+        pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a closure
+        returns has the penalty's value added. Everything that looks at gradients before step(), such as
+        clip_grad_norm_ or GradientMonitor.step(), sees those of the loss alone; to clip with the penalty, add
+        penalty() to the loss. However many backward passes a step has, the gradient is added once; it may
+        be in `.grad` after the step, where zero_grad() finds it.
+
+        Args:
+            optimizer: any torch.optim.Optimizer over some of the parameters, also fused or capturable.
+
+        Returns:
+            The attachment: `remove()` it, or use it in a `with` statement.
+
+        Raises:
+            TypeError: not an optimizer. In step(): a gradient is sparse.
+            ValueError: it holds none of the parameters, or is differentiable, or this penalty or another one
+                that shares a parameter is attached to it already.
+
+        Example:
+            >>> import torch, sigscale as ss
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = torch.optim.Adam(model.parameters())
+            >>> ss.WeightPenalty(model, l2=0.01).attach(optimizer).ways
+            ('weight_decay',)
+        """
+        check_attachable(self, optimizer)
+        return Attachment(self, optimizer)
+
+    def detach(self, optimizer: Optimizer) -> None:
+        """Undo `attach(optimizer)`.
+
+        Raises:
+            ValueError: it is not attached to this optimizer.
+        """
+        check_optimizer(optimizer)
+        for attachment in ATTACHED.get(optimizer, ()):
+            if attachment.penalty is self:
+                return attachment.remove()
+        raise ValueError(
+            f"the penalty is not attached to this {type(optimizer).__name__}: detach() undoes one attach()"
+        )
+
+    def __repr__(self) -> str:
+        elements = sum(parameter.numel() for parameter in self.parameters)
+        size = f"{len(self.parameters)} parameters, {elements:,} elements"
+        return f"WeightPenalty(l2={self.l2!r}, l1={self.l1!r}; {size})"
+
+    def _is_attached(self) -> bool:
+        return any(a.penalty is self for attachments in ATTACHED.values() for a in attachments)
+
+
+class _Value(torch.autograd.Function):
+    """The penalty of parameters of one type and device; its gradient is not rounded through that of norms."""
+
+    @staticmethod
+    def forward(ctx: Any, l2: float, l1: float, *parameters: Tensor) -> Tensor:
+        ctx.factors = l2, l1
+        ctx.save_for_backward(*parameters)
+        return reference_penalty.value(parameters, l2, l1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        parameters, (l2, l1) = ctx.saved_tensors, ctx.factors
+        found = reference_penalty.gradients(parameters, l2, l1, g)
+        return None, None, *(part.to(p.dtype) for part, p in zip(found, parameters, strict=True))

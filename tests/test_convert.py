@@ -1,0 +1,321 @@
+"""`scale_activations` and `unscale_activations` of modules, against formulas in fp64 and the model before."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import sigscale as ss
+
+F64 = {
+    nn.Tanh: torch.tanh,
+    nn.Sigmoid: lambda u: 1 / (1 + torch.exp(-u)),
+    nn.Softsign: lambda u: u / (1 + u.abs()),
+}
+pytestmark = pytest.mark.filterwarnings("ignore:sigmoids are scaled:UserWarning")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(4, 4), nn.Softsign())
+    return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), block, nn.Sigmoid(), nn.ReLU(), nn.Linear(4, 4))
+
+
+def traces(model: nn.Module) -> list[tuple[object, ...]]:
+    """All that conversion could leave behind in a model, in its order."""
+    return [
+        (module, type(module), [*vars(module)], [*module._parameters], [*map(id, module.parameters())])
+        for module in model.modules()
+    ]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2, 3.7])
+@pytest.mark.parametrize("plain", F64)
+def test_value(plain, alpha, device):
+    x = torch.linspace(-9, 9, 101, dtype=torch.float64, device=device)
+    model = nn.Sequential(nn.Identity(), plain())
+    ss.scale_activations(model, alpha)
+    torch.testing.assert_close(model(x), alpha * F64[plain](x / alpha), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "cell"),
+    [
+        (lambda: nn.RNN(3, 4), lambda z, h, c: (2 * torch.tanh(z[0] / 2), c)),
+        (
+            lambda: nn.LSTM(3, 4),
+            lambda z, h, c: (
+                z[3].sigmoid()
+                * 2
+                * torch.tanh((z[1].sigmoid() * c + z[0].sigmoid() * 2 * torch.tanh(z[2] / 2)) / 2),
+                z[1].sigmoid() * c + z[0].sigmoid() * 2 * torch.tanh(z[2] / 2),
+            ),
+        ),
+    ],
+    ids=["RNN", "LSTM"],
+)
+def test_recurrent_value(make, cell):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layer": make().double()})
+    weights = [*model.parameters()]
+    ss.scale_activations(model, 2.0)
+    layer = model["layer"]
+    assert type(layer) is getattr(ss.nn, layer.__class__.__name__)
+    assert all(a is b for a, b in zip(model.parameters(), weights, strict=True))
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    h = c = torch.zeros(2, 4, dtype=torch.float64)
+    for step in x:
+        rows = step @ layer.weight_ih_l0.T + layer.bias_ih_l0 + h @ layer.weight_hh_l0.T + layer.bias_hh_l0
+        h, c = cell(rows.split(4, dim=1), h, c)
+    torch.testing.assert_close(layer(x)[0][-1], h)
+
+
+def test_gru_and_relu():
+    model = nn.ModuleDict({"gru": nn.GRU(3, 4), "relu": nn.RNN(3, 4, nonlinearity="relu")})
+    report = ss.scale_activations(model)
+    assert type(model["gru"]) is ss.nn.GRU
+    assert type(model["relu"]) is nn.RNN
+    assert report.left[0].note == "relu stays the same under scaling"
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_undone_to_the_bit(learnable, device):
+    model = network().append(nn.LSTM(4, 4)).to(device)
+    x = torch.randn(8, 4, device=device)
+    state, before, plain = copy.deepcopy(model.state_dict()), traces(model), model(x)
+    ss.scale_activations(model, 1.3, learnable=learnable)
+    assert not torch.equal(model(x)[0], plain[0])
+    report = ss.unscale_activations(model)
+    assert traces(model) == before
+    assert len(report.parameters) == 4 * learnable
+    assert torch.equal(model(x)[0], plain[0])
+    assert [*model.state_dict()] == [*state]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values(), strict=True))
+
+
+def test_same_objects_hooks_modes_and_state_dict():
+    model, calls = network(), []
+    layer = model[1]
+    layer.register_forward_hook(lambda *_: calls.append("forward"))
+    layer.register_full_backward_hook(lambda *_: calls.append("backward"))
+    layer.eval()
+    keys = [*model.state_dict()]
+    ss.scale_activations(model)
+    model(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    assert model[1] is layer
+    assert calls == ["forward", "backward"]
+    assert not layer.training
+    assert model[3].training
+    assert [*model.state_dict()] == keys
+
+
+def test_shared_modules_once():
+    act = nn.Tanh()
+    model = nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2), act)
+    report = ss.scale_activations(model, learnable=True)
+    assert [entry.name for entry in report.changed] == ["1"]
+    assert model[1] is model[3]
+    assert len(report.parameters) == 1
+
+
+def test_the_model_itself():
+    model = nn.Tanh()
+    report = ss.scale_activations(model, 3.0)
+    assert (report.model, type(model), model.alpha) == (model, ss.nn.Tanh, 3.0)
+    assert [entry.name for entry in report.changed] == ["Tanh"]
+    ss.unscale_activations(model)
+    assert type(model) is nn.Tanh
+
+
+def test_several_alphas_by_patterns():
+    model = nn.ModuleDict({"a": network(), "b": network()})
+    ss.scale_activations(model, 1.5, include="a.*")
+    ss.scale_activations(model, 3.0, include=["b.*"], exclude=["b.3"])
+    assert [model["a"][i].alpha for i in (1, 3)] == [1.5, 1.5]
+    assert model["b"][1].alpha == 3.0
+    assert type(model["b"][3]) is nn.Sigmoid
+    ss.unscale_activations(model, exclude="a.*")
+    assert type(model["b"][1]) is nn.Tanh
+    assert type(model["a"][1]) is ss.nn.Tanh
+
+
+def test_learned_alphas_are_where_their_layers_are():
+    model = nn.Sequential(
+        nn.Tanh(), nn.Linear(2, 2, dtype=torch.float64), nn.Tanh(), nn.Linear(2, 2, device="meta"), nn.Tanh()
+    )
+    report = ss.scale_activations(model, 4.0, learnable=True, num_parameters=2)
+    places = [(p.device.type, p.dtype, p.shape) for p in report.parameters]
+    assert places == [
+        ("cpu", torch.float64, (2,)),
+        ("cpu", torch.float64, (2,)),
+        ("meta", torch.float32, (2,)),
+    ]
+    assert report.parameters[0].tolist() == [2.0, 2.0]  # log2 of 4
+    assert set(report.parameters) < set(model.parameters())
+
+
+def test_learned_alphas_learn_and_optimizers_go_on():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(8, 4)).square().sum().backward()
+    optimizer.step()
+    weight, moment = model[0].weight, optimizer.state[model[0].weight]["exp_avg"].clone()
+    report = ss.scale_activations(model, learnable=True)
+    optimizer.add_param_group({"params": report.parameters})
+    assert model[0].weight is weight
+    assert torch.equal(optimizer.state[weight]["exp_avg"], moment)
+    model(torch.randn(8, 4)).square().sum().backward()
+    optimizer.step()
+    assert all(p.grad is not None and p.item() != 1.0 for p in report.parameters)
+
+
+def test_copies_and_pickles():
+    model = network()
+    ss.scale_activations(model, 1.5, learnable=True)
+    x, file = torch.randn(3, 4), io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert torch.equal(other(x), model(x))
+        ss.unscale_activations(other)
+        assert torch.equal(other(x), network()(x))
+
+
+class Named(nn.Tanh):
+    """A subclass that computes what its base does."""
+
+
+class Doubled(nn.Tanh):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def test_subclasses_when_asked():
+    model = nn.Sequential(Named(), Doubled(), nn.Tanh())
+    report = ss.scale_activations(model, dry_run=True)
+    notes = {entry.name: entry.note for entry in report.left}
+    assert notes["0"] == "a subclass of nn.Tanh: pass subclasses=True"
+    assert notes["1"] == "a subclass of nn.Tanh with a forward of its own"
+    ss.scale_activations(model, subclasses=True)
+    assert [type(module) for module in model] == [ss.nn.Tanh, Doubled, ss.nn.Tanh]
+    ss.unscale_activations(copy.deepcopy(model))
+    ss.unscale_activations(model)
+    assert [type(module) for module in model] == [Named, Doubled, nn.Tanh]
+
+
+def test_the_registry_tells_which(monkeypatch):
+    class Arctan(nn.Module):
+        def forward(self, input):
+            return torch.arctan(input)
+
+    monkeypatch.setattr(nn, "Arctan", Arctan, raising=False)
+    model = nn.Sequential(Arctan())
+    ss.scale_activations(model)
+    torch.testing.assert_close(model(torch.tensor(4.0)).item(), 2 * math.atan(2.0))
+    ss.unscale_activations(model)
+    assert type(model[0]) is Arctan
+
+
+def test_modules_made_scaled_become_plain():
+    model = nn.Sequential(ss.nn.Tanh(alpha=1.5), ss.nn.Arctan(), ss.nn.LSTM(2, 2))
+    report = ss.unscale_activations(model)
+    assert [type(module) for module in model] == [nn.Tanh, ss.nn.Arctan, nn.LSTM]
+    assert report.left[0].note == "torch.nn has no Arctan: alpha = 1.0 makes it plain"
+
+
+def test_report_and_dry_run():
+    model = network()
+    before = traces(model)
+    report = ss.scale_activations(model, exclude="2.*", dry_run=True)
+    assert traces(model) == before
+    assert report.dry_run
+    assert repr(report).splitlines() == [
+        "activations: 2 would change, 1 left",
+        "  1    Tanh -> Tanh(alpha=2.0)",
+        "  3    Sigmoid -> Sigmoid(alpha=2.0)",
+        "  2.1  Softsign, left                 not selected",
+    ]
+    done = ss.scale_activations(model, exclude="2.*")
+    assert (done.changed, done.left) == (report.changed, report.left)
+    undone = ss.unscale_activations(model, dry_run=True)
+    assert undone.changed[0].before == "Tanh(alpha=2.0)"
+    assert type(model[1]) is ss.nn.Tanh
+
+
+def test_compiled_model():
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    x = torch.randn(3, 4)
+    plain = compiled(x)
+    report = ss.scale_activations(compiled, exclude="2.1")
+    assert [entry.name for entry in report.changed] == ["1", "3"]
+    assert torch.equal(compiled(x), model(x))
+    ss.unscale_activations(compiled)
+    assert torch.equal(compiled(x), plain)
+
+
+def test_data_parallel_names():
+    model = nn.DataParallel(network())
+    assert [entry.name for entry in ss.scale_activations(model).changed] == ["1", "2.1", "3"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_monitor_goes_on():
+    """An open monitor counts the same gradients as one that is attached after scaling."""
+    model, x = network(), torch.randn(16, 4)
+    histories = []
+    for scale_first in (True, False):
+        if scale_first:
+            ss.scale_activations(model)
+        with ss.GradientMonitor(model) as monitor:
+            if not scale_first:
+                ss.scale_activations(model)
+            model.zero_grad()
+            model(x).square().sum().backward()
+            monitor.step()
+            histories.append(monitor.history())
+        ss.unscale_activations(model)
+    assert histories[0].names == histories[1].names
+    assert (histories[0].quantile(0.5) == histories[1].quantile(0.5)).all()
+
+
+@pytest.mark.parametrize("documented", [ss.scale_activations, ss.unscale_activations])
+def test_examples(documented):
+    (example,) = doctest.DocTestFinder().find(documented, documented.__name__, globs={}, module=False)
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+ACTIVATIONS = st.sampled_from([nn.Tanh, nn.Sigmoid, nn.Softsign, nn.ReLU])
+TREES = st.recursive(
+    st.lists(ACTIVATIONS, max_size=4).map(lambda kinds: nn.Sequential(*(kind() for kind in kinds))),
+    lambda trees: st.lists(trees, min_size=1, max_size=3).map(lambda parts: nn.Sequential(*parts)),
+    max_leaves=6,
+)
+
+
+@given(model=TREES, alpha=st.floats(0.1, 10), data=st.data())
+def test_any_tree(model, alpha, data):
+    """What is selected computes the formula, what is not is as it was, and all of it is undone."""
+    names = {name: module for name, module in model.named_modules() if type(module) in F64}
+    chosen = data.draw(st.sets(st.sampled_from([*names]), min_size=1)) if names else set()
+    if not chosen:
+        with pytest.raises(ValueError, match="must have activations to scale"):
+            ss.scale_activations(model, alpha)
+        return
+    before, kinds = traces(model), {name: type(module) for name, module in names.items()}
+    report = ss.scale_activations(model, alpha, include=chosen)
+    assert {entry.name for entry in report.changed} == chosen
+    x = torch.linspace(-5, 5, 11, dtype=torch.float64)
+    for name, module in names.items():
+        scale = alpha if name in chosen else 1.0
+        torch.testing.assert_close(module(x), scale * F64[kinds[name]](x / scale), rtol=1e-12, atol=1e-300)
+    ss.unscale_activations(model)
+    assert traces(model) == before

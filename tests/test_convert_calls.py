@@ -1,0 +1,233 @@
+"""What `scale_activations` sees besides modules: calls in forward, and sigmoids that are gates."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
+from torch.nn.functional import softsign
+
+import sigscale as ss
+
+ACT = "tanh"
+
+
+def swish(x):
+    return x * x.sigmoid()
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.tanh = nn.Tanh()
+
+    def head(self, x):
+        return torch.atan(x)
+
+    def forward(self, x):
+        y = self.tanh(self.linear(x))
+        y = torch.tanh(y) + y.sigmoid() + F.softsign(y)
+        return self.head(softsign(y)) + math.tanh(0.0) * swish(y)
+
+
+def functional_values(model: Functional, x: torch.Tensor, alpha: float) -> torch.Tensor:
+    """The model in fp64 with every activation scaled, written out."""
+
+    def scaled(f, z):
+        return alpha * f(z / alpha)
+
+    y = scaled(torch.tanh, model.linear(x))
+    y = scaled(torch.tanh, y) + scaled(torch.sigmoid, y) + scaled(lambda u: u / (1 + u.abs()), y)
+    return scaled(torch.arctan, scaled(lambda u: u / (1 + u.abs()), y))
+
+
+def test_calls_are_named_with_their_lines():
+    model = nn.Sequential(
+        Functional(), Functional(), nn.LSTMCell(3, 3), nn.RNNCell(3, 3, nonlinearity="relu")
+    )
+    with pytest.warns(UserWarning, match=r"since no modules compute them: torch.tanh in 0 and 1 more \(Func"):
+        report = ss.scale_activations(model)
+    line = Functional.forward.__code__.co_firstlineno
+    notes = {(entry.before, entry.note.split(", ")[-1]) for entry in report.unseen}
+    assert notes == {
+        ("torch.tanh", f"test_convert_calls.py:{line + 2}"),
+        ("Tensor.sigmoid", f"test_convert_calls.py:{line + 2}"),
+        ("F.softsign", f"test_convert_calls.py:{line + 2}"),
+        ("F.softsign", f"test_convert_calls.py:{line + 3}"),
+        ("torch.atan", f"test_convert_calls.py:{Functional.head.__code__.co_firstlineno + 1}"),
+        ("Tensor.sigmoid", f"test_convert_calls.py:{swish.__code__.co_firstlineno + 1}"),
+        ("LSTMCell", "computes it inside"),
+    }
+    assert {entry.name for entry in report.unseen} == {"0 and 1 more", "2"}
+
+
+class Attribute(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act, self.plain = torch.tanh, nn.Tanh()
+
+    def forward(self, x):
+        return self.act(self.plain(x)) + len(ACT)
+
+
+def test_functions_kept_as_attributes():
+    encoder = nn.TransformerEncoderLayer(4, 1, 8, activation=torch.tanh)
+    with pytest.warns(UserWarning, match="since no modules compute them"):
+        report = ss.scale_activations(nn.ModuleDict({"encoder": encoder, "own": Attribute()}))
+    assert [(entry.name, entry.before, entry.note) for entry in report.unseen] == [
+        ("encoder", "torch.tanh", "its attribute 'activation'"),
+        ("own", "torch.tanh", "its attribute 'act'"),
+    ]
+
+
+class Quiet(nn.Module):
+    """Names like those of activations that are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.tanh, self.sigmoid = nn.Tanh(), nn.ReLU()
+
+    def forward(self, x):
+        return self.sigmoid(self.tanh(x)) + math.tanh(1.0)
+
+
+def test_nothing_is_seen_where_nothing_is():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not ss.scale_activations(Quiet()).unseen
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_functional(learnable):
+    model = Functional().double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="look like gates .*'sigmoid_1' \\(multiplies another tensor"):
+        report = ss.scale_activations(model, 1.7, functional=True, learnable=learnable)
+    torch.testing.assert_close(report.model(x), functional_values(model, x, 1.7))
+    assert report.model.tanh is model.tanh
+    assert report.model.linear.weight is model.linear.weight
+    assert [entry.name for entry in report.changed] == [
+        "tanh", "tanh_1", "sigmoid", "softsign", "softsign_1", "arctan", "sigmoid_1",
+    ]  # fmt: skip
+    assert len(report.parameters) == 7 * learnable
+    assert set(report.parameters) <= set(report.model.parameters())
+    assert not report.unseen
+    report.model(x).sum().backward()
+    for copied in (copy.deepcopy(report.model), pickle.loads(pickle.dumps(report.model))):
+        assert torch.equal(copied(x), report.model(x))
+    undone = ss.unscale_activations(report.model, exclude="arctan")
+    assert type(report.model.sigmoid) is nn.Sigmoid
+    assert type(model.tanh) is nn.Tanh
+    assert [entry.name for entry in undone.left] == ["arctan"]
+
+
+def test_functional_by_patterns_and_again():
+    model = nn.Sequential(nn.Linear(3, 3), Functional())
+    first = ss.scale_activations(model, 1.5, functional=True, include="1.tanh*")
+    assert [entry.name for entry in first.changed] == ["1.tanh", "1.tanh_1"]
+    second = ss.scale_activations(first.model, 3.0, functional=True, include="arctan")
+    assert second.model.get_submodule("arctan").alpha == 3.0
+    assert second.model.get_submodule("1.tanh_1").alpha == 1.5
+
+
+class Awkward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("seen", torch.zeros(()))
+        self.log = []
+
+    def forward(self, x):
+        self.seen += 1
+        self.log.append(x)
+        y = x * torch.tanh(self.weight)
+        z = (y + 1).tanh_()
+        return torch.tanh(z, out=torch.empty(3)) + z.tanh()
+
+
+def test_calls_that_stay():
+    model = Awkward()
+    report = ss.scale_activations(model, functional=True)
+    assert [entry.before for entry in report.changed] == ["Tensor.tanh"]
+    assert [(entry.before, entry.note.split(":")[0]) for entry in report.unseen] == [
+        ("torch.tanh", "of a parameter or a buffer, not of an activation"),
+        ("Tensor.tanh_", "in place, which may change other tensors"),
+        ("torch.tanh", "with further arguments"),
+    ]
+    assert model.seen.item() == 0
+    assert model.log == []
+
+
+class Squeeze(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4), nn.Sigmoid())
+
+    def forward(self, x):
+        return x * self.inner(x).view(-1, 4)
+
+
+class Branching(Squeeze):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.hidden = nn.Sigmoid(), nn.Sigmoid()
+
+    def forward(self, x):
+        return self.hidden(self.gate(super().forward(x))) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("model", "notes"),
+    [
+        (nn.Sequential(nn.Sigmoid(), nn.Linear(2, 2)), {}),
+        (nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Sigmoid())), {"1.0": "gives the model's output"}),
+        (nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()), nn.Linear(2, 2)), {}),
+        (nn.Sequential(nn.Tanh()), {}),
+        (Squeeze(), {"inner.3": "multiplies another tensor"}),
+        (nn.Sequential(Squeeze(), nn.Sigmoid(), nn.Flatten()), {
+            "0.inner.3": "multiplies another tensor", "1": "gives the model's output",
+        }),
+        (Branching(), {"gate": "its name is that of a gate", "inner.3": "the last module of its Sequential"}),
+    ],
+)  # fmt: skip
+def test_gates(model, notes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = ss.scale_activations(model, dry_run=True)
+    found = {entry.name: entry.note.split(":")[0] for entry in report.changed if entry.note}
+    assert {name: note.split(" or ")[0] for name, note in found.items()} == notes
+    if not notes:
+        return
+    with pytest.warns(UserWarning, match="exclude=") as caught:
+        ss.scale_activations(model)
+    assert len(caught) == 1
+    assert all(repr(name) in str(caught[0].message) for name in notes)
+    ss.unscale_activations(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ss.scale_activations(model, include=[entry.name for entry in report.changed])
+
+
+def test_a_warning_that_is_an_error_leaves_the_model():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="look like gates"):
+            ss.scale_activations(model)
+    assert type(model[1]) is nn.Sigmoid
+
+
+def test_a_look_leaves_hooks_and_lists():
+    model, calls = Squeeze(), []
+    model.inner.register_forward_hook(lambda *_: calls.append("hook"))
+    ss.scale_activations(model, dry_run=True)
+    assert not calls
+    model(torch.ones(1, 4))
+    assert calls == ["hook"]

@@ -1,0 +1,146 @@
+"""What conversion refuses; the model is as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
+from torch.nn.utils.parametrizations import weight_norm
+
+import sigscale as ss
+
+
+def network(**scaled) -> nn.ModuleDict:
+    return nn.ModuleDict({"first": nn.Tanh(), "lstm": nn.LSTM(2, 2), "last": nn.Tanh(), **scaled})
+
+
+def traces(model: nn.Module) -> list[tuple[object, ...]]:
+    return [
+        (m, type(m), [*vars(m)], [*m._parameters], m.training, [*m._forward_hooks]) for m in model.modules()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"alpha": 0.0}, ValueError, r"alpha must be .* > 0; got 0.0: the paper's choice"),
+        ({"alpha": float("nan")}, ValueError, "got nan"),
+        ({"alpha": torch.tensor(2.0)}, TypeError, "got a tensor"),
+        ({"alpha": "2"}, TypeError, "got '2' of type str"),
+        ({"num_parameters": 4}, ValueError, "num_parameters=4 is for an alpha that learns"),
+        ({"learnable": True, "num_parameters": 4}, ValueError, "recurrent lstm: .*exclude them in this one"),
+        (
+            {"include": "frist"},
+            ValueError,
+            "include must match names of activations; got 'frist'.*first, lstm",
+        ),
+        ({"exclude": ["last", "2"]}, ValueError, "exclude must match names of activations; got '2'"),
+        ({"include": [nn.Tanh]}, TypeError, "include must be a pattern"),
+        ({"exclude": "*"}, ValueError, r"must have activations to scale.*'first' \(Tanh: not selected\)"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    model = network()
+    before = traces(model)
+    with pytest.raises(error, match=message):
+        ss.scale_activations(model, **options)
+    assert traces(model) == before
+
+
+class Calls(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x)
+
+
+class Both(nn.Sequential):
+    """Does something else in training."""
+
+    def forward(self, x):
+        return super().forward(F.dropout(x, training=self.training))
+
+
+class Branches(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x
+
+
+def with_hook() -> nn.Module:
+    model = nn.Sequential(nn.Sequential(nn.Tanh()), Calls())
+    model[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (None, {}, TypeError, "model must be a torch.nn.Module; got NoneType"),
+        (nn.ReLU(), {}, ValueError, r"activations to scale, modules nn.Tanh; .*nn.GRU; got none: func"),
+        (nn.ReLU(), {"include": "x"}, ValueError, "must have activations to scale"),
+        (Calls(), {}, ValueError, r"computes torch.tanh \(Calls.forward, test_convert_errors.py:\d+\)"),
+        (nn.GRUCell(2, 2), {}, ValueError, r"no module computes GRUCell \(computes it inside\)"),
+        (nn.RNN(2, 2, nonlinearity="relu"), {}, ValueError, r"'RNN' \(RNN: relu stays the same"),
+        (nn.Sequential(ss.nn.Tanh()), {}, ValueError, r"scaled twice; got '0', Tanh\(alpha=2.0\): undo"),
+        (network(act=ss.nn.Arctan(1.5)), {}, ValueError, r"twice; got 'act', Arctan\(alpha=1.5\)"),
+        (weight_norm(nn.LSTM(2, 2), "weight_hh_l0"), {}, ValueError, "parametrized: scale it before"),
+        (Branches(nn.Tanh()), {"functional": True}, ValueError, "traces the model .* fails: TraceError"),
+        (Both(nn.Tanh()), {"functional": True}, ValueError, "in training and in evaluation: use modules"),
+        (with_hook(), {"functional": True}, ValueError, "would lose the hooks of '0': remove them"),
+        (nn.DataParallel(Calls()), {"functional": True}, ValueError, "got a DataParallel: pass the model"),
+    ],
+)  # fmt: skip
+def test_bad_model(model, options, error, message):
+    before = traces(model) if model is not None else None
+    with pytest.raises(error, match=message):
+        ss.scale_activations(model, **options)
+    assert model is None or traces(model) == before
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_scripted_model():
+    with pytest.raises(ValueError, match=r"'0' \(Tanh: scripted: scale the model before torch.jit.script\)"):
+        ss.scale_activations(torch.jit.script(nn.Sequential(nn.Tanh())))
+
+
+@pytest.fixture
+def in_ddp(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
+    torch.distributed.destroy_process_group()
+
+
+def test_learned_alphas_come_before_ddp(in_ddp):
+    with pytest.raises(ValueError, match="in DistributedDataParallel: convert the model, then wrap it"):
+        ss.scale_activations(in_ddp, learnable=True)
+    assert [entry.name for entry in ss.scale_activations(in_ddp).changed] == ["1"]
+    in_ddp(torch.ones(1, 2)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (4, {}, TypeError, "model must be a torch.nn.Module; got int"),
+        (nn.Sequential(nn.Tanh()), {}, ValueError, "must have scaled activations to undo; got none"),
+        (
+            nn.Sequential(ss.nn.Arctan()),
+            {},
+            ValueError,
+            r"'0' is Arctan\(alpha=2.0\), torch.nn has no Arctan",
+        ),
+        (nn.Sequential(ss.nn.Tanh()), {"exclude": "*"}, ValueError, "'0' is Tanh.*not selected"),
+        (nn.Sequential(ss.nn.Tanh()), {"include": "1"}, ValueError, "names of scaled activations; got '1'"),
+    ],
+)
+def test_bad_undo(model, options, error, message):
+    with pytest.raises(error, match=message):
+        ss.unscale_activations(model, **options)
+
+
+def test_undo_waits_for_a_monitor():
+    model = nn.Sequential(nn.Linear(2, 2), ss.nn.Tanh())
+    with ss.GradientMonitor(model), pytest.raises(ValueError, match="'1' has a grad_sketch"):
+        ss.unscale_activations(model)
+    assert type(model[1]) is ss.nn.Tanh
+    ss.unscale_activations(model)
