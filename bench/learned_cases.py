@@ -126,10 +126,11 @@ def check(case: Case, found: dict[str, Gradients]) -> None:
     results = {name: way() for name, way in found.items()}
     rounding = 2e-2 if case.dtype.itemsize == 2 else 1e-4
     for name, other in results.items():
+        say = f"{case}: sigscale and {name} differ"
         torch.testing.assert_close(
             results["sigscale"][: len(other)],
             tuple(other),
             rtol=rounding,
             atol=rounding * (1 << case.exponent) ** 0.5 if name == "eager" else rounding,
-            msg=lambda text, name=name: f"{case}: sigscale and {name} differ: {text}",
+            msg=say,
         )

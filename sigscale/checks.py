@@ -107,9 +107,7 @@ def check_num_parameters(num_parameters: Any, learnable: bool) -> int:
     if number < 1:
         raise ValueError(f"num_parameters must be at least 1; got {number}: 1 is one alpha for all")
     if number > 1 and not learnable:
-        raise ValueError(
-            f"num_parameters={number} is for an alpha that learns: pass learnable=True as well"
-        )
+        raise ValueError(f"num_parameters={number} is for an alpha that learns: pass learnable=True as well")
     return number
 
 

@@ -83,7 +83,8 @@ def test_alpha_one_is_a_scale_too():
     "together", [torch.maximum, torch.max, torch.sub, lambda a, b: torch.cat([a, b], 1)[:, 4:]]
 )
 def test_operands_with_different_alphas(together):
-    model = Forward(lambda m, x: m.second(together(m.one(m.first(x)), m.two(m.first(x)))))
+    model = Forward(lambda m, x: m.second(together(m.one(m.first(x)), m.two(m.third(x)))))
+    model.third = nn.Linear(4, 4)
     refuses(model, "'one' (Tanh) has alpha = 2", "'two' (Sigmoid) has alpha = 3")
 
 
