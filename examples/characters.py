@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     with atomic(options.out / "characters.json") as part:
         part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    title = f"A {options.cell.upper()} of two layers of {options.hidden} units learns Jabberwocky by heart"
+    title = f"Jabberwocky by heart: {options.cell.upper()}, two layers of {options.hidden} units"
     for path in draw(runs, f"{title}; {options.seeds} seeds", options.out / "characters"):
         print(path)
     return 0

@@ -1,6 +1,6 @@
 """The gradient of a weight penalty, added to the gradients of many parameters in one launch.
 
-    g += scale (l2 theta + l1 sign(theta))        reads g and theta, writes g    3 elements moved per element
+    g += scale (l2 theta + l1 sign(theta))      reads g and theta, writes g    3 elements moved per element
 
 A program takes a chunk of one parameter, see `multi_tensor.py`. Arithmetic is in fp32 (fp64 for fp64), with
 one rounding to the type of the tensors at the end. sign(0) and sign(NaN) are 0, as torch.sign has them.

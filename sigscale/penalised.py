@@ -17,7 +17,7 @@ MAX_FACTOR = torch.finfo(torch.float32).max
 
 
 def check_factors(l2: Any, l1: Any) -> tuple[float, float]:
-    """Both as floats; TypeError unless they are real numbers, ValueError unless finite, >= 0, one > 0."""
+    """Both as floats; TypeError unless real numbers, ValueError unless finite, >= 0 and one > 0."""
     for name, value in (("l2", l2), ("l1", l1)):
         rule = f"{name} must be a real number, finite and >= 0"
         if isinstance(value, bool) or not isinstance(value, Real):
@@ -35,7 +35,7 @@ def check_factors(l2: Any, l1: Any) -> tuple[float, float]:
 
 
 def selected(given: Any, exclude: str | Iterable[str]) -> tuple[Tensor, ...]:
-    """The parameters to penalise, each once; TypeError or ValueError if there are none, or unfit ones."""
+    """The parameters to penalise, each once; TypeError or ValueError if none or unfit ones are left."""
     selection, named = Selection((), exclude), list(_named(given))
     if not named:
         raise ValueError(

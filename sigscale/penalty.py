@@ -16,26 +16,26 @@ from .penalised import check_factors, selected
 
 
 class WeightPenalty:
-    """l2 / 2 sum theta^2 + l1 sum |theta| over a model's parameters, with gradient l2 theta + l1 sign(theta).
+    """l2 / 2 sum theta^2 + l1 sum |theta| over a model's parameters, of gradient l2 theta + l1 sign(theta).
 
     Two ways to use it, with the same gradient:
 
-        loss = criterion(model(x), t) + penalty()   # as the paper writes it
-        penalty.attach(optimizer)                   # or once: the gradient is added when the optimizer steps
+        loss = criterion(model(x), t) + penalty()  # as the paper writes it
+        penalty.attach(optimizer)                  # or once: the optimizer adds the gradient as it steps
 
-    l2 is the paper's r. Of torch.optim, `weight_decay=r` of Adam and SGD does the same; that of AdamW, which
-    shrinks parameters past the gradient, does not. Keras's `l2(r)` is r * sum theta^2, of twice the gradient:
-    its r is our l2 / 2.
+    l2 is the paper's r. Of torch.optim, `weight_decay=r` of Adam and SGD does the same; that of AdamW,
+    which shrinks parameters past the gradient, does not. Keras's `l2(r)` is r * sum theta^2, of twice
+    the gradient: its r is our l2 / 2.
 
-    A parameter that is frozen (requires_grad=False) is left out for as long as it is; a shared one counts
-    once. Of a model, parameters named log2_alpha, the learned scale of activations, are left out: their
-    decay would pull alpha to 1, the plain function, and undo the other remedy. Parameters that are passed
-    themselves are all penalised.
+    A parameter that is frozen (requires_grad=False) is left out for as long as it is; a shared one
+    counts once. Of a model, parameters named log2_alpha, the learned scale of activations, are left out:
+    their decay would pull alpha to 1, the plain function, and undo the other remedy. Parameters that are
+    passed themselves are all penalised.
 
     Args:
         model_or_params: a module (also wrapped in DistributedDataParallel or by torch.compile), or an
-            iterable of parameters or of (name, parameter), dense and of dtype float16, bfloat16, float32 or
-            float64, on any device.
+            iterable of parameters or of (name, parameter), dense and of dtype float16, bfloat16, float32
+            or float64, on any device.
         l2: factor r of the squares, per squared unit of the parameters; finite and >= 0.
         l1: factor s of the magnitudes, per unit of the parameters; finite and >= 0. One must be > 0.
         exclude: a pattern as of a shell ("*.bias"), or a sequence of them, of names to leave out.
@@ -45,7 +45,8 @@ class WeightPenalty:
         parameters: what is penalised, frozen ones too, as a tuple.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, a pattern matches nothing, nothing is left.
+        TypeError, ValueError: an argument is of the wrong kind, a pattern matches nothing, or no
+            parameter is left.
 
     Source: L. Ven and J. Lederer, "Regularization and Reparameterization Avoid Vanishing Gradients in
     Sigmoid-Type Networks", arXiv 2106.02260, Sec. 2.2; l1 is named in Sec. 4.
@@ -85,9 +86,9 @@ class WeightPenalty:
         """The penalty as a term of a loss: 0-d, differentiable, on the parameters' device.
 
         In fp32, also of 16-bit parameters (fp64 if one is fp64); second derivatives are right, too. Of
-        sharded parameters (DTensor) it is the sum over all processes, which must all call it, or value().
-        While the penalty is attached to an optimizer it would act twice, of which a warning tells: for
-        logging there is `value()`.
+        sharded parameters (DTensor) it is the sum over all processes, which must all call it, or
+        value(). While the penalty is attached to an optimizer it would act twice, of which a warning
+        tells: for logging there is `value()`.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._is_attached():
             warnings.warn(
@@ -117,19 +118,19 @@ class WeightPenalty:
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Have the optimizer add l2 theta + l1 sign(theta) to each gradient whenever it steps.
 
-        Without a term in the loss and, on a GPU, in one kernel launch for each dtype; where `weight_decay`
-        does exactly the same (SGD, Adam, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop and ASGD, not
-        decoupled, with l1 = 0 and groups of penalised parameters only) it is raised for the time of the step
-        and costs nothing. `attachment.ways` tells which. Between steps the optimizer's groups and its
-        state_dict() are as without a penalty, so attach it again, in any order, when a training is resumed;
-        groups that are added later are penalised too.
+        Without a term in the loss and, on a GPU, in one kernel launch for each dtype; where
+        `weight_decay` does exactly the same (SGD, Adam, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop
+        and ASGD, not decoupled, with l1 = 0 and groups of penalised parameters only) it is raised for
+        the time of the step and costs nothing. `attachment.ways` tells which. Between steps the
+        optimizer's groups and its state_dict() are as without a penalty, so attach it again, in any
+        order, when a training is resumed; groups that are added later are penalised too.
 
-        A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters are
-        pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a closure
-        returns has the penalty's value added. Everything that looks at gradients before step(), such as
-        clip_grad_norm_ or GradientMonitor.step(), sees those of the loss alone; to clip with the penalty, add
-        penalty() to the loss. However many backward passes a step has, the gradient is added once; it may
-        be in `.grad` after the step, where zero_grad() finds it.
+        A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters
+        are pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a
+        closure returns has the penalty's value added. Everything that looks at gradients before step(),
+        such as clip_grad_norm_ or GradientMonitor.step(), sees those of the loss alone; to clip with the
+        penalty, add penalty() to the loss. However many backward passes a step has, the gradient is
+        added once; it may be in `.grad` after the step, where zero_grad() finds it.
 
         Args:
             optimizer: any torch.optim.Optimizer over some of the parameters, also fused or capturable.
@@ -139,8 +140,8 @@ class WeightPenalty:
 
         Raises:
             TypeError: not an optimizer. In step(): a gradient is sparse.
-            ValueError: it holds none of the parameters, or is differentiable, or this penalty or another one
-                that shares a parameter is attached to it already.
+            ValueError: it holds none of the parameters, or is differentiable, or this penalty or another
+                one that shares a parameter is attached to it already.
 
         Example:
             >>> import torch, sigscale as ss

@@ -1,0 +1,175 @@
+"""What is attached to an optimizer comes off again, survives interruptions, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn, optim
+
+import sigscale as ss
+from test_penalty_attach import assert_same, loss_of, model, train
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.02])
+@pytest.mark.parametrize("first", ["attach", "load"])
+def test_a_resumed_training_goes_on(first, l1):
+    """Whichever comes first, and also from the state of an interrupted step."""
+    whole, net = model(), model()
+    optimizer = optim.Adam(whole.parameters(), lr=0.01, weight_decay=0.1)
+    ss.WeightPenalty(whole, 0.3, l1).attach(optimizer)
+    train(whole, optimizer)
+    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict()))
+    assert saved[1]["param_groups"][0]["weight_decay"] == 0.1
+    expected = train(whole, optimizer)
+    resumed = optim.Adam(net.parameters(), lr=1.0)
+    penalty = ss.WeightPenalty(net, 0.3, l1)
+    if first == "attach":
+        penalty.attach(resumed)
+    net.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    if first == "load":
+        penalty.attach(resumed)
+    assert_same(train(net, resumed), expected, rtol=0, atol=0)
+
+
+def test_an_interrupted_step_leaves_nothing_behind():
+    net, stock = model(), model()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    attachment = ss.WeightPenalty(net, 0.3).attach(optimizer)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = optimizer.register_step_pre_hook(interrupt)
+    for _ in range(2):
+        loss_of(net).backward()
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+        assert optimizer.state_dict()["param_groups"][0]["weight_decay"] == 0
+    hook.remove()
+    assert_same(train(net, optimizer), train(stock, optim.SGD(stock.parameters(), lr=0.1, weight_decay=0.3)))
+    attachment.remove()
+    assert optimizer.param_groups[0]["weight_decay"] == 0
+
+
+def test_monitors_see_the_loss_alone():
+    net = model()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    ss.WeightPenalty(net, 100.0, 1.0).attach(optimizer)
+    with ss.GradientMonitor(net, quantiles=(1.0,), activations=False) as monitor:
+        loss_of(net).backward()
+        largest = net[0].weight.grad.abs().max()
+        monitor.step()
+        optimizer.step()
+    low, high = monitor.sketch("0.weight").bounds(1.0, magnitude=True)
+    assert low <= largest <= high
+
+
+@pytest.mark.parametrize("how", ["remove", "with", "detach"])
+@pytest.mark.parametrize("l1", [0.0, 0.02])
+def test_the_end(how, l1):
+    net, plain = model(), model()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    penalty = ss.WeightPenalty(net, 0.3, l1)
+    attachment = penalty.attach(optimizer)
+    assert "SGD: " + attachment.ways[0] in repr(attachment)
+    if how == "with":
+        with attachment:
+            pass
+    elif how == "remove":
+        attachment.remove()
+        attachment.remove()
+    else:
+        penalty.detach(optimizer)
+    assert "removed" in repr(attachment)
+    assert_same(train(net, optimizer), train(plain, optim.SGD(plain.parameters(), lr=0.1)), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="not attached to this SGD"):
+        penalty.detach(optimizer)
+    penalty.attach(optimizer)
+
+
+def test_optimizers_are_not_kept_alive():
+    net = model()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    attachment = ss.WeightPenalty(net, 0.3).attach(optimizer)
+    gone = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert gone() is None
+    assert attachment.ways == ()
+    attachment.remove()
+
+
+def test_one_penalty_for_a_parameter():
+    net = model()
+    optimizer, other = optim.SGD(net.parameters(), lr=0.1), optim.SGD(net.parameters(), lr=0.1)
+    penalty = ss.WeightPenalty(net[0], 0.1)
+    penalty.attach(optimizer)
+    with pytest.raises(ValueError, match="this penalty is attached to this SGD already: detach that first"):
+        penalty.attach(optimizer)
+    with pytest.raises(ValueError, match=r"WeightPenalty\(l2=0.1.* is attached .*one penalty both l2 and l1"):
+        ss.WeightPenalty(net, 0.1).attach(optimizer)
+    ss.WeightPenalty(net[2], 0.1).attach(optimizer)
+    penalty.attach(other)
+
+
+def test_twice_is_warned_of():
+    net = model()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    penalty = ss.WeightPenalty(net, 0.1)
+    with penalty.attach(optimizer):
+        with pytest.warns(UserWarning, match=r"adds it once more: .*penalty.value\(\) to log"):
+            penalty()
+        penalty.value()
+    penalty()
+
+
+@pytest.mark.parametrize("given", [None, 3, model(), torch.amp.GradScaler("cpu")])
+def test_not_an_optimizer(given):
+    for method in (ss.WeightPenalty(model(), 0.1).attach, ss.WeightPenalty(model(), 0.1).detach):
+        with pytest.raises(
+            TypeError, match=f"must be a torch.optim.Optimizer; got {type(given).__name__}: pass"
+        ):
+            method(given)
+
+
+def test_another_models_optimizer():
+    with pytest.raises(ValueError, match="must hold some of the penalised parameters; got SGD over 6 others"):
+        ss.WeightPenalty(model(), 0.1).attach(optim.SGD(model().parameters(), lr=0.1))
+
+
+def test_differentiable_optimizers():
+    net = model()
+    with pytest.raises(ValueError, match=r"differentiable=True.*add penalty\(\) to the loss"):
+        ss.WeightPenalty(net, 0.1).attach(optim.SGD(net.parameters(), lr=0.1, differentiable=True))
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.SparseAdam])
+def test_sparse_gradients_change_nothing(kind):
+    layer, dense = nn.Embedding(3, 2, sparse=True), nn.Parameter(torch.ones(2))
+    optimizer = kind([dense, layer.weight], lr=0.1)
+    ss.WeightPenalty([dense, layer.weight], 0.1, 0.1).attach(optimizer)
+    (layer(torch.tensor([1])).sum() + dense.sum()).backward()
+    with pytest.raises(
+        TypeError, match=r"got layout torch.sparse_coo for a parameter of shape \(3, 2\): make it"
+    ):
+        optimizer.step()
+    assert torch.equal(dense.detach(), torch.ones(2))
+    assert torch.equal(dense.grad, torch.ones(2))
+
+
+def test_a_step_that_takes_the_scaler():
+    class Old(optim.SGD):
+        def step(self, closure=None, *, grad_scaler=None):
+            return super().step(closure)
+
+    net = model()
+    optimizer = Old(net.parameters(), lr=0.1)
+    ss.WeightPenalty(net, 0.1).attach(optimizer)
+    loss_of(net).backward()
+    with pytest.raises(RuntimeError, match="takes the GradScaler itself"):
+        optimizer.step(grad_scaler=torch.amp.GradScaler("cpu"))
