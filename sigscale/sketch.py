@@ -175,7 +175,7 @@ class QuantileSketch:
         try:
             number = float(threshold)
         except OverflowError:
-            number = math.copysign(math.inf, threshold)
+            number = math.inf if threshold > 0 else -math.inf
         thresholds = summary.on_device((number,), self.counts.device)
         return summary.fraction_below(self._distribution(magnitude), thresholds)[0]
 
@@ -253,10 +253,11 @@ class QuantileSketch:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the counts of a `state_dict()`, to the device of this sketch."""
-        bits, counts = state["mantissa_bits"], state["counts"]
-        if counts.dtype != torch.int64:
+        bits, counts = state.get("mantissa_bits"), state.get("counts")
+        if not isinstance(counts, Tensor) or counts.dtype != torch.int64:
+            kind = f"dtype {counts.dtype}" if isinstance(counts, Tensor) else f"type {type(counts).__name__}"
             raise ValueError(
-                f"the state has counts of dtype {counts.dtype}, not torch.int64: save a state_dict()"
+                f"the state has counts of {kind}, not an int64 tensor: save a state_dict() and load that"
             )
         if bits != self.mantissa_bits or counts.shape != (bin_count(self.mantissa_bits),):
             raise ValueError(

@@ -59,6 +59,13 @@ def test_bad_thresholds(threshold):
         sketch_of(X).below(threshold)
 
 
+@pytest.mark.parametrize("magnitude", [True, False])
+def test_thresholds_beyond_floats(magnitude):
+    sketch = sketch_of(torch.tensor([-1.0, 2.0]))
+    assert sketch.below(10**400, magnitude=magnitude) == 1
+    assert sketch.below(-(10**400), magnitude=magnitude) == 0
+
+
 def test_sketches_that_do_not_fit():
     sketch, other, elsewhere = sketch_of(X), sketch_of(X, 4), ss.QuantileSketch(device="meta")
     for call, operands, error, message in (
@@ -103,8 +110,10 @@ def test_bad_input(x, received):
         ({"mantissa_bits": 3, "counts": torch.zeros(7, dtype=torch.int64)}, "mantissa_bits=3"),
         ({"mantissa_bits": 3, "counts": torch.zeros(4086, dtype=torch.int32)}, "int32"),
         ({"mantissa_bits": 3, "counts": torch.zeros(4086)}, "float32"),
+        ({"mantissa_bits": 3, "counts": [0] * 4086}, "counts of type list, not an int64 tensor: save a state_dict"),
+        ({"step": 7}, "counts of type NoneType, not an int64 tensor"),
     ],
-    ids=["other bits", "other length", "int32", "float32"],
+    ids=["other bits", "other length", "int32", "float32", "list", "of something else"],
 )
 def test_bad_states_change_nothing(state, message):
     sketch = sketch_of(X)
