@@ -60,7 +60,8 @@ def summarize_kernel(
     lower = tl.load(lower_ptr + position, mask=there, other=0.0)
     upper = tl.load(upper_ptr + position, mask=there, other=0.0)
     number = n.to(tl.float64)
-    middle = tl.where(upper < 2.0**129, (lower + upper) / 2, lower)
+    near = tl.where(lower < 0, upper, lower)
+    middle = tl.where(tl.abs(near) < 2.0**128, (lower + upper) / 2, near)
     total = tl.sum(tl.where(counts > 0, counts.to(tl.float64) * middle, 0.0))
     tl.store(out_ptr + 4, total / number / scale)
 

@@ -71,8 +71,12 @@ def fraction_below(values: Distribution, thresholds: Tensor) -> Tensor:
 
 
 def mean(values: Distribution) -> Tensor:
-    """The mean of the values, each taken to be at the middle of its bin: (...,) in float64."""
-    middle = torch.where(values.upper < 2.0**129, (values.lower + values.upper) / 2, values.lower)
+    """The mean of the values, each taken to be at the middle of its bin: (...,) in float64.
+
+    From 2^128 on, where fp64 has but one bin, at the bin's edge nearer to zero.
+    """
+    near = torch.where(values.lower < 0, values.upper, values.lower)
+    middle = torch.where(near.abs() < 2.0**128, (values.lower + values.upper) / 2, near)
     terms = torch.where(values.counts > 0, values.counts * middle, 0.0)
     return terms.sum(-1) / values.counts.sum(-1)
 

@@ -92,6 +92,18 @@ def test_a_summary_is_true(device):
         assert row[7:] == [0.4, 0.8]
 
 
+def test_means_beyond_fp32_have_no_preferred_sign(device):
+    """The bin of fp64 magnitudes from 2^128 on has no middle worth the name, on either side of zero."""
+    x = torch.tensor([1e39, -1e39, 2e300, -2e300, 3.0, -3.0], dtype=torch.float64, device=device)
+    counts = torch.zeros(3, bin_count(3), dtype=torch.int64, device=device)
+    for row, part in zip(counts, (x, x[::2], x[1::2]), strict=True):
+        launch.count(row, part, 3)
+    ones, none = torch.ones(3, dtype=torch.float64, device=device), counts.new_zeros(0, dtype=torch.float64)
+    both, above, below = launch.summarize(counts, ones, none, none, 3, magnitude=False)[:, 4].tolist()
+    assert both == 0
+    assert above == -below == (2 * 2.0**128 + 3.125) / 3
+
+
 @pytest.mark.gpu
 def test_thousands_of_tensors():
     torch.manual_seed(0)

@@ -110,7 +110,7 @@ def test_bad_input(x, received):
         ({"mantissa_bits": 3, "counts": torch.zeros(7, dtype=torch.int64)}, "mantissa_bits=3"),
         ({"mantissa_bits": 3, "counts": torch.zeros(4086, dtype=torch.int32)}, "int32"),
         ({"mantissa_bits": 3, "counts": torch.zeros(4086)}, "float32"),
-        ({"mantissa_bits": 3, "counts": [0] * 4086}, "counts of type list, not an int64 tensor: save a state_dict"),
+        ({"mantissa_bits": 3, "counts": [0] * 4086}, "counts of type list, not an int64 tensor"),
         ({"step": 7}, "counts of type NoneType, not an int64 tensor"),
     ],
     ids=["other bits", "other length", "int32", "float32", "list", "of something else"],
