@@ -217,7 +217,7 @@ def _by_sorting(x: Tensor, wanted: Wanted) -> Tensor:
     nans = x.isnan().sum(-1, keepdim=True)
     n = x.shape[-1]
     valid = n - nans if wanted.omit_nan else n
-    rank_dtype = _rank_dtype(x.dtype, x.numel())
+    rank_dtype = _rank_dtype(x.dtype, n)
     if is_plain(x):
         numbers = _numbers(wanted.numbers, x.dtype, rank_dtype, x.device)
     else:  # of x's own kind, perhaps a fake tensor

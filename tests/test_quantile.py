@@ -197,6 +197,16 @@ def test_a_list_of_tensors(device):
     assert ss.foreach_quantile([], 0.5) == []
 
 
+def test_rows_do_not_depend_on_their_number(device, monkeypatch):
+    """Ranks are computed alike for a row alone and among others, also where PyTorch has them in float32."""
+    monkeypatch.setattr("sigscale.exact._ranks_in_float64", lambda: False)
+    monkeypatch.setattr("sigscale.exact.EXACT_FLOAT32", 5000)
+    x = torch.randn(3, 4000, generator=torch.Generator().manual_seed(0)).to(device) * 1000
+    alone = torch.stack([ss.quantile(row, GRID) for row in x], 1)
+    assert_same(ss.quantile(x, GRID, dim=1), alone)
+    assert_same(ss.quantile(x.requires_grad_(), GRID, dim=1).detach(), alone)
+
+
 def test_gradient(device):
     """That of torch.quantile, for which the values are sorted."""
     x = torch.randn(31, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
