@@ -25,21 +25,30 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
 
 
 def _words(x: Tensor, m: int) -> Tensor:
-    """The top 9 + m bits of each value as a number; words that only NaN has serve what has its own bin."""
-    y = x.float()
-    bits = y.view(torch.int32)
+    """The top 9 + m bits of each value as a number; words that only NaN has serve what has its own bin.
+
+    By the bits, since comparing and converting numbers may flush subnormal ones to zero.
+    """
     if x.dtype == torch.float64:
-        bits = bits - ((y.double().abs() > x.abs()) & x.isfinite()).int()  # towards zero
-    words = bits >> (23 - m)
-    words &= (512 << m) - 1
-    # By the bits, since comparing numbers may flush subnormal ones to zero.
-    is_zero = (x.view(torch.int64) << 1 if x.dtype == torch.float64 else bits << 1) == 0
-    words.masked_fill_(is_zero, _zero_word(m))
-    words.masked_fill_(x != x, _zero_word(m) + 1)
-    if x.dtype == torch.float64:
-        words.masked_fill_((x >= 2.0**128) & (x < torch.inf), (256 << m) - 1)
-        words.masked_fill_((x <= -(2.0**128)) & (x > -torch.inf), (512 << m) - 1)
-    return words
+        bits = x.view(torch.int64)
+        words = _words_of_doubles(x, bits, m)
+    else:
+        bits = x.float().view(torch.int32)
+        words = bits >> (23 - m)
+        words &= (512 << m) - 1
+    words.masked_fill_(bits << 1 == 0, _zero_word(m))
+    return words.masked_fill_(x != x, _zero_word(m) + 1)
+
+
+def _words_of_doubles(x: Tensor, bits: Tensor, m: int) -> Tensor:
+    """The words that the values have when they are rounded towards zero to fp32."""
+    words = bits >> (52 - m)
+    words &= (2048 << m) - 1
+    words -= 896 << m  # the bias of fp64's exponents less that of fp32's
+    subnormal = (x.abs() * 2.0 ** (126 + m)).clamp_(max=1 << m).long()
+    words = torch.maximum(words, subnormal).clamp_(max=255 << m)
+    words.masked_fill_((words == 255 << m) & x.isfinite(), (256 << m) - 1)
+    return words.add_((bits >> 63) & (256 << m))
 
 
 def _zero_word(m: int) -> int:

@@ -12,6 +12,7 @@ import adversarial
 import sigscale as ss
 import truth
 from adversarial import CASES, DTYPES, MANTISSA_BITS
+from sigscale.kernels import bins
 from sigscale.kernels._optional import INTERPRETED
 
 EXAMPLES = 30 if INTERPRETED else 150
@@ -206,6 +207,24 @@ def test_patterns_of_all_kinds(dtype, m, device):
         exponents = rng.choice([-151, -150, -149, -148, -127, -126, 0, 127, 128], n)
         x = torch.cat([x, torch.from_numpy(rng.uniform(-2, 2, n) * np.exp2(exponents))])
     assert_counts(sketch_of(x, m, device), adversarial.counts(x, m))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="arithmetic is NumPy's there")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_where_subnormal_numbers_are_flushed_to_zero(dtype):
+    x = torch.cat([CASES[case](dtype) for case, its_dtype in adversarial.TABLE if its_dtype is dtype])
+    if not torch.set_flush_denormal(True):
+        pytest.skip("not on this processor")
+    try:
+        sketches = [ss.QuantileSketch(m).update(x) for m in MANTISSA_BITS]
+        edges = [bins.edges.__wrapped__(m, magnitude=False) for m in MANTISSA_BITS]
+    finally:
+        torch.set_flush_denormal(False)
+    for sketch, found in zip(sketches, edges, strict=True):
+        m = sketch.mantissa_bits
+        assert_counts(sketch, adversarial.counts(x, m))
+        true = adversarial.edges_of(np.arange(bins.bin_count(m) - 1), m)
+        np.testing.assert_array_equal(torch.stack(found).numpy(), true)
 
 
 def test_fp32_and_narrower_tensors_feed_one_sketch(device):
