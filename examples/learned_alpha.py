@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CHANNELS, UNITS = 16, 64
 NAMES = [*(f"conv {number}" for number in range(1, 7)), "dense 1", "dense 2"]
-LEARNED = "alpha learned"
+LEARNED = "alpha learned, from 2"
 WAYS: dict[str, Callable[[], nn.Module]] = {
     "alpha = 1": lambda: ss.nn.Tanh(alpha=1.0),
     "alpha = 2": lambda: ss.nn.Tanh(alpha=2.0),
@@ -124,7 +124,16 @@ def _draw_alphas(axes: Axes, history: Tensor) -> None:
         color = colormaps["viridis"](0.9 * layer / (len(NAMES) - 1))
         axes.plot(history[:, layer], color=color)
         at = max(at + gap, float(history[-1, layer]))
-        axes.annotate(NAMES[layer], (1.01 * len(history), at), color=color, fontsize=8, va="center")
+        axes.annotate(
+            NAMES[layer],
+            (1.01 * len(history), at),
+            color=color,
+            fontsize=8,
+            va="center",
+            annotation_clip=False,  # or it is not drawn, outside the axes as it is
+        )
+    axes.axhline(2.0, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_title("conv 1 is next to the input; dotted: the start", loc="left", fontsize=8.5, color="0.3")
     axes.set(xlabel="step", ylabel=r"$\alpha$ of each layer", xlim=(0, len(history)))
 
 
@@ -172,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with atomic(chosen.out / "learned_alpha.json") as part:
         part.write_text(json.dumps(content) + "\n", encoding="utf-8")
     source = "generated images" if cifar.generated else "CIFAR-10"
-    title = f"{source}, Adam at {chosen.lr:g}, {chosen.alpha_lr:g} for the alphas, batches of {chosen.batch}"
+    title = f"A tanh network whose layers learn their alphas: {source}, one seed"
     for path in draw(results, chosen.out / "learned_alpha", title):
         print(path)
     return 0

@@ -26,13 +26,33 @@ def test_learned_alpha(few_images, tmp_path, capsys, one_thread):
     assert list(results) == list(learned_alpha.WAYS)
     for name, alpha in (("alpha = 1", 1.0), ("alpha = 2", 2.0)):
         assert results[name]["alphas"] == [[alpha] * 8] * 2
-    first, later = results["alpha learned"]["alphas"]
+    first, later = results[learned_alpha.LEARNED]["alphas"]
     assert first == [2.0] * 8
     assert all(a != 2.0 for a in later)
-    assert results["alpha = 2"]["losses"][0] == results["alpha learned"]["losses"][0]
+    assert results["alpha = 2"]["losses"][0] == results[learned_alpha.LEARNED]["losses"][0]
     for suffix in ("png", "svg"):
         assert (tmp_path / f"learned_alpha.{suffix}").stat().st_size > 10_000
-    assert "alpha learned: test accuracy" in capsys.readouterr().out
+    assert f"{learned_alpha.LEARNED}: test accuracy" in capsys.readouterr().out
+
+
+def test_every_layer_is_named_in_the_picture(tmp_path, monkeypatch):
+    seen = []
+
+    def save(figure, stem):
+        renderer = figure.canvas.get_renderer()
+        figure.draw(renderer)  # which puts everything in its place
+        boxes = {text.get_text(): text.get_tightbbox(renderer) for text in figure.axes[1].texts}
+        seen.append((boxes, figure.bbox))
+        return []
+
+    monkeypatch.setattr(learned_alpha, "save", save)
+    result = {"test_accuracy": 0.5, "losses": torch.rand(9), "alphas": torch.rand(9, 8) + 1.5}
+    learned_alpha.draw(dict.fromkeys(learned_alpha.WAYS, result), tmp_path / "picture", "title")
+    ((boxes, whole),) = seen
+    assert boxes.keys() == set(learned_alpha.NAMES)
+    for name, box in boxes.items():
+        assert box.width > 10, f"{name} is not drawn"
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1, f"{name} is cut off"
 
 
 @pytest.mark.parametrize("option", ["--steps", "--batch"])
