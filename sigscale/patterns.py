@@ -83,7 +83,8 @@ class Selection:
 
 
 def _patterns(patterns: str | Iterable[str], argument: str) -> tuple[str, ...]:
-    found = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    listed = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+    found = tuple(patterns) if listed else (patterns,)
     for pattern in found:
         if not isinstance(pattern, str):
             raise TypeError(

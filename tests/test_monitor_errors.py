@@ -40,6 +40,7 @@ def traces(model: nn.Module) -> list[object]:
         ({"every": True}, ValueError, r"every must be an integer from 1 on; got True: "),
         ({"ring": 0}, ValueError, r"ring must be an integer from 1 on; got 0: "),
         ({"mantissa_bits": 7}, ValueError, r"mantissa_bits must be one of 2, 3, 4, 5; got 7: "),
+        ({"mantissa_bits": 3.0}, ValueError, r"mantissa_bits must be one of 2, 3, 4, 5; got 3.0: "),
         ({"scaler": "amp"}, TypeError, r"scaler must be a torch.amp.GradScaler or None; got str: "),
         ({"group": "world"}, TypeError, r"group must be .*; got 'world': pass torch.distributed.group.WORLD"),
         (
@@ -53,6 +54,8 @@ def traces(model: nn.Module) -> list[object]:
             r"exclude must match .*got 'x', which matches none of 1, 3, 0.w",
         ),
         ({"include": [3]}, TypeError, r"include must be a pattern .*got 3 of type int: pass names such as"),
+        ({"exclude": 3}, TypeError, r"exclude must be a pattern .*got 3 of type int: pass names such as"),
+        ({"include": None}, TypeError, r"include must be a pattern .*got None of type NoneType: pass names"),
         ({"include": "1", "exclude": "1"}, ValueError, r"must have parameters or .*: .*widen include="),
         ({"activations": False, "parameters": False}, ValueError, r"got none .*: use modules"),
         ({"warn_below": -1}, ValueError, r"warn_below must be .*got -1: "),
