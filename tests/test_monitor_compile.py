@@ -60,10 +60,27 @@ def test_compiled_model(way, used_before):
         assert_step(history, place, truth[step])
 
 
-@pytest.mark.parametrize("layer", [nn.GELU(), nn.SiLU(inplace=True)], ids=str)
+def compiles_what_overwrites_its_input() -> bool:
+    """Whether torch.compile does, behind a graph break: PyTorch 2.14 may keep the input overwritten."""
+
+    def overwriting(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return nn.functional.silu(x, inplace=True)
+
+    x = torch.ones(3, requires_grad=True)
+    try:
+        torch.compile(lambda x: overwriting(2 * x), backend="aot_eager")(x).sum().backward()
+    except RuntimeError as error:
+        return "modified by an inplace operation" not in str(error)
+    return True
+
+
+@pytest.mark.parametrize("layer", [nn.GELU(), nn.ReLU(inplace=True), nn.SiLU(inplace=True)], ids=str)
 def test_hooks_of_a_model_that_was_compiled_already(layer):
     """torch.compile does not look for new hooks, nor whether old ones have gone."""
     torch.compiler.reset()
+    if isinstance(layer, nn.SiLU) and not compiles_what_overwrites_its_input():
+        pytest.skip("this PyTorch does not, without a monitor either")
     model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 3))
     twin = Twin(model)
     compiled = torch.compile(model, backend="aot_eager")
