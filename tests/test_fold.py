@@ -69,7 +69,24 @@ def test_operations_in_forward():
     check(randomized(Model()), torch.randn(3, 4, 6, 6, dtype=torch.float64))
 
 
-def test_indices_have_no_scale():
+def test_arguments_by_name():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.second = nn.Linear(4, 4), ss.nn.Tanh(2.5), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.act(input=self.first(input=x))
+            y = torch.add(input=y, other=torch.relu(input=y), alpha=3)
+            y = torch.where(input=y, condition=x > 0, other=torch.mul(input=y, other=0.1))
+            y = y.where(other=-y, condition=x < 1).to(dtype=y.dtype)
+            return self.second(input=torch.cat(tensors=[y, y], dim=0))
+
+    check(randomized(Model()), torch.randn(3, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("last", [1, -1])
+def test_indices_have_no_scale(last):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -77,14 +94,14 @@ def test_indices_have_no_scale():
             self.head = nn.Linear(3, 1)
 
         def forward(self, x):
-            values, indices = self.body(x).max(1)
+            values, indices = (found := self.body(x).max(1))[0], found[last]
             return self.head(values), self.head(indices.to(x.dtype))
 
     model = randomized(Model())
     with pytest.raises(ValueError, match=r"'head' \(Linear\) \(called more than once\)"):
         ss.fold(model)
     model.tail = copy.deepcopy(model.head)
-    type(model).forward = lambda self, x: (lambda m: (self.head(m[0]), self.tail(m[1].to(x.dtype))))(
+    type(model).forward = lambda self, x: (lambda m: (self.head(m[0]), self.tail(m[last].to(x.dtype))))(
         self.body(x).max(1)
     )
     check(model, torch.randn(3, 4, dtype=torch.float64))

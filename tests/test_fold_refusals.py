@@ -55,7 +55,17 @@ def test_alpha_one_is_a_scale_too():
 
 
 @pytest.mark.parametrize(
-    "together", [torch.maximum, torch.max, torch.sub, lambda a, b: torch.cat([a, b], 1)[:, 4:]]
+    "together",
+    [
+        torch.maximum,
+        torch.max,
+        torch.sub,
+        lambda a, b: torch.cat([a, b], 1)[:, 4:],
+        lambda a, b: torch.add(input=a, other=b),
+        lambda a, b: torch.maximum(a, other=b),
+        lambda a, b: torch.where(condition=b > 0, input=a, other=b),
+        lambda a, b: a.where(b > 0, other=b),
+    ],
 )
 def test_operands_with_different_alphas(together):
     model = Forward(lambda m, x: m.second(together(m.one(m.first(x)), m.two(m.third(x)))))
@@ -105,11 +115,16 @@ def test_layers_that_are_not_homogeneous(layer):
         (lambda m, y: F.linear(y, m.first.weight), "linear() at"),
         (lambda m, y: F.pad(y, (1, 1), value=1.0)[:, 1:-1], "pads with 1.0"),
         (lambda m, y: y.to(torch.int64).to(torch.float32), "to() at"),
+        (lambda m, y: y.to(dtype=torch.int64).to(torch.float32), "to() at"),
+        (lambda m, y: y.to(y > 0).to(torch.float32), "to() at"),
+        (lambda m, y: y.cumsum(1, dtype=torch.int64).to(torch.float32), "cumsum() at"),
         (lambda m, y: y.view(torch.int32).view(torch.float32), "view() at"),
+        (lambda m, y: y.view(dtype=torch.int32).view(torch.float32), "view() at"),
         (lambda m, y: y.clamp(0, 0.5), "clamp() at"),
         (lambda m, y: y.softmax(1), "softmax() at"),
         (lambda m, y: torch.where(y > 0, y, 0.1), "takes the number 0.1"),
         (lambda m, y: torch.where(y > 0.1, y, -y), "gt() at"),
+        (lambda m, y: torch.where(y)[0], "where() at"),
         (lambda m, y: torch.cat([y, y.sigmoid()], 0), "sigmoid() at"),
         (lambda m, y: torch.relu(m.first.weight) + y, "relu() at"),
     ],
@@ -205,8 +220,25 @@ def test_activations_out_of_sight():
 
 
 def test_an_overflowing_weight():
-    model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0**20), nn.Linear(4, 4)).half()
+    model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(1000.0), nn.Linear(4, 4)).half()
+    nn.init.constant_(model[2].weight, 100.0)
     refuses(model, "'2.weight' overflows torch.float16", "sigscale.fold(model.float())")
+
+
+def test_a_vanishing_weight():
+    """Numbers below the smallest normal one have lost digits, 3 % of them here."""
+    model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0**17), nn.Linear(4, 4)).half()
+    with torch.no_grad():
+        model[2].weight.clamp_(-0.1, 0.1)
+    refuses(model, "'0.weight' vanishes in torch.float16", "sigscale.fold(model.float())")
+    ss.fold(model.float())
+
+
+def test_a_subclass_of_a_layer_is_named():
+    class Own(nn.Linear):
+        pass
+
+    refuses(network(Own(4, 4)), "'1' (Tanh) has alpha = 2", "linear() in '2' (Own)")
 
 
 def test_initial_states_that_are_inputs():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -17,7 +18,7 @@ from ..kernels.registry import Function
 from ..patterns import named_modules
 from .calls import called
 
-TORCH = str(Path(fx.__file__).parent.parent)
+TORCH, OURS = (str(Path(file).parent.parent) for file in (fx.__file__, __file__))
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -34,12 +35,25 @@ class Tracer(fx.Tracer):
         return node
 
 
-def _place() -> str:
-    """The line of the model's code that is being traced."""
+def _place() -> tuple[str, int] | None:
+    """The line of the model's code that is being traced; None if all of it is PyTorch's, as in a subclass."""
     frame = sys._getframe(2)
-    while frame.f_back and frame.f_code.co_filename.startswith(TORCH):
+    while frame.f_back and (frame.f_code.co_name == "call_module" or _within(frame, TORCH)):
         frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    return None if _within(frame, OURS) else (frame.f_code.co_filename, frame.f_lineno)
+
+
+def _within(frame: FrameType, folder: str) -> bool:
+    return frame.f_code.co_filename.startswith(folder)
+
+
+def place_of(node: fx.Node) -> str:
+    """Where a call is: a line of code or, if none is the user's, a module."""
+    if node.meta["place"] is not None:
+        file, line = node.meta["place"]
+        return f"at {Path(file).name}:{line}"
+    path, kind = next(reversed(node.meta["nn_module_stack"].values()), ("", type(None)))
+    return f"in '{path}' ({kind.__name__})" if path else "in forward"
 
 
 class Trace(NamedTuple):
@@ -130,7 +144,11 @@ def calls_in(
                 number += 1
                 name = f"{stem}_{number}"
             taken.add(name)
-            yield name, Call(node, function, called(node.target), node.meta["place"], _refusal(node))
+            yield name, Call(node, function, called(node.target), _line(node), _refusal(node))
+
+
+def _line(node: fx.Node) -> str:
+    return place_of(node).removeprefix("at ")
 
 
 def _refusal(node: fx.Node) -> str:

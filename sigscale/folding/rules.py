@@ -44,6 +44,11 @@ def operand(node: fx.Node) -> Any:
     return argument(node, 0, "input")
 
 
+def dtypes(node: fx.Node) -> list[torch.dtype]:
+    """The types that a call is given."""
+    return [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, torch.dtype)]
+
+
 def unknown(scales: Scales, node: fx.Node, why: str = "") -> None:
     """Everything keeps its scale, 1."""
     if node in scales.trace.constants:
@@ -60,8 +65,11 @@ def shape_of(scales: Scales, value: Any) -> torch.Size:
 
 def keep(scales: Scales, node: fx.Node) -> None:
     """The result has the operand's scale, channel by channel."""
-    x, dtypes = operand(node), [x for x in node.args if isinstance(x, torch.dtype)]
-    if isinstance(x, fx.Node) and all(dtype.is_floating_point for dtype in dtypes):
+    x = operand(node)
+    floats = all(dtype.is_floating_point for dtype in dtypes(node))
+    if scales.trace.kind(node) == "to":  # the type of another tensor, which may be one of integers
+        floats &= {*node.all_input_nodes[1:]} <= scales.trace.constants
+    if isinstance(x, fx.Node) and floats:
         scales.tie((x, node), node)
     else:
         unknown(scales, node)
@@ -96,7 +104,7 @@ def pad(scales: Scales, node: fx.Node) -> None:
 
 def reshape(scales: Scales, node: fx.Node) -> None:
     """Keep the scales of channels where each becomes several, in a row, or several become one."""
-    if any(isinstance(x, torch.dtype) for x in node.args):
+    if dtypes(node):
         unknown(scales, node, "reads the bits of its operand as another type")
         return
     before, after = shape_of(scales, operand(node)), shape_of(scales, node)
@@ -123,7 +131,7 @@ def item(scales: Scales, node: fx.Node) -> None:
     """A part of a tensor, or one of several results, of which the second of an extreme are indices."""
     x, index = node.args
     returns_indices = isinstance(x, fx.Node) and re.search(r"^(max|min)$|max_?pool", scales.trace.kind(x))
-    if returns_indices and index == 1 and x not in scales.trace.shapes:
+    if returns_indices and index in (1, -1) and x not in scales.trace.shapes:
         scales.pin(node, ONE, node, "is indices")
     else:
         mix(scales, node)
@@ -131,11 +139,16 @@ def item(scales: Scales, node: fx.Node) -> None:
 
 def join(scales: Scales, node: fx.Node) -> None:
     """All operands and the result have one scale."""
-    name, operands = scales.trace.kind(node), [*node.args[:2], node.kwargs.get("other", 0)]
-    if name == "where":
-        operands = [node.args[0] if node.op == "call_method" else node.args[1], node.args[2]]
-    elif name.endswith("stack"):
+    name = scales.trace.kind(node)
+    if name.endswith("stack"):
         operands = list(argument(node, 0, "tensors"))
+    elif name == "where":
+        operands = [argument(node, node.op == "call_function", "input"), argument(node, 2, "other")]
+    else:
+        operands = [operand(node), argument(node, 1, "other")]
+    if None in operands:
+        unknown(scales, node)
+        return
     number = next((x for x in operands if not isinstance(x, fx.Node) and x != 0), None)
     if number is not None:
         unknown(scales, node, f"takes the number {number!r}, which does not scale")

@@ -57,7 +57,7 @@ class Trace(NamedTuple):
             return "the model's output"
         if called_function(node.target):
             return f"sigscale.{self.kind(node)}() at '{node.name}'"
-        return f"{self.kind(node)}() at {node.meta['place']}"
+        return f"{self.kind(node)}() {tracing.place_of(node)}"
 
 
 class Tracer(tracing.Tracer):

@@ -39,13 +39,24 @@ def rescale(model: nn.Module, rescaling: dict[str, Factors]) -> None:
             if not isinstance(old, Tensor) or old in done or (factor == 1).all():
                 continue
             new = (old.to("cpu", torch.promote_types(old.dtype, torch.float64)) * factor).to(old.dtype)
-            if not new.isfinite().all() and old.isfinite().all():
-                raise ValueError(
-                    f"cannot fold: '{path}.{name}' overflows {old.dtype} when it absorbs a gain of up to "
-                    f"{factor.max():g}: fold a model of a wider type, as in sigscale.fold(model.float())"
-                )
+            _check_range(f"{path}.{name}", old, new, factor)
             old.copy_(new)
             done.add(old)
+
+
+def _check_range(name: str, old: Tensor, new: Tensor, factor: Tensor) -> None:
+    """Raise ValueError if what was a number is infinite now, or all have lost digits for being too small."""
+    tiny = torch.finfo(old.dtype).tiny
+    if not new.isfinite().all() and old.isfinite().all():
+        what, gain = "overflows", factor.max()
+    elif old.numel() and new.abs().max() < tiny <= old.abs().max():
+        what, gain = "vanishes in", factor.min()
+    else:
+        return
+    raise ValueError(
+        f"cannot fold: '{name}' {what} {old.dtype} when it absorbs a gain of {gain:g}: fold a model of a "
+        "wider type, as in sigscale.fold(model.float())"
+    )
 
 
 def _make_affine(layer: Any) -> None:
