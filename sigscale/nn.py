@@ -48,8 +48,8 @@ class Activation(Scaled):
         """Let a learned alpha start again; an alpha that is fixed stays."""
         self.reset_alpha()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(x, self.alpha, save=self.save, grad_sketch=self.grad_sketch)
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activation(input, self.alpha, save=self.save, grad_sketch=self.grad_sketch)
 
     def extra_repr(self) -> str:
         return self.alpha_repr() + (f", save={self.save!r}" if self.save else "")
@@ -61,8 +61,8 @@ Args:
     alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36). alpha = 1 is {f.name} itself.
     learnable: whether alpha is learned, from there on. The parameter is `log2_alpha`, of which alpha is the
         power of two, so that it stays positive; at 0 alpha is 1, which is where weight decay pulls it.
-    num_parameters: of an alpha that learns: 1, for all of x, or the number of channels, x's dimension 1, as
-        in `torch.nn.PReLU`.
+    num_parameters: of an alpha that learns: 1, for all of x, or the number of channels, dimension 1 of the
+        input, as in `torch.nn.PReLU`.
     save: what the backward pass keeps, "input" or "output"; see `sigscale.{f.name}`.
     device, dtype: of the parameter.
 

@@ -117,6 +117,15 @@ def test_same_objects_hooks_modes_and_state_dict():
     assert [*model.state_dict()] == keys
 
 
+def test_called_by_name():
+    """nn.Tanh calls its argument input, and so do models."""
+    model, x = nn.Tanh(), torch.randn(3)
+    ss.scale_activations(model)
+    assert torch.equal(model(input=x), ss.tanh(x))
+    ss.unscale_activations(model)
+    assert torch.equal(model(input=x), x.tanh())
+
+
 def test_shared_modules_once():
     act = nn.Tanh()
     model = nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2), act)
