@@ -43,7 +43,7 @@ def edges(m: int, *, magnitude: bool) -> tuple[Tensor, Tensor]:
     """
     b = torch.arange((255 << m) + 1)
     least = (b << (23 - m)).to(torch.int32).view(torch.float32).double()
-    least[: 1 << m] = b[: 1 << m].double() * 2.0 ** (-126 - m)  # which the conversion may have flushed to zero
+    least[: 1 << m] = b[: 1 << m].double() * 2.0 ** (-126 - m)  # where conversion may flush to zero
     least[-1] = 2.0**128
     tops = torch.cat(
         [least[1:], torch.tensor([torch.finfo(torch.float64).max, torch.inf], dtype=torch.float64)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from .constants import made_once
 
 CHUNK = 1 << 18  # elements counted at a time; their words fit the second-level caches of two cores
 SORTED = 1 << 14  # elements that are sorted rather than counted
+ADDING = threading.Lock()  # backward passes of several threads may share counts; a kernel adds atomically
 WORD = 16  # bits of a digit of the selection
 HALF = 1 << WORD - 1
 
@@ -21,7 +23,8 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
     flat = x.detach().as_strided((x.numel(),), (1,))
     for part in flat.split(CHUNK):
         words = torch.bincount(_words(part, m), minlength=512 << m)
-        counts.index_add_(0, _bins_of_words(m), words)
+        with ADDING:
+            counts.index_add_(0, _bins_of_words(m), words)
 
 
 def _words(x: Tensor, m: int) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -127,6 +129,29 @@ def test_backward_passes_add_up(device):
     inner = ss.arctan(x, grad_sketch=twice)
     ds, dx = torch.autograd.grad(ss.tanh(inner, grad_sketch=twice).sum(), (inner, x))
     assert_counted(twice, ds, dx)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="kernels add atomically")
+def test_threads_share_a_sketch(monkeypatch):
+    """Their backward passes run side by side, and PyTorch's addition to a CPU tensor is no atomic one."""
+
+    def add_slowly(self, dim, index, source):
+        before = self.clone()
+        time.sleep(0.001)
+        return self.copy_(before.index_add(dim, index, source))
+
+    def train():
+        for _ in range(10):
+            ss.tanh(torch.ones(7, requires_grad=True), grad_sketch=sketch).sum().backward()
+
+    monkeypatch.setattr(torch.Tensor, "index_add_", add_slowly)
+    sketch = ss.QuantileSketch()
+    threads = [threading.Thread(target=train) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sketch.count == 4 * 10 * 7
 
 
 def test_nothing_to_count(device):
