@@ -175,8 +175,11 @@ def _warn(doubtful: Mapping[str, str], plan: Plan) -> None:
         )
     if plan.overlooked:
         listed = ", ".join(f"{entry.before} in {entry.name} ({entry.note})" for entry in plan.overlooked[:8])
+        remedy = "functional=True scales calls as well"
+        if plan.trace is not None:
+            remedy = "modules of PyTorch call them inside, where a trace does not look"
         warnings.warn(
-            f"not scaled, since no modules compute them: {listed}; functional=True scales calls as well",
+            f"not scaled, since no modules compute them: {listed}; {remedy}",
             UserWarning,
             stacklevel=3,
         )

@@ -83,7 +83,7 @@ class Selection:
 
 
 def _patterns(patterns: str | Iterable[str], argument: str) -> tuple[str, ...]:
-    listed = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+    listed = not isinstance(patterns, str) and isinstance(patterns, Iterable)
     found = tuple(patterns) if listed else (patterns,)
     for pattern in found:
         if not isinstance(pattern, str):

@@ -87,6 +87,16 @@ def test_functions_kept_as_attributes():
     ]
 
 
+def test_functions_that_a_trace_does_not_reach():
+    """A trace stops at modules of torch.nn, whatever functions these were given."""
+    encoder = nn.TransformerEncoderLayer(4, 1, 8, activation=torch.tanh)
+    model = nn.Sequential(encoder, nn.Linear(4, 4), nn.Tanh())
+    with pytest.warns(UserWarning, match="torch.tanh in 0 .*modules of PyTorch call them inside"):
+        report = ss.scale_activations(model, functional=True)
+    assert [(entry.name, entry.note) for entry in report.unseen] == [("0", "its attribute 'activation'")]
+    assert [entry.name for entry in report.changed] == ["2"]
+
+
 class Quiet(nn.Module):
     """Names like those of activations that are none."""
 
@@ -174,6 +184,17 @@ class Squeeze(nn.Module):
         return x * self.inner(x).view(-1, 4)
 
 
+class Used(nn.Module):
+    """A sigmoid, and what becomes of it."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.linear, self.act, self.use = nn.Linear(4, 4), nn.Sigmoid(), use
+
+    def forward(self, x):
+        return self.linear(self.use(self.act(self.linear(x)), x))
+
+
 class Branching(Squeeze):
     def __init__(self):
         super().__init__()
@@ -194,6 +215,16 @@ class Branching(Squeeze):
         (nn.Sequential(Squeeze(), nn.Sigmoid(), nn.Flatten()), {
             "0.inner.3": "multiplies another tensor", "1": "gives the model's output",
         }),
+        (Used(lambda p, x: p + x), {}),
+        (Used(lambda p, x: p - 1), {}),
+        (Used(lambda p, x: torch.lerp(x, -x, p)), {"act": "multiplies another tensor"}),
+        (Used(lambda p, x: torch.einsum("ij,ij->ij", x, p)), {"act": "multiplies another tensor"}),
+        (Used(lambda p, x: x / p), {"act": "multiplies another tensor"}),
+        (Used(lambda p, x: 1 - p), {"act": "is used like a probability"}),
+        (Used(lambda p, x: torch.rsub(p, 1)), {"act": "is used like a probability"}),
+        (Used(lambda p, x: p.log()), {"act": "is used like a probability"}),
+        (Used(lambda p, x: torch.bernoulli(p)), {"act": "is used like a probability"}),
+        (Used(lambda p, x: torch.where(p > 0.5, x, -x)), {"act": "is used like a probability"}),
         (Branching(), {"gate": "its name is that of a gate", "inner.3": "the last module of its Sequential"}),
     ],
 )  # fmt: skip

@@ -37,6 +37,7 @@ def traces(model: nn.Module) -> list[tuple[object, ...]]:
         ),
         ({"exclude": ["last", "2"]}, ValueError, "exclude must match names of activations; got '2'"),
         ({"include": [nn.Tanh]}, TypeError, "include must be a pattern"),
+        ({"exclude": 3}, TypeError, "exclude must be a pattern or a sequence of patterns; got 3 of type int"),
         ({"exclude": "*"}, ValueError, r"must have activations to scale.*'first' \(Tanh: not selected\)"),
     ],
 )

@@ -243,7 +243,7 @@ BAD_PARAMETERS = [
     ([torch.eye(2).to_sparse()], (), TypeError, "layout torch.sparse_coo"),
     (nn.LazyLinear(3), (), ValueError, "uninitialized one for weight: call the model once"),
     (model(), "head.*", ValueError, r"exclude must match names of parameters; got 'head.\*', .*0.weight"),
-    (model(), 3, TypeError, "exclude must be|int"),
+    (model(), 3, TypeError, "exclude must be a pattern or a sequence of patterns; got 3 of type int"),
     (model(), (3,), TypeError, "exclude must be a pattern .*got 3 of type int"),
     (model(), "*", ValueError, r"must be left to penalise; of 5, exclude=\('\*',\)"),
     (Scaled(), (), ValueError, "must be left to penalise; of 1, .*log2_alpha"),

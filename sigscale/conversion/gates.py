@@ -11,6 +11,7 @@ from .tracing import trace
 
 GATE_NAME = re.compile(r"gate|gating|attn|attention|squeeze|excit|mask|prob|(^|[._\d])se([._\d]|$)", re.I)
 OUTPUT, GATE = "gives the model's output: a probability?", "multiplies another tensor: a gate?"
+SHARE = "is used like a probability"
 LAST, NAMED = "the last module of its Sequential: a probability or a gate?", "its name is that of a gate"
 
 # Through these a tensor passes with its values, on its way to where it is used.
@@ -19,7 +20,14 @@ PASSING_CALLS = {
     *("view", "view_as", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "flatten", "permute"),
     *("transpose", "contiguous", "to", "float", "type_as", "repeat", "getitem", "chunk", "interpolate"),
 }
-PRODUCTS = {"mul", "imul", "mul_", "multiply", "__mul__", "__rmul__"}
+PRODUCTS = {
+    *("mul", "imul", "mul_", "multiply", "div", "divide", "truediv", "lerp", "addcmul", "einsum"),
+    *("matmul", "bmm", "masked_fill"),
+}
+SHARES = {
+    *("rsub", "log", "log_", "log1p", "logit", "bernoulli", "binary_cross_entropy"),
+    *("gt", "ge", "lt", "le"),
+}
 
 
 def suspicions(
@@ -61,8 +69,10 @@ def _by_use(model: nn.Module, node: fx.Node) -> str:
                 passes = isinstance(model.get_submodule(str(user.target)), PASSING_MODULES)
             else:
                 operation = user.target if isinstance(user.target, str) else user.target.__name__
-                if operation in PRODUCTS and len(user.all_input_nodes) == 2:
+                if operation in PRODUCTS and len(user.all_input_nodes) > 1:
                     return GATE
+                if operation in SHARES or (operation == "sub" and not isinstance(user.args[0], fx.Node)):
+                    return SHARE
                 passes = operation in PASSING_CALLS
             if passes and user not in seen:
                 seen.add(user)

@@ -40,14 +40,13 @@ class Plan:
     def of(cls, model: nn.Module, selection: Selection, subclasses: bool, functional: bool) -> Plan:
         """Look at a model; ValueError if there is nothing to scale, or something is scaled already."""
         found = [*survey(model, subclasses=subclasses)]
-        trace, calls, uses = None, {}, []
+        trace, calls, modules_found = None, {}, {f.module for f in found}
+        others = [(name, m) for name, m in named_modules(model) if m not in modules_found]
         if functional:
             trace = traced(_without_wrapper(model))
             calls = dict(calls_in(model, trace.graph, torch_functions()))
-        else:
-            modules_found = {f.module for f in found}
-            others = ((name, m) for name, m in named_modules(model) if m not in modules_found)
-            uses = [*Calls(torch_functions()).within(others)]
+            others = trace.whole(others)
+        uses = [*Calls(torch_functions()).within(others)]
         refused = {name: call for name, call in calls.items() if call.refusal}
         unseen = [entry for entry, _ in uses]
         unseen += [Entry(name, call.called, note=call.refusal) for name, call in refused.items()]

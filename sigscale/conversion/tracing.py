@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
 from types import FrameType
@@ -62,6 +63,15 @@ class Trace(NamedTuple):
     graph: fx.Graph
     root: nn.Module
 
+    def whole(self, named: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+        """Those of the modules that are called as a whole, or lie in one that is: the graph stops there."""
+        called = {node.target for node in self.graph.nodes if node.op == "call_module"}
+        return [(name, m) for name, m in named if not called.isdisjoint(accumulate(name.split("."), _joined))]
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}"
+
 
 def trace(model: nn.Module) -> Trace:
     """Trace a model, which stays as it is; raises whatever its code raises when it is traced.
@@ -103,15 +113,15 @@ def traced(model: nn.Module) -> Trace:
             "functional=True traces the model, which fixes what forward does; this one does not do the same "
             "in training and in evaluation: use modules such as nn.Dropout for what depends on self.training"
         )
-    _check_hooks(model, result.graph)
+    _check_hooks(model, result)
     return result
 
 
-def _check_hooks(model: nn.Module, graph: fx.Graph) -> None:
-    kept = {node.target for node in graph.nodes if node.op == "call_module"}
-    for name, module in named_modules(model):
-        has_hooks = any(getattr(module, hooks) for hooks in HOOKS)
-        if has_hooks and not any(f"{name}.".startswith(f"{target}.") for target in kept):
+def _check_hooks(model: nn.Module, trace: Trace) -> None:
+    hooked = [(n, m) for n, m in named_modules(model) if any(getattr(m, hooks) for hooks in HOOKS)]
+    kept = trace.whole(hooked)
+    for name, _ in hooked:
+        if name not in dict(kept):
             raise ValueError(
                 f"functional=True traces the model, which would lose the hooks of {name or 'the model'!r}: "
                 "remove them first, and put them on the traced model"

@@ -47,8 +47,9 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = Non
     Raises:
         TypeError: `model` is not a module, or example_inputs neither a tensor nor a tuple.
         ValueError: a scale would have to change where no layer can absorb it, as at an activation that is
-            the model's output; torch.fx cannot trace the model; a weight leaves the range of its dtype; modules have
-            hooks, which would see other values, or lack their parameters. The error names the modules.
+            the model's output; torch.fx cannot trace the model; a weight leaves the range of its dtype;
+            modules have hooks, which would see other values, or lack their parameters. The error names the
+            modules.
         RuntimeError: the outputs for `example_inputs` differ by more than rounding.
 
     Source: L. Ven and J. Lederer, arXiv 2106.02260, Sec. 2.3.
