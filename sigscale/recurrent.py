@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .alpha import Scaled
+from .checks import check_learned_alpha
 
 IS_TANH = {"RNN_TANH": (1,), "LSTM": (0, 0, 1, 0), "GRU": (0, 0, 1)}
 """Which blocks of a weight's rows belong to a tanh, by PyTorch's name for the cell."""
@@ -65,6 +66,7 @@ class Recurrent(Scaled, nn.RNNBase):
         if self.mode not in IS_TANH or (type(alpha) is float and alpha == 1.0):
             return super().forward(input, hx)
         if isinstance(alpha, Tensor):
+            check_learned_alpha(alpha, alpha)
             alpha = alpha.squeeze()  # a 0-d tensor leaves the dtype of what it multiplies
         self._update_flat_weights()
         plain = object.__new__(type(self))  # shares all but the weights, and leaves self to other threads

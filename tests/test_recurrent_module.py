@@ -187,6 +187,16 @@ class TestErrors:
         assert module.alpha == 1.5
         assert not module.learnable
 
+    @pytest.mark.parametrize("value", [40.0, -200.0, float("nan")])
+    def test_an_alpha_that_diverges(self, value):
+        layer = ss.nn.GRU(2, 3, learnable=True)
+        with torch.no_grad():
+            layer.log2_alpha.fill_(value)
+        with pytest.raises(ValueError, match=r"between 2\^-36 and 2\^36; got .*with layer.reset_alpha"):
+            layer(torch.randn(4, 1, 2))
+        layer.reset_alpha()
+        assert layer(torch.randn(4, 1, 2))[0].isfinite().all()
+
     def test_one_alpha(self):
         module = make("LSTM")
         with pytest.raises(ValueError, match=r"num_parameters must be 1 .* got 4: leave it out"):
