@@ -160,3 +160,21 @@ def test_sharded_parameters_count_once(histories):
     for step in range(2):
         for name, g in flat.items():
             assert_row(first, step, name, g)
+
+
+def test_activations_that_are_distributed_tensors():
+    """Each process counts the part that it has; here a single one has all."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model, sketch = nn.Sequential(nn.Tanh(), nn.ReLU()), ss.QuantileSketch()
+        x = distribute_tensor(whole((4, 3), 0), mesh, [Shard(0)]).requires_grad_()
+        with ss.GradientMonitor(model) as monitor:
+            ss.tanh(model(x), grad_sketch=sketch).sum().backward()
+            monitor.step()
+        first = ss.QuantileSketch().update(x.grad.to_local())
+        assert type(sketch.counts) is torch.Tensor
+        assert sketch.count == monitor.sketch("1").count == 12
+        assert torch.equal(monitor.sketch("0").counts, first.counts)
+    finally:
+        dist.destroy_process_group()

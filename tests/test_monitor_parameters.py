@@ -34,6 +34,15 @@ def test_frozen_parameters_and_missing_gradients():
     assert history.count[:, rows["1"]].tolist() == [0, 0, 320]
 
 
+def test_what_is_frozen_from_first_to_last_has_no_row():
+    model = network()
+    model[0].requires_grad_(False)
+    history, truth = run(model)
+    assert "0.weight" not in history.names
+    assert "2.weight" in history.names
+    assert_step(history, 0, truth[0])
+
+
 def test_parameters_added_later():
     model = network()
     twin, truth = Twin(model), []

@@ -62,14 +62,20 @@ def test_warnings_as_errors():
 
 def test_a_step_that_fails_half_way(monkeypatch):
     model = network()
-    with ss.GradientMonitor(model) as monitor:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        train(model, monitor)
+        measured = [monitor.sketch(name).counts for name in monitor.history().names]
+        model.append(nn.Linear(1, 1))  # for which there was no room
         with monkeypatch.context() as patch:
             patch.setattr(monitor._reduction, "add_up", lambda *counts: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train(model, monitor)
+        for name, counts in zip(monitor.history().names, measured, strict=False):
+            assert torch.equal(monitor.sketch(name).counts, counts)
         train(model, monitor)
         history = monitor.history()
-    assert history.count[:, history.names.index("1")].tolist() == [6]
+    assert history.count[:, history.names.index("1")].tolist() == [6, 6]
 
 
 def test_made_in_inference_mode():

@@ -71,6 +71,7 @@ def test_dimensions(dtype, q, device):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 70, 3, generator=generator).to(dtype)
     x[1, 2, 0] = torch.nan
+    x[3, :, 1] = torch.nan
     for tensor in (x.to(device), x.to(device).permute(2, 0, 1), x.to(device)[::2, 5:, 1:]):
         for function in OF_TORCH:
             for dim in (None, 0, 1, -1):
