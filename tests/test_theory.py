@@ -128,6 +128,7 @@ def test_identity(name):
             torch.testing.assert_close(sides.scaled, expected, rtol=1e-12, atol=0)
             assert sides.error < 1e-12
     assert theory.Identity(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0])).error == 0.5
+    assert theory.identity([], 3, 2.0).error == 0.0
 
 
 @given(
@@ -253,6 +254,8 @@ class TestExact:
         [
             (([], 1), ValueError, "theta must have a parameter for each layer; got none"),
             (([math.nan], 1), ValueError, "theta must be finite"),
+            ((1.5, 1), TypeError, r"theta must be a sequence of numbers; got 1.5: pass \[1.5\]"),
+            ((torch.tensor(1.5), 1), TypeError, "theta must be a sequence of numbers; got 1.5"),
             ((["a"], 1), TypeError, "theta must be made of real numbers; got 'a'"),
             (([1], 1j), TypeError, "x must be made of real numbers; got 1j"),
             (([1], 1, -2), ValueError, "alpha must be finite and > 0; got -2"),

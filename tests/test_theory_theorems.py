@@ -157,7 +157,7 @@ class TestTheorem1:
             lambda: theory.smallest_parameter(t, 1.0),
             lambda: theory.theorem_1_domain([0.5, t]),
         ):
-            with pytest.raises(ValueError, match=rf"t must be .*got {t}"):
+            with pytest.raises(ValueError, match=rf"t must be in \(0, 1\); got {t}: the theorem"):
                 call()
 
     def test_bad_shapes(self):
@@ -285,7 +285,16 @@ class TestTheorem2:
         assert logistic.error[-1, -1] > 1e4  # grows like alpha / 2
 
     @pytest.mark.parametrize(
-        "arguments", [{"depth": 0}, {"depth": 501}, {"depth": 3, "x": 1.0}, {"depth": 3, "d": 0.0}]
+        "arguments",
+        [
+            {"depth": 0},
+            {"depth": 501},
+            {"depth": 3, "x": 1.0},
+            {"depth": 3, "d": 0.0},
+            {"depth": 3, "x": [1.5, -1.5]},
+            {"depth": 3, "d": [1.0, 2.0]},
+            {"depth": 500, "d": 1e300},  # whose limit is infinite in float64
+        ],
     )
     def test_errors(self, arguments):
         with pytest.raises(ValueError, match=r"depth must be|Theorem 2 is about .*got x="):

@@ -7,7 +7,7 @@ so that the results share nothing with the package's own arithmetic but the chai
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -106,7 +106,10 @@ def _run(
 ) -> tuple[list[Any], Any, list[Any]]:
     """The parameters, g(x) and its partial derivatives."""
     mp = _mpmath()
-    weights = [_number(each, "theta") for each in (theta.tolist() if isinstance(theta, Tensor) else theta)]
+    listed = theta.tolist() if isinstance(theta, Tensor) else theta
+    if not isinstance(listed, Iterable):
+        raise TypeError(f"theta must be a sequence of numbers; got {listed!r}: pass [1.5] for one layer")
+    weights = [_number(each, "theta") for each in listed]
     start, scale = _number(x, "x"), _number(alpha, "alpha")
     if not weights:
         raise ValueError("theta must have a parameter for each layer; got none: pass [1.5] for one layer")

@@ -183,6 +183,8 @@ class Identity(NamedTuple):
     @property
     def error(self) -> float:
         """The largest difference, relative to the larger side."""
+        if not self.scaled.numel():
+            return 0.0
         size = torch.maximum(self.scaled.abs(), self.plain.abs())
         return float(((self.scaled - self.plain).abs() / size).nan_to_num(0.0).max())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from .checks import checked_count, checked_number, checked_tensor, checked_theta
 from .network import Numbers, gradient, run
 
 LINEAR = 2.0**20  # alpha over the largest number in the network, from which on its layers are linear
+LARGEST = 2.0**500  # of d, times which the limit at any depth is a float64
 NEAR, FAR = 1e-4, 1e3  # how near a limit has to come to be reached; how far to be infinite
 
 
@@ -123,9 +125,9 @@ def smallest_parameter(t: float, x: Numbers) -> Tensor:
 
 
 def checked_t(t: float) -> float:
-    if checked_number(t, "t") >= 1:
+    if isinstance(t, Real) and not isinstance(t, bool) and not 0 < t < 1:
         raise ValueError(f"t must be in (0, 1); got {t!r}: the theorem is true up to t = 0.62")
-    return float(t)
+    return checked_number(t, "t")
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def theorem_2(depth: int, x: float = 1.5, d: float = 1.0, function: str = "tanh"
         depth: the number of layers l, up to 500.
         x: the input, 1.5 or -1.5. The signs of the parameters change no magnitude where f is odd; they are
             all positive here.
-        d: h'[y - g(x)], not 0.
+        d: h'[y - g(x)], not 0 and up to 2^500.
         function: name of f; the theorem is stated for tanh.
 
     Returns:
@@ -207,9 +209,10 @@ def theorem_2(depth: int, x: float = 1.5, d: float = 1.0, function: str = "tanh"
     """
     depth = checked_count(depth, "depth")
     inputs, slope = checked_tensor(x, "x"), checked_tensor(d, "d")
-    if depth > 500 or abs(inputs) != 1.5 or slope == 0:
+    single = inputs.numel() == slope.numel() == 1
+    if depth > 500 or not (single and abs(inputs) == 1.5 and 0 < abs(slope) < LARGEST):
         raise ValueError(
-            "Theorem 2 is about |x| = 1.5, d not 0, here to a depth of 500; got "
+            "Theorem 2 is about a single |x| = 1.5, d not 0, here to |d| = 2^500 and a depth of 500; got "
             f"x={x!r}, d={d!r}, depth={depth!r}: use gradient() for other numbers"
         )
     theta = torch.full((depth,), 1.5, dtype=torch.float64)
