@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ def quantile(
     numbers, shape = check_quantiles(q)
     check_interpolation(interpolation, nan_policy)
     check_one_dimensional(shape)
-    if not (dim is None or isinstance(dim, int)):
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, Integral)):
         raise TypeError(f"dim must be an int or None (all); got {dim!r}: flatten the dimensions to reduce")
     size = x.numel() if dim is None else (x if x.dim() else x.view(1)).size(dim)
     if size == 0:

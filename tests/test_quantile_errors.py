@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,16 @@ import sigscale as ss
 def test_bad_input(arguments, error, text):
     with pytest.raises(error, match=text):
         ss.quantile(*arguments)
+
+
+@pytest.mark.parametrize("dim", [True, 1.0, "0", (0, 1)], ids=str)
+def test_dimensions_that_are_no_integers(dim):
+    with pytest.raises(TypeError, match=r"dim must be an int or None \(all\); got .*: flatten the dimensions"):
+        ss.quantile(torch.ones(2, 2), 0.5, dim)
+
+
+def test_a_dimension_that_numpy_gave():
+    assert ss.quantile(torch.arange(6.0).view(2, 3), 0.5, np.int64(1)).tolist() == [1, 4]
 
 
 def test_unknown_options():
