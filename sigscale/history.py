@@ -173,8 +173,10 @@ class GradientHistory:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 found = {field: archive[field] for field in fields}
-            if found["values"].shape[:2] != (len(found["steps"]), len(found["names"])):
-                raise ValueError(f"values of shape {found['values'].shape}")
+            rows = len(found["names"])
+            columns = len(COUNTS) + 1 + len(found["quantiles"]) + len(found["thresholds"])
+            if found["values"].shape != (len(found["steps"]), rows, columns) or len(found["kinds"]) != rows:
+                raise ValueError(f"values of shape {found['values'].shape}, {len(found['kinds'])} kinds")
         except OSError:
             raise
         except Exception as error:

@@ -154,6 +154,15 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["history.npz"]
 
 
+@pytest.mark.parametrize("field", ["steps", "names", "kinds", "quantiles", "thresholds"])
+def test_a_file_whose_parts_do_not_fit(field, tmp_path):
+    """As one that another program has cut; it must not come to light when a column is read."""
+    history, path = recorded(3), tmp_path / "history.npz"
+    dataclasses.replace(history, **{field: getattr(history, field)[:-1]}).save(path)
+    with pytest.raises(ValueError, match=r"history.npz' is no gradient history \(.*3, .*\): give a file"):
+        ss.GradientHistory.load(path)
+
+
 def test_two_histories_as_one():
     whole = recorded(6)
     parts = [
