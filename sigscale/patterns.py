@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -83,8 +84,8 @@ class Selection:
 
 
 def _patterns(patterns: str | Iterable[str], argument: str) -> tuple[str, ...]:
-    listed = not isinstance(patterns, str) and isinstance(patterns, Iterable)
-    found = tuple(patterns) if listed else (patterns,)
+    alone = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    found: tuple[Any, ...] = (patterns,) if alone else tuple(patterns)
     for pattern in found:
         if not isinstance(pattern, str):
             raise TypeError(
