@@ -123,7 +123,8 @@ class WeightPenalty:
         and ASGD, not decoupled, with l1 = 0 and groups of penalised parameters only) it is raised for
         the time of the step and costs nothing. `attachment.ways` tells which. Between steps the
         optimizer's groups and its state_dict() are as without a penalty, so attach it again, in any
-        order, when a training is resumed; groups that are added later are penalised too.
+        order, when a training is resumed, and to a copy of the optimizer, which has no hooks; groups that
+        are added later are penalised too.
 
         A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters
         are pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a

@@ -36,6 +36,33 @@ def test_a_resumed_training_goes_on(first, l1):
     assert_same(train(net, resumed), expected, rtol=0, atol=0)
 
 
+def test_a_weight_decay_that_is_a_tensor_stays():
+    """Raising it would change the user's own tensor, in place."""
+    net, decay = model(), torch.tensor(0.25)
+    optimizer = optim.SGD(net.parameters(), lr=0.1, weight_decay=decay, foreach=False)
+    assert ss.WeightPenalty(net, 0.5).attach(optimizer).ways == ("gradient",)
+    expected = [p.detach() * (1 - 0.1 * 0.75) for p in net.parameters()]
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert_same(net.parameters(), expected)
+    assert optimizer.param_groups[0]["weight_decay"] is decay
+    assert decay == 0.25
+
+
+def test_a_copy_of_an_optimizer_has_no_penalty():
+    """Nor other hooks: its parameters are others."""
+    net = model()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    attachment = ss.WeightPenalty(net, 0.5).attach(optimizer)
+    copied = copy.deepcopy(optimizer)
+    weight = copied.param_groups[0]["params"][0]
+    weight.grad, before = torch.zeros_like(weight), weight.detach().clone()
+    copied.step()
+    assert torch.equal(weight, before)
+    assert attachment.ways == ("weight_decay",)
+
+
 def test_an_interrupted_step_leaves_nothing_behind():
     net, stock = model(), model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)

@@ -65,12 +65,13 @@ class Trace(NamedTuple):
 
     def whole(self, named: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
         """Those of the modules that are called as a whole, or lie in one that is: the graph stops there."""
-        called = {node.target for node in self.graph.nodes if node.op == "call_module"}
-        return [(name, m) for name, m in named if not called.isdisjoint(accumulate(name.split("."), _joined))]
+        called = {str(node.target) for node in self.graph.nodes if node.op == "call_module"}
+        return [(name, m) for name, m in named if not called.isdisjoint(_path(name))]
 
 
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}"
+def _path(name: str) -> list[str]:
+    """The modules that a module lies in, and itself: of "a.b.c" a, a.b and a.b.c."""
+    return [*accumulate(name.split("."), lambda path, part: f"{path}.{part}")]
 
 
 def trace(model: nn.Module) -> Trace:
