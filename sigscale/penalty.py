@@ -128,10 +128,10 @@ class WeightPenalty:
 
         A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters
         are pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a
-        closure returns has the penalty's value added. Everything that looks at gradients before step(),
-        such as clip_grad_norm_ or GradientMonitor.step(), sees those of the loss alone; to clip with the
-        penalty, add penalty() to the loss. However many backward passes a step has, the gradient is
-        added once; it may be in `.grad` after the step, where zero_grad() finds it.
+        closure returns has the penalty's value added, an objective has it taken away. Everything that
+        looks at gradients before step(), such as clip_grad_norm_ or GradientMonitor.step(), sees those of
+        the loss alone; to clip with the penalty, add penalty() to the loss. However many backward passes a
+        step has, the gradient is added once; it may be in `.grad` after the step, where zero_grad() finds it.
 
         Args:
             optimizer: any torch.optim.Optimizer over some of the parameters, also fused or capturable.

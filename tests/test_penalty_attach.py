@@ -232,6 +232,10 @@ def test_closures_without_a_tensor():
     loss_of(net).backward()
     assert optimizer.step(lambda: None) is None
     torch.testing.assert_close(optimizer.step(lambda: 2.0), 2.0 + penalty.value())
+    penalty.detach(optimizer)
+    climber = optim.SGD(net.parameters(), lr=0.0, maximize=True)
+    penalty.attach(climber)
+    torch.testing.assert_close(climber.step(lambda: 2.0), 2.0 - penalty.value())
 
 
 def test_the_order_with_clipping():
