@@ -164,12 +164,12 @@ def draw_gradients(axes: Axes, runs: dict[str, Training]) -> None:
 
 def draw_losses(axes: Axes, runs: dict[str, Training]) -> None:
     every = [loss for run in runs.values() for loss in run.losses]
-    for run, colour in zip(runs.values(), COLOURS, strict=True):
+    for (name, run), colour in zip(runs.items(), COLOURS, strict=True):
         window = min(WINDOW, len(run.losses))
         axes.plot(run.losses, color=colour, lw=0.4, alpha=0.3)
         smooth = np.convolve(run.losses, np.ones(window) / window, "valid")
         middles = np.arange(len(smooth)) + (window - 1) / 2
-        axes.plot(middles, smooth, color=colour, lw=2, label=f"test accuracy {run.accuracy:.1%}")
+        axes.plot(middles, smooth, color=colour, lw=2, label=f"{name}: test accuracy {run.accuracy:.1%}")
     axes.set_ylim(0.95 * min(every), np.quantile(every, 0.995))
     axes.grid(axis="y", color="0.92")
     axes.set_xlabel("step")
