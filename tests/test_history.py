@@ -225,6 +225,7 @@ def test_summary():
     with ss.GradientMonitor(model, thresholds=(1e-8, 0.5)) as monitor:
         train(monitor, model, range(2))
         model[2].weight.grad = torch.tensor([[0.0, torch.inf, -1.0]])
+        model[0].bias.grad[1] = torch.nan
         model[2].bias.grad = None
         monitor.step()
     lines = monitor.summary().splitlines()
@@ -237,6 +238,6 @@ def test_summary():
     ]
     assert by_name["2.weight"].endswith("inf")
     assert by_name["2.bias"].split() == ["2.bias", "parameter", "0", "-", "-", "-", "-", "-", "-"]
-    assert lines[-1] == "infinite or NaN coordinates in: all parameters, 2.weight"
+    assert lines[-1] == "infinite or NaN coordinates in: all parameters, 0.bias, 2.weight"
     signed = recorded(1, magnitude=False)
     assert signed.quantile(0.05)[0, 3] < 0
