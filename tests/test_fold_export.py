@@ -71,29 +71,44 @@ def test_torch_export(pair):
     torch.testing.assert_close(program.module()(X), model(X), rtol=1e-4, atol=1e-5)
 
 
-def test_onnx(pair, tmp_path):
+def by_onnx(folded, x, path):
+    """The output of the model as ONNX Runtime computes it."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
+    torch.onnx.export(folded, (x,), path, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    return torch.from_numpy(y)
+
+
+def test_onnx(pair, tmp_path):
     model, folded = pair
-    torch.onnx.export(folded, (X,), tmp_path / "folded.onnx", dynamo=True, verbose=False)
-    session = runtime.InferenceSession(tmp_path / "folded.onnx")
-    (y,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
-    torch.testing.assert_close(torch.from_numpy(y), model(X), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(by_onnx(folded, X, tmp_path / "folded.onnx"), model(X), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes self.cell._flat_weights")  # of torch.nn.LSTM, too
-def test_recurrent_export():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cell, self.out = ss.nn.LSTM(3, 4, alpha=1.7, batch_first=True), nn.Linear(4, 2)
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.cell, self.out = getattr(ss.nn, kind)(3, 4, alpha=1.7, batch_first=True), nn.Linear(4, 2)
 
-        def forward(self, x):
-            return self.out(self.cell(x)[0])
+    def forward(self, x):
+        return self.out(self.cell(x)[0])
 
-    model, x = Model(), X[:, :, 0].mT
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.cell._flat_weights")  # of torch.nn's, too
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_export(kind):
+    model, x = Recurrent(kind), X[:, :, 0].mT.contiguous()
     program = torch.export.export(ss.fold(model), (x,))
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.cell._flat_weights")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_onnx(kind, tmp_path):
+    model, x = Recurrent(kind).eval(), X[:, :, 0].mT.contiguous()
+    y = by_onnx(ss.fold(model), x, tmp_path / "folded.onnx")
+    torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_function_that_pytorch_does_not_have():
