@@ -220,6 +220,17 @@ def test_subclasses_when_asked():
     assert [type(module) for module in model] == [Named, Doubled, nn.Tanh]
 
 
+def test_a_module_whose_forward_was_replaced():
+    """As libraries do that move weights around; its class has no say any more."""
+    model = nn.Sequential(nn.Tanh(), nn.Tanh())
+    original = model[0].forward
+    model[0].forward = lambda input: original(input)
+    report = ss.scale_activations(model)
+    assert [entry.name for entry in report.changed] == ["1"]
+    assert [(entry.name, entry.note) for entry in report.left] == [("0", "its forward was replaced")]
+    assert type(model[0]) is nn.Tanh
+
+
 def test_the_registry_tells_which(monkeypatch):
     class Arctan(nn.Module):
         def forward(self, input):

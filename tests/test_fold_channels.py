@@ -38,6 +38,8 @@ def test_alphas_of_channels_need_shapes():
         (lambda y: F.pad(y, (1, 1))[:, 1:-1], "pad() at"),
         (lambda y: y.view(2, 2, 4).flip(2).view(4, 4), "view() at"),
         (lambda y: y.T, "getattr() at"),
+        (lambda y: torch.stack([y, y]).sum(0), "stack() at"),
+        (lambda y: (y * torch.ones(2, 1, 1))[0], "mul() at"),
     ],
 )
 def test_operations_that_mix_channels(operation, named):

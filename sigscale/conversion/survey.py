@@ -53,11 +53,13 @@ def survey(model: nn.Module, *, subclasses: bool = False) -> Iterator[Found]:
 def _refusal(module: nn.Module, kind: type[nn.Module], subclasses: bool) -> str:
     if getattr(module, "mode", "") == "RNN_RELU":
         return "relu stays the same under scaling"
+    if "forward" in vars(module):
+        return "its forward was replaced"
     if type(module) is kind:
         return ""
     if is_parametrized(module):
         return "parametrized: scale it before, or remove_parametrizations() first"
-    if type(module).forward is not kind.forward or "forward" in vars(module):
+    if type(module).forward is not kind.forward:
         return f"a subclass of nn.{kind.__name__} with a forward of its own"
     return "" if subclasses else f"a subclass of nn.{kind.__name__}: pass subclasses=True"
 
