@@ -118,15 +118,17 @@ def draw(results: dict[str, dict[str, Any]], stem: Path, title: str) -> list[Pat
 def _draw_alphas(axes: Axes, history: Tensor) -> None:
     """A line a layer, with its name where it ends, or above where names would overlap."""
     from matplotlib import colormaps
+    from matplotlib.ticker import FormatStrFormatter
 
-    gap, at = 0.045 * (float(history.max() - history.min()) or 1.0), -torch.inf
+    exponents = history.log2()  # what is learned
+    gap, at = 0.045 * (float(exponents.max() - exponents.min()) or 1.0), -torch.inf
     for layer in history[-1].argsort().tolist():
         color = colormaps["viridis"](0.9 * layer / (len(NAMES) - 1))
         axes.plot(history[:, layer], color=color)
-        at = max(at + gap, float(history[-1, layer]))
+        at = max(at + gap, float(exponents[-1, layer]))
         axes.annotate(
             NAMES[layer],
-            (1.01 * len(history), at),
+            (1.01 * len(history), 2**at),
             color=color,
             fontsize=8,
             va="center",
@@ -134,6 +136,8 @@ def _draw_alphas(axes: Axes, history: Tensor) -> None:
         )
     axes.axhline(2.0, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
     axes.set_title("conv 1 is next to the input; dotted: the start", loc="left", fontsize=8.5, color="0.3")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.set(xlabel="step", ylabel=r"$\alpha$ of each layer", xlim=(0, len(history)))
 
 
