@@ -17,7 +17,7 @@ class Kind:
     keys: tuple[str, ...]
     title: str
     word: str = ""  # that tells its cases from those of other kinds
-    by_provider: bool = False  # a row a provider with its cost over the baseline, not a row a case
+    by_provider: str = ""  # what providers are: then each has a row with its cost over the baseline
 
 
 KINDS = {
@@ -54,7 +54,18 @@ KINDS = {
         ("network",),
         "a training step, monitored: milliseconds, ratio to the step without and microseconds added",
         "monitor",
-        by_provider=True,
+        by_provider="monitoring",
+    ),
+    "seeds": Kind(
+        ("network",),
+        "a training step of several seeds at once: milliseconds, ratio to one seed and microseconds added",
+        "seeds",
+        by_provider="seeds",
+    ),
+    "convolution": Kind(
+        ("networks", "images"),
+        "3x3 convolutions of 3 channels, forward and backward: microseconds by their form; ratios as above",
+        "convolution",
     ),
 }
 OF_PARAMETERS = {
@@ -82,6 +93,10 @@ PROVIDERS = (
     "wandb",
     "numpy",
     "read",
+    "grouped",
+    "grouped, last",
+    "patches",
+    "one by one",
 )
 
 
@@ -100,7 +115,8 @@ def rows(records: Results, kind: str) -> list[Row]:
     groups = grouped(records, kind)
     if KINDS[kind].by_provider:
         named = ((_named(kind, key), group) for key, group in groups.items())
-        return [name | _cost_row(record) for name, group in named for record in group.values()]
+        kinds = KINDS[kind].by_provider
+        return [name | _cost_row(kinds, record) for name, group in named for record in group.values()]
     measured = {name for group in groups.values() for name in group}
     providers = [name for name in PROVIDERS if name in measured]
     ours = [group["sigscale"] for group in groups.values()]
@@ -136,10 +152,10 @@ def _ratios(ours: Mapping[str, Any], compared: Iterable[str], costs: Iterable[st
     return row
 
 
-def _cost_row(record: Mapping[str, Any]) -> Row:
+def _cost_row(kinds: str, record: Mapping[str, Any]) -> Row:
     (ratio,), (more,) = record.get("cost", {"": None}).values(), record.get("added", {"": None}).values()
     return {
-        "monitoring": monitoring(record["provider"]),
+        kinds: monitoring(record["provider"]),
         "ms a step": f"{record['seconds'] * 1e3:.3f}",
         "ratio": spread(ratio),
         "added us": added(more),

@@ -1,6 +1,5 @@
 """`python -m examples.cifar10` from its options to its files."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -10,19 +9,15 @@ import pytest
 import torch
 
 import sigscale as ss
-from examples.cifar10 import cli, data, download, figures, heatmaps, options, train
-from examples.cifar10.data import GENERATED, Cifar10, Split
-from examples.cifar10.results import Outcome
-from examples.cifar10.train import FIGURE_3, Settings
+from cifar10 import PIPELINES, split
+from examples.cifar10 import cli, data, download, options, train
+from examples.cifar10.beyond import ALSO
+from examples.cifar10.data import GENERATED, Cifar10
+from examples.cifar10.folder import Folder
+from examples.cifar10.pipelines import FIGURES
+from examples.cifar10.train import NUMBERS, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def split(images):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 10, (images,), generator=generator)
-    pixels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return Split(pixels.contiguous(memory_format=torch.channels_last), labels)
 
 
 @pytest.fixture
@@ -37,9 +32,13 @@ def command(out, *more):
     return cli.main(["--out", str(out), "--epochs", "2", "--batch", "8", "--device", "cpu", *more])
 
 
-def columns(path):
-    rows = list(csv.DictReader(path.open()))
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+def arrays(folder):
+    """All numbers of all runs: {file: {name: values}}"""
+    found = {}
+    for path in sorted((folder / "runs").glob("*.npz")):
+        with np.load(path) as archive:
+            found[path.name] = {name: archive[name].tolist() for name in archive.files}
+    return found
 
 
 @pytest.mark.usefixtures("loaded")
@@ -48,28 +47,32 @@ class TestRun:
         assert command(tmp_path, "--seeds", "2") == 0
         printed = capsys.readouterr().out
         assert "tanh, alpha = 2, r = 0.01" in printed.splitlines()[-5]
-        found = json.loads((tmp_path / "results.json").read_text())
-        assert found["experiment"]["lr"] == 0.001
-        assert found["experiment"]["data_source"] == "a test"
-        assert set(found["versions"]) == {"python", "torch", "sigscale", "numpy"}
-        assert [(run["pipeline"], run["seed"]) for run in found["runs"]] == [
-            (pipeline.name, seed) for seed in (0, 1) for pipeline in FIGURE_3
-        ]
-        rows = columns(tmp_path / "results.csv")
-        assert len(rows) == len(FIGURE_3) * 2 * 2
-        assert float(rows[0]["gradient_q50"]) == found["runs"][0]["epochs"][0]["gradient_q50"]
-        assert (tmp_path / "figure3.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (tmp_path / "figure3.svg").read_text()
-        assert (tmp_path / "gradients.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (tmp_path / "gradients.svg").read_text()
-        assert len(list((tmp_path / "gradients").iterdir())) == len(FIGURE_3) * 2
-        history = ss.GradientHistory.load(tmp_path / "gradients" / "relu-penalty-seed1.npz")
+        names = [pipeline.name for pipeline in FIGURES["3"].pipelines]
+        stems = sorted(f"{name}-seed{seed:02d}" for name in names for seed in (0, 1))
+        assert [path.stem for path in sorted((tmp_path / "runs").glob("*.json"))] == stems
+        about = json.loads((tmp_path / "runs" / f"{stems[0]}.json").read_text())
+        assert (about["lr"], about["device"], about["trained_with_seeds"]) == (0.001, "cpu", [0, 1])
+        assert set(about["versions"]) == {"python", "torch", "sigscale", "numpy"}
+        curves = arrays(tmp_path)[f"{stems[0]}.npz"]
+        assert tuple(curves) == NUMBERS
+        assert all(len(curve) == 2 for curve in curves.values())
+        for picture in ("figure3", "figure3-layers"):
+            assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+            assert "<svg" in (tmp_path / f"{picture}.svg").read_text()
+        assert "figure3.png" in (tmp_path / "report.md").read_text()
+        history = ss.GradientHistory.load(tmp_path / "gradients" / "combined-relu-r-seeds0-1.npz")
         assert history.step_count == len(history) == 2 * 8
+        assert not list((tmp_path / "checkpoints").iterdir())
         assert not list(tmp_path.rglob("*.part"))
 
+    def test_figures_that_share_pipelines(self, tmp_path):
+        assert command(tmp_path, "--figure", "4,3") == 0
+        assert len(arrays(tmp_path)) == 6
+        assert {path.stem for path in tmp_path.glob("*.png")} >= {"figure3", "figure4"}
+
     def test_interrupted_and_resumed(self, tmp_path, capsys, monkeypatch):
-        assert command(tmp_path / "whole") == 0
-        save, saves = cli.Folder.save, []
+        assert command(tmp_path / "whole", "--seeds", "2") == 0
+        save, saves = Folder.save, []
 
         def save_and_interrupt(folder, run):
             save(folder, run)
@@ -77,34 +80,49 @@ class TestRun:
             if len(saves) == 3:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli.Folder, "save", save_and_interrupt)
-        assert command(tmp_path / "parts") == 130
+        monkeypatch.setattr(Folder, "save", save_and_interrupt)
+        assert command(tmp_path / "parts", "--seeds", "2") == 130
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert message.startswith("interrupted; to go on: python -m examples.cifar10 --out ")
         assert message.endswith(" --resume")
-        assert command(tmp_path / "parts") == 2
-        assert (
-            "holds an unfinished run of these settings. Continue it with --resume" in capsys.readouterr().err
-        )
-        assert command(tmp_path / "parts", "--resume") == 0
-        assert len(saves) == 2 * len(FIGURE_3)
-        assert columns(tmp_path / "parts/results.csv") == columns(tmp_path / "whole/results.csv")
-        for file in (tmp_path / "whole" / "gradients").iterdir():
-            whole, parts = (
-                ss.GradientHistory.load(tmp_path / folder / "gradients" / file.name)
-                for folder in ("whole", "parts")
-            )
-            assert whole.steps.tolist() == parts.steps.tolist()
-            assert np.array_equal(whole.values, parts.values, equal_nan=True)
-        assert (tmp_path / "parts/gradients.png").read_bytes() == (
-            tmp_path / "whole/gradients.png"
-        ).read_bytes()
+        assert command(tmp_path / "parts", "--seeds", "2") == 2
+        assert "Continue, extend or report them with --resume" in capsys.readouterr().err
+        assert command(tmp_path / "parts", "--seeds", "2", "--resume") == 0
+        assert len(saves) == 2 * 4
+        assert arrays(tmp_path / "parts") == arrays(tmp_path / "whole")
+        for file in ("figure3.png", "figure3-layers.png"):
+            assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+    def test_seeds_are_added(self, tmp_path):
+        """In the same folder and from others, whose runs are copied."""
+        assert command(tmp_path / "one", "--figure", "2", "--seeds", "1") == 0
+        assert command(tmp_path / "one", "--figure", "2", "--seeds", "1-1", "--resume") == 0
+        assert command(tmp_path / "two", "--figure", "2", "--seeds", "2-2") == 0
+        first, second = arrays(tmp_path / "one"), arrays(tmp_path / "two")
+        assert command(tmp_path / "all", "--figure", "2", "--seeds", "3", "--merge", *folders(tmp_path)) == 0
+        assert arrays(tmp_path / "all") == first | second
+        assert len(first) == 4
+        assert len(list((tmp_path / "all" / "gradients").iterdir())) == 6
+
+    def test_merging_what_does_not_belong_together(self, tmp_path, capsys):
+        assert command(tmp_path / "one", "--figure", "2") == 0
+        assert command(tmp_path / "two", "--figure", "2", "--lr", "0.1") == 0
+        assert command(tmp_path / "all", "--figure", "2", "--merge", *folders(tmp_path)) == 2
+        assert "lr 0.001 there, 0.1 now" in (error := capsys.readouterr().err) or "lr 0.1 there" in error
+        assert not arrays(tmp_path / "all")
+        assert command(tmp_path / "none", "--merge", str(tmp_path / "nothing")) == 2
+        assert "nothing: holds no runs" in capsys.readouterr().err
+        file = next((tmp_path / "one" / "runs").glob("*.npz"))
+        assert command(tmp_path / "copy", "--figure", "2") == 0
+        (tmp_path / "copy" / "runs" / file.name).write_bytes(b"something else")
+        assert command(tmp_path / "one", "--figure", "2", "--resume", "--merge", str(tmp_path / "copy")) == 2
+        assert "are different results of one run" in capsys.readouterr().err
 
     def test_folder_of_another_run_is_left_alone(self, tmp_path, capsys, loaded):
         assert command(tmp_path) == 0
         before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
         assert command(tmp_path) == 2
-        assert "holds a finished run of these settings" in capsys.readouterr().err
+        assert "holds runs of these settings" in capsys.readouterr().err
         for more in (["--lr", "0.5"], ["--lr", "0.5", "--resume"]):
             assert command(tmp_path, *more) == 2
             assert "holds another run (lr 0.001 there, 0.5 now)" in capsys.readouterr().err
@@ -116,18 +134,51 @@ class TestRun:
     def test_generated_images_are_called_so(self, tmp_path, capsys, loaded):
         loaded["cifar"] = Cifar10(split(70), split(30), GENERATED, "2")
         assert command(tmp_path) == 0
-        assert capsys.readouterr().out.count(cli.GENERATED_WARNING) == 2
-        assert json.loads((tmp_path / "results.json").read_text())["experiment"]["data_generated"] is True
-        for picture in ("figure3.svg", "gradients.svg"):
-            assert "GENERATED IMAGES" in (tmp_path / picture).read_text()
+        assert "GENERATED IMAGES, NOT CIFAR-10" in capsys.readouterr().out
+        for file in ("figure3.svg", "figure3-layers.svg", "report.md"):
+            assert "GENERATED IMAGES" in (tmp_path / file).read_text()
+
+    def test_damaged_result(self, tmp_path, capsys):
+        assert command(tmp_path, "--figure", "2") == 0
+        (tmp_path / "runs" / "deep-tanh-seed00.npz").write_bytes(b"PK")
+        assert command(tmp_path, "--figure", "2", "--resume") == 2
+        assert "deep-tanh-seed00.npz: missing or damaged" in capsys.readouterr().err
+
+    def test_out_of_memory(self, tmp_path, capsys, monkeypatch):
+        def full(self, after_step):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nMore words.")
+
+        monkeypatch.setattr(train.Run, "train_epoch", full)
+        assert command(tmp_path, "--seeds", "6") == 2
+        assert capsys.readouterr().err.endswith(
+            "error: out of memory on cpu (CUDA out of memory. Tried to allocate 1 GiB.)\n"
+            "Lower --together, say to 3, and go on with --resume.\n"
+        )
+
+    def test_disk_full(self, tmp_path, capsys, monkeypatch):
+        def full(*arguments):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", full)
+        assert command(tmp_path) == 2
+        assert capsys.readouterr().err.endswith(
+            "Make room on that disk and go on with --resume; no file is half written.\n"
+        )
+        assert not list(tmp_path.rglob("*.part"))
+
+
+def folders(path):
+    return [str(path / "one"), str(path / "two")]
 
 
 class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--seeds", "0"], "argument --seeds: '0': must be a whole number from 1 on"),
+            (["--seeds", "0"], "argument --seeds: '0': must be how many, such as 25, or spans"),
+            (["--figure", "5"], "argument --figure: '5': the paper's figures are 1, 2, 3, 4; name one"),
             (["--epochs", "-3"], "argument --epochs: '-3': must be a whole number from 1 on"),
+            (["--epochs", "0"], "argument --epochs: '0': must be a whole number from 1 on"),
             (["--batch", "2.5"], "argument --batch: '2.5': must be a whole number from 1 on"),
             (["--lr", "nan"], "argument --lr: 'nan': must be a positive number"),
             (["--lr", "fast"], "argument --lr: 'fast': must be a positive number"),
@@ -151,9 +202,9 @@ class TestErrors:
         (tmp_path / "file").touch()
         assert command(tmp_path / "file" / "out", "--data", "/nowhere") == 2
         assert "file is not a folder. Name another" in capsys.readouterr().err
-        (tmp_path / "results.json").touch()
+        (tmp_path / "runs").mkdir()
         assert command(tmp_path, "--data", "/nowhere") == 2
-        assert "results.json is there, but not the run.json" in capsys.readouterr().err
+        assert "runs is there, but not the run.json" in capsys.readouterr().err
         (tmp_path / "run.json").write_text("{")
         assert command(tmp_path, "--data", "/nowhere") == 2
         assert "run.json: not readable as JSON" in capsys.readouterr().err
@@ -171,14 +222,31 @@ class TestErrors:
         assert not (tmp_path / "out").exists()
 
 
-def test_quick_changes_defaults_only():
-    def settings(*arguments):
-        return options.settings(options.parser().parse_args(arguments))
+def parsed(*arguments):
+    return options.parser().parse_args(arguments)
 
-    assert settings() == Settings()
-    assert settings("--quick") == options.QUICK
-    assert settings("--quick", "--lr", "0.1", "--bias").lr == 0.1
+
+def test_quick_changes_defaults_only():
+    assert options.settings(parsed()) == Settings()
+    assert options.settings(parsed("--quick")) == options.QUICK
+    assert options.settings(parsed("--quick", "--lr", "0.1", "--bias")).lr == 0.1
+    assert options.settings(parsed("--no-bias")).bias is False
     assert train.PIXELS[0] == Settings.pixels
+
+
+def test_figures_asked_for():
+    assert options.figures(parsed()) == [FIGURES["3"]]
+    assert options.figures(parsed("--figure", "2,1")) == [FIGURES["1"], FIGURES["2"]]
+    assert options.figures(parsed("--figure", "all", "--also")) == [*FIGURES.values(), *ALSO.values()]
+
+
+def test_pipelines_have_names_of_their_own():
+    figures = [*FIGURES.values(), *ALSO.values()]
+    assert len({figure.name for figure in figures}) == len(figures)
+    for figure in figures:
+        labels = [pipeline.label for pipeline in figure.pipelines]
+        assert len(set(labels)) == len(labels)
+    assert len(PIPELINES) == 10
 
 
 def test_module_has_help():
@@ -187,27 +255,3 @@ def test_module_has_help():
     )
     assert found.returncode == 0
     assert "about two minutes" in " ".join(found.stdout.split())
-
-
-def outcomes(epochs, value, seeds=1):
-    """Runs that had the same gradient everywhere and always."""
-    row = {"test_accuracy": 0.1, **dict.fromkeys(figures.GRADIENTS, value)}
-    names = [*("all activations", "all parameters"), "conv1_1_activation", "conv1_1.weight"]
-    kinds = ["total", "total", "activation", "parameter"]
-    values = np.full((epochs, len(names), 7), value)
-    gradients = ss.GradientHistory(
-        np.arange(epochs), names, kinds, (0.5, 0.95), (), values, step_count=epochs
-    )
-    return [
-        Outcome(pipeline, seed, [row] * epochs, gradients) for seed in range(seeds) for pipeline in FIGURE_3
-    ]
-
-
-@pytest.mark.parametrize("draw", [figures.draw, heatmaps.draw], ids=["figure3", "gradients"])
-@pytest.mark.parametrize(
-    ("epochs", "value"), [(1, 0.0), (3, float("nan")), (3, float("inf")), (3, 1e9), (100, 1e-30)]
-)
-def test_figures_of_any_length_and_any_gradients(tmp_path, draw, epochs, value):
-    paths = draw(outcomes(epochs, value, seeds=2), tmp_path / "figure", title="a test", warning="a warning")
-    assert [path.name for path in paths] == ["figure.png", "figure.svg"]
-    assert all(path.stat().st_size > 5000 for path in paths)

@@ -3,76 +3,89 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import sigscale as ss
-from examples.cifar10 import gradients, train
+from cifar10 import CIFAR, CPU, PIPELINES, RELU, SCALED, SETTINGS, TANH, same, trained
+from examples.cifar10 import train
 from examples.cifar10.errors import FolderError
 from examples.cifar10.folder import Folder
-from examples.cifar10.train import FIGURE_3, Run
-from test_cifar10_training import CIFAR, CPU, RELU, SCALED, SETTINGS, same, trained
+from examples.cifar10.gradients import COLUMNS, QUANTILES, STATISTICS, EpochGradients
+from examples.cifar10.train import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class TestGradientSummary:
-    def summarized(self, values):
-        return gradients.summarize("g", ss.QuantileSketch(gradients.MANTISSA_BITS).update(values))
+class TestSummary:
+    """Of gradients that are given: two networks, the second one of ones."""
+
+    def summarized(self, values, l2=0.0, l1=0.0):
+        values = torch.as_tensor(values, dtype=torch.float32)
+        parameter = nn.Parameter(torch.stack([torch.full_like(values, 3.0), torch.full_like(values, -2.0)]))
+        parameter.grad = torch.stack([values, torch.ones_like(values)])
+        gradients = EpochGradients([parameter], 2, l2, l1)
+        gradients.record()
+        first, second = gradients.summary()
+        assert second[len(STATISTICS)] == pytest.approx(1, rel=1 / 32)
+        return dict(zip(COLUMNS, first.tolist(), strict=True))
 
     def test_against_numpy(self):
-        values = torch.randn(7, 143)
+        values = torch.randn(1001)
         found = self.summarized(values)
-        expected = np.quantile(values.abs().double().numpy(), gradients.QUANTILES)
-        assert list(found.values())[:5] == pytest.approx(expected.tolist(), rel=1 / 32)
-        assert found["g_mean"] == pytest.approx(values.abs().mean().item(), rel=1 / 64)
-        assert list(found) == ["g_q05", "g_q25", "g_q50", "g_q75", "g_q95", "g_mean", "g_nonfinite"]
+        quantiles = [found[f"gradient_q{round(100 * q):02d}"] for q in QUANTILES]
+        assert quantiles == pytest.approx(np.quantile(values.abs().double().numpy(), QUANTILES), rel=1 / 32)
+        assert found["gradient_mean"] == pytest.approx(values.abs().mean().item(), rel=1 / 64)
+        assert {name: found[f"loss_gradient_{name}"] for name in STATISTICS} == {
+            name: found[f"gradient_{name}"] for name in STATISTICS
+        }
 
-    def test_non_finite_values_are_counted(self):
-        found = self.summarized(torch.tensor([torch.nan, 1.0, -torch.inf, -3.0, 2.0]))
-        assert (found["g_mean"], found["g_nonfinite"]) == (pytest.approx(2.0, rel=1 / 64), 2.0)
-        assert found["g_q50"] == pytest.approx(2.5, rel=1 / 32)  # nan is left out, infinity is a value
-        assert found["g_q95"] == torch.inf
+    def test_penalties(self):
+        found = self.summarized([1.0, -4.0, 2.0], l2=0.5, l1=0.25)
+        assert found["loss_gradient_mean"] == pytest.approx(7 / 3, rel=1 / 32)
+        assert found["gradient_mean"] == pytest.approx((2.75 + 2.25 + 3.75) / 3, rel=1 / 32)
+
+    def test_vanished(self):
+        found = self.summarized([0.0, 1e-9, 1e-7, 1.0])
+        assert found["gradient_vanished"] == 0.5
+
+    def test_not_finite(self):
+        found = self.summarized([torch.nan, 1.0, -torch.inf, -3.0, 2.0])
+        assert found["gradient_nonfinite"] == 2.0
+        assert found["gradient_q50"] == pytest.approx(2.5, rel=1 / 32)  # nan is left out, infinity is a value
+        assert found["gradient_mean"] == found["gradient_q95"] == torch.inf
 
     def test_nothing_but_nan(self):
-        found = self.summarized(torch.full((3,), torch.nan))
-        assert np.isnan([found["g_q50"], found["g_mean"]]).all()
-        assert found["g_nonfinite"] == 3
-
-    def test_zeros_and_huge_values(self):
-        assert set(self.summarized(torch.zeros(1000)).values()) == {0.0}
-        found = self.summarized(torch.full((1000,), 3e38))
-        assert found["g_mean"] == pytest.approx(3e38, rel=1 / 64)
-        assert found["g_q25"] == pytest.approx(3e38, rel=1 / 32)
+        found = self.summarized([torch.nan] * 3)
+        assert np.isnan([found["gradient_q50"], found["gradient_mean"]]).all()
+        assert found["gradient_nonfinite"] == 3
 
 
-class TestGradientsOfAnEpoch:
-    @pytest.mark.parametrize("pipeline", FIGURE_3, ids=lambda pipeline: pipeline.name)
-    def test_quantiles_hold_those_of_all_parameters_and_steps(self, pipeline):
-        """Of the second epoch, so that nothing of the first one may be left in the sketches."""
+class TestEpoch:
+    @pytest.mark.parametrize("pipeline", [TANH, SCALED], ids=lambda pipeline: pipeline.name)
+    def test_quantiles_of_all_parameters_and_steps(self, pipeline):
+        """Of the second epoch, so that nothing of the first one may be left in the counts."""
         run = trained(pipeline, epochs=1)
+        values, loss, objective = [run.network.state_dict(keep_vars=True)], [], []
         parameters = list(run.network.parameters())
-        loss, objective, values = [], [], []
 
-        def keep_values():
-            values.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+        def beside(tensors):
+            return torch.cat([tensor.detach().reshape(2, -1) for tensor in tensors], 1)
+
+        values = [beside(parameters)]
 
         def keep():
-            loss.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
-            objective.append(torch.add(loss[-1], values[-1], alpha=pipeline.penalty))
-            keep_values()
+            loss.append(beside([parameter.grad for parameter in parameters]))
+            objective.append(torch.add(loss[-1], values[-1], alpha=pipeline.l2))
+            values.append(beside(parameters))
 
-        keep_values()
         run.train_epoch(keep)
-        for name, kept, sketch in (
-            ("loss_gradient", loss, run.gradients.loss),
-            ("gradient", objective, run.gradients.objective),
-        ):
-            magnitudes = torch.stack(kept).abs().double().numpy()
-            assert int(sketch.count) == magnitudes.size == 8 * sum(p.numel() for p in parameters)
-            for q in gradients.QUANTILES:
-                lower, upper = (bound.item() for bound in sketch.bounds(q, magnitude=True))
-                assert lower <= np.quantile(magnitudes, q) <= upper
-                assert lower <= run.history[1][f"{name}_q{round(100 * q):02d}"] <= upper
-            assert run.history[1][f"{name}_mean"] == pytest.approx(magnitudes.mean(), rel=1 / 64)
+        for name, kept in (("loss_gradient", loss), ("gradient", objective)):
+            magnitudes = torch.cat(kept, 1).abs().double().numpy()
+            assert magnitudes.shape[1] == 8 * sum(p[0].numel() for p in parameters)
+            for q in QUANTILES:
+                found = run.column(f"{name}_q{round(100 * q):02d}")[1]
+                assert found == pytest.approx(np.quantile(magnitudes, q, axis=1), rel=1 / 32)
+            assert run.column(f"{name}_mean")[1] == pytest.approx(magnitudes.mean(1), rel=1 / 64)
 
     def test_monitor_sees_the_gradient_of_the_loss_layer_by_layer(self):
         run = trained(SCALED, epochs=1)
@@ -86,14 +99,14 @@ class TestGradientsOfAnEpoch:
         assert history.quantile(0.5)[-1, -1] == pytest.approx(median, rel=1 / 8)
         assert history.below(train.VANISHED).shape == (8, 21)
 
-    @pytest.mark.parametrize("pipeline", FIGURE_3, ids=lambda pipeline: pipeline.name)
-    def test_measuring_changes_nothing(self, monkeypatch, pipeline):
-        measured = trained(pipeline)
-        monkeypatch.setattr(gradients.EpochGradients, "record", lambda self: None)
+    @pytest.mark.parametrize("name", ["combined-tanh-a2-r", "large-tanh", "combined-relu"])
+    def test_measuring_changes_nothing(self, monkeypatch, name):
+        measured = trained(PIPELINES[name])
+        monkeypatch.setattr(EpochGradients, "record", lambda self: None)
         monkeypatch.setattr(ss.GradientMonitor, "__init__", lambda self, *arguments, **options: None)
         monkeypatch.setattr(ss.GradientMonitor, "step", lambda self: None)
-        bare = trained(pipeline)
-        assert [row["train_loss"] for row in bare.history] == [row["train_loss"] for row in measured.history]
+        bare = trained(PIPELINES[name])
+        assert np.array_equal(bare.column("train_loss"), measured.column("train_loss"), equal_nan=True)
         for one, two in zip(bare.network.parameters(), measured.network.parameters(), strict=True):
             assert torch.equal(one, two)
 
@@ -101,18 +114,21 @@ class TestGradientsOfAnEpoch:
         monkeypatch.setattr(train, "RECORDS", 10)
         run = trained(RELU)
         assert run.monitor.history().steps.tolist() == list(range(0, 24, 3))
-        assert int(run.gradients.loss.count) == 8 * sum(p.numel() for p in run.network.parameters())
+        coordinates = 8 * sum(p.numel() for p in run.network.parameters())
+        assert int(run.gradients.counts.sum()) == coordinates
 
 
-class TestSavedGradients:
+class TestSaved:
+    FILE = "combined-tanh-a2-r-seeds0-1.npz"
+
     def test_gradients_that_are_ahead_of_the_checkpoint_are_cut_off(self, tmp_path, monkeypatch):
         monkeypatch.setattr(train, "RECORDS", 10)
         folder, run = Folder(tmp_path), trained(epochs=1)
         folder.begin({})
         folder.save(run)
         run.train_epoch()
-        run.monitor.save(tmp_path / "gradients" / "tanh-scaled-penalty-seed0.npz")
-        resumed = Run(SCALED, 0, SETTINGS, CIFAR, CPU)
+        run.monitor.save(tmp_path / "gradients" / self.FILE)
+        resumed = Run(SCALED, (0, 1), SETTINGS, CIFAR, CPU)
         folder.restore(resumed)
         assert resumed.monitor.history().steps.tolist() == [0, 3, 6]
         while not resumed.done:
@@ -123,13 +139,13 @@ class TestSavedGradients:
         folder, run = Folder(tmp_path), trained(epochs=2)
         folder.begin({})
         folder.save(run)
-        (file,) = (tmp_path / "gradients").iterdir()
+        file = tmp_path / "gradients" / self.FILE
         trained(epochs=1).monitor.save(tmp_path / "short.npz")
         short = (tmp_path / "short.npz").read_bytes()
         for content in (file.read_bytes()[:5000], b"", short):
             file.write_bytes(content)
-            with pytest.raises(FolderError, match=r"seed0\.npz: missing or damaged .*Delete .*seed0\.pt: "):
-                folder.restore(Run(SCALED, 0, SETTINGS, CIFAR, CPU))
+            with pytest.raises(FolderError, match=r"0-1\.npz: missing or damaged .*Delete .*0-1\.pt: "):
+                folder.restore(Run(SCALED, (0, 1), SETTINGS, CIFAR, CPU))
         file.unlink()
-        with pytest.raises(FolderError, match=r"seed0\.npz: missing or damaged \(FileNotFoundError\)"):
-            folder.restore(Run(SCALED, 0, SETTINGS, CIFAR, CPU))
+        with pytest.raises(FolderError, match=r"0-1\.npz: missing or damaged \(FileNotFoundError\)"):
+            folder.restore(Run(SCALED, (0, 1), SETTINGS, CIFAR, CPU))

@@ -24,6 +24,7 @@ SUITES = (
     "test_quantile.py",
     "test_multi_tensor.py",
     "test_penalty_kernel.py",
+    "test_cifar10_convolution.py",
 )
 
 

@@ -1,23 +1,27 @@
-"""`python -m examples.cifar10`: the four pipelines of the paper's Figure 3, from the data to the picture."""
+"""`python -m examples.cifar10`: the paper's figures, from the data to the pictures and the verdicts."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from examples.cifar10 import data, options, results
+from examples.cifar10 import beyond, data, memory, options, pipelines, processes, results, spans
 from examples.cifar10.data import Cifar10
 from examples.cifar10.errors import CommandError
-from examples.cifar10.folder import RESULTS, Folder
-from examples.cifar10.results import Outcome
-from examples.cifar10.train import FIGURE_3, Run, Settings
+from examples.cifar10.folder import Folder, device_name
+from examples.cifar10.pipelines import Figure
+from examples.cifar10.plan import Job, plan
+from examples.cifar10.processes import Processes
+from examples.cifar10.train import Run, Settings
 
 GENERATED_WARNING = "GENERATED IMAGES, NOT CIFAR-10: these accuracies mean nothing"
 
@@ -26,9 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = options.parser().parse_args(argv)
     try:
-        _experiment(arguments)
+        memory.keep()
+        with processes.together(arguments.device) as all_:
+            _experiment(arguments, all_)
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory on {arguments.device} ({_first_line(error)})", file=sys.stderr)
+        fewer = max(1, min(arguments.together, len(arguments.seeds)) // 2)
+        print(f"Lower --together, say to {fewer}, and go on with --resume.", file=sys.stderr)
+        return 2
     except (CommandError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print("Make room on that disk and go on with --resume; no file is half written.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = shlex.join([*(word for word in argv if word != "--resume"), "--resume"])
@@ -37,62 +50,109 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _experiment(arguments: argparse.Namespace) -> None:
-    settings = options.settings(arguments)
+def _experiment(arguments: argparse.Namespace, all_: Processes) -> None:
+    settings, figures = options.settings(arguments), options.figures(arguments)
     folder = Folder(options.out_folder(arguments))
-    name = torch.cuda.get_device_name(arguments.device) if arguments.device.type == "cuda" else "cpu"
-    experiment: dict[str, Any] = {**asdict(settings), "seeds": arguments.seeds, "device": name}
-    folder.check(experiment, resume=arguments.resume)
-    cifar = data.load(arguments.data, allow_generated=arguments.quick)
+    if all_.first:
+        folder.check(asdict(settings), resume=arguments.resume)
+    with all_.first_alone():  # which may have to download it
+        cifar = data.load(arguments.data, allow_generated=arguments.quick)
     _check_batch(settings, cifar)
-    experiment |= {"data_sha256": cifar.sha256, "data_generated": cifar.generated}
-    folder.check(experiment, resume=arguments.resume)
-    folder.begin(experiment)
+    experiment: dict[str, Any] = {
+        **asdict(settings),
+        "data_sha256": cifar.sha256,
+        "data_generated": cifar.generated,
+    }
+    if all_.first:
+        folder.check(experiment, resume=arguments.resume)
+        folder.begin(experiment)
+        folder.merge(arguments.merge)
+        _announce(arguments, settings, cifar, figures)
+    all_.wait()
+    jobs = plan(
+        pipelines.unique(figures),
+        arguments.seeds,
+        folder.finished,
+        folder.begun,
+        together=arguments.together,
+        world=all_.world,
+    )
+    all_.wait()  # nobody writes before all have seen what is there
+    _train(jobs[all_.rank], arguments.device, settings, cifar, folder, experiment, quiet=not all_.first)
+    all_.wait()
+    if all_.first:
+        _report(figures, folder, settings, {**experiment, "data_source": cifar.source})
+
+
+def _train(
+    jobs: Sequence[Job],
+    device: torch.device,
+    settings: Settings,
+    cifar: Cifar10,
+    folder: Folder,
+    experiment: dict[str, Any],
+    *,
+    quiet: bool,
+) -> None:
+    """One job after the other; a checkpoint after each epoch."""
+    cifar = cifar.to(device)
+    steps = settings.steps_per_epoch(len(cifar.train.labels))
+    total = sum(len(job.seeds) for job in jobs) * settings.epochs * steps
+    interval = 1 if sys.stderr.isatty() else 60
+    with tqdm(total=total, unit="step", mininterval=interval, disable=quiet, smoothing=0.01) as bar:
+        for job in jobs:
+            run = Run(job.pipeline, job.seeds, settings, cifar, device)
+            folder.restore(run)
+            seeds = len(job.seeds)
+            what = f"{job.pipeline.label}, seeds {spans.name(job.seeds)}"
+            bar.update(run.epoch * steps * seeds)
+            while not run.done:
+                bar.set_description(f"{what}, epoch {run.epoch + 1}", refresh=False)
+                run.train_epoch(lambda seeds=seeds: bar.update(seeds))  # type: ignore[misc]
+                folder.save(run)
+            folder.finish(run, experiment)
+            accuracy = run.column("test_accuracy")[-1].mean()
+            if not quiet:
+                bar.write(f"{what}: test accuracy {accuracy:.2%}", file=sys.stdout)
+
+
+def _report(
+    figures: Sequence[Figure], folder: Folder, settings: Settings, experiment: dict[str, Any]
+) -> None:
+    from examples.cifar10 import figures as pictures
+    from examples.cifar10 import heatmaps, report
+
+    warning = GENERATED_WARNING if experiment["data_generated"] else ""
+    drawn: dict[str, Path] = {}
+    answers: dict[str, str] = {}
+    outcomes = folder.outcomes(p.name for p in pipelines.unique(figures))
+    for figure in figures:
+        names = [pipeline.name for pipeline in figure.pipelines]
+        found = [outcome for outcome in outcomes if outcome.pipeline in names]
+        title = f"{figure.title} on CIFAR-10\n{_describe(settings, found)}"
+        drawn[figure.title], _ = pictures.draw(
+            figure, found, folder.path / figure.name, title=title, warning=warning
+        )
+        histories = {p.label: folder.histories(p.name) for p in figure.pipelines}
+        stem = folder.path / f"{figure.name}-layers"
+        layers = f"{figure.title}: layers"
+        drawn[layers], _ = heatmaps.draw(histories, settings.epochs, stem, title=title, warning=warning)
+        if figure.question:
+            answers[figure.title] = beyond.answer(figure, found)
+        print("", figure.title, *filter(None, [warning]), results.table(found), sep="\n")
+    report.write(folder.path / "report.md", outcomes, experiment, drawn, answers)
+    print(f"\nwritten to {folder.path}: report.md, {', '.join(path.name for path in drawn.values())}, runs/")
+
+
+def _announce(
+    arguments: argparse.Namespace, settings: Settings, cifar: Cifar10, figures: Sequence[Figure]
+) -> None:
     if cifar.generated:
         print(f"{GENERATED_WARNING}.\nNo data was found and none could be downloaded. Real data: --data DIR.")
         print(f"({cifar.why_generated})")
     print(f"data: {cifar.source}; {len(cifar.train.labels):,} + {len(cifar.test.labels):,} images")
-    print(f"on {name}: {_describe(experiment)}", flush=True)
-    outcomes = _train(arguments, settings, cifar, folder)
-    _report(outcomes, folder, {**experiment, "data_source": cifar.source})
-
-
-def _train(
-    arguments: argparse.Namespace, settings: Settings, cifar: Cifar10, folder: Folder
-) -> list[Outcome]:
-    """Every pipeline with every seed, one after the other; a checkpoint after each epoch."""
-    cifar = replace(cifar, train=cifar.train.to(arguments.device), test=cifar.test.to(arguments.device))
-    steps = settings.steps_per_epoch(len(cifar.train.labels))
-    total = len(FIGURE_3) * arguments.seeds * settings.epochs * steps
-    outcomes = []
-    with tqdm(total=total, unit="step", mininterval=1 if sys.stderr.isatty() else 60) as bar:
-        for seed in range(arguments.seeds):
-            for pipeline in FIGURE_3:
-                run = Run(pipeline, seed, settings, cifar, arguments.device)
-                folder.restore(run)
-                bar.update(len(run.history) * steps)
-                while not run.done:
-                    bar.set_description(f"{pipeline.label}, seed {seed}, epoch {len(run.history) + 1}", False)
-                    run.train_epoch(bar.update)
-                    folder.save(run)
-                outcomes.append(Outcome(pipeline, seed, run.history, run.monitor.history()))
-                accuracy = run.history[-1]["test_accuracy"]
-                bar.write(f"{pipeline.label}, seed {seed}: test accuracy {accuracy:.2%}", file=sys.stdout)
-    return outcomes
-
-
-def _report(outcomes: list[Outcome], folder: Folder, experiment: dict[str, Any]) -> None:
-    from examples.cifar10 import figures, heatmaps
-
-    title = "Combined regime (network of Table 3, parameters from [-10, 10)) on CIFAR-10"
-    warning = GENERATED_WARNING if experiment["data_generated"] else ""
-    results.write_csv(folder.path / "results.csv", outcomes)
-    results.write_json(folder.path / "results.json", experiment, outcomes)
-    title = f"{title}\n{_describe(experiment)}"
-    figures.draw(outcomes, folder.path / "figure3", title=title, warning=warning)
-    heatmaps.draw(outcomes, folder.path / "gradients", title=title, warning=warning)
-    print("", *filter(None, [warning]), results.table(outcomes), sep="\n")
-    print(f"\nwritten to {folder.path}: {', '.join(RESULTS)}, gradients/*.npz")
+    what = ", ".join(figure.name for figure in figures)
+    print(f"on {device_name(arguments.device)}: {what}; {_describe_settings(settings)}", flush=True)
 
 
 def _check_batch(settings: Settings, cifar: Cifar10) -> None:
@@ -104,10 +164,16 @@ def _check_batch(settings: Settings, cifar: Cifar10) -> None:
         )
 
 
-def _describe(experiment: dict[str, Any]) -> str:
-    steps = f" of {experiment['steps']} steps" if experiment["steps"] else ""
-    seeds = "1 seed" if experiment["seeds"] == 1 else f"{experiment['seeds']} seeds"
-    return (
-        f"{experiment['epochs']} epochs{steps}, Adam with learning rate {experiment['lr']:g}, "
-        f"batches of {experiment['batch']}, {seeds}"
-    )
+def _describe(settings: Settings, outcomes: Sequence[results.Outcome]) -> str:
+    seeds = len({outcome.seed for outcome in outcomes})
+    return f"{_describe_settings(settings)}, {seeds} seed{'s' * (seeds != 1)}"
+
+
+def _describe_settings(settings: Settings) -> str:
+    steps = f" of {settings.steps} steps" if settings.steps else ""
+    epochs = f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"
+    return f"{epochs}{steps}, Adam with learning rate {settings.lr:g}, batches of {settings.batch}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]

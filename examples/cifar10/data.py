@@ -26,7 +26,9 @@ class Split:
     labels: Tensor
 
     def to(self, device: torch.device) -> Split:
-        return Split(self.images.to(device), self.labels.to(device))
+        """There, on a GPU channel by channel in memory."""
+        images = self.images.contiguous() if device.type == "cuda" else self.images
+        return Split(images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Cifar10:
     source: str
     sha256: str
     why_generated: str = ""
+
+    def to(self, device: torch.device) -> Cifar10:
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     @property
     def generated(self) -> bool:

@@ -1,69 +1,83 @@
-"""What the lower panel of Figure 3 shows: the distribution of the gradients' coordinates, epoch by epoch.
+"""What the lower panels of the figures show: the distribution of the gradients' coordinates, epoch by epoch.
 
 The paper says only "summary statistics of the coordinate values of the gradients".  Ours are the mean and
-five quantiles of the absolute coordinates, over all parameters and all steps of an epoch.  Two gradients are
-kept apart: `gradient_*` is that of the objective, penalty included, which the optimizer follows and Theorem 1
-speaks about; `loss_gradient_*` is that of the cross-entropy alone.  Without a penalty they are the same.
+five quantiles of the absolute coordinates, over all parameters of a network and all steps of an epoch.  Two
+gradients are kept apart: `gradient_*` is that of the objective, penalty included, which the optimizer follows
+and Theorem 1 speaks about; `loss_gradient_*` is that of the cross-entropy alone.  Without a penalty they are
+the same.
 
-The numbers are estimates from a `QuantileSketch`, which takes the same memory however long the epoch is.
+The numbers are estimates from the counts of sketches, one for each network and epoch, which take the same
+memory however long the epoch is: see `sigscale.QuantileSketch`, of which `MANTISSA_BITS` is the resolution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-import sigscale as ss
+from sigscale.kernels import launch, summary
+from sigscale.kernels.bins import bin_count
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
+VANISHED = 1e-8
+"""The share of gradients that are smaller is recorded."""
 MANTISSA_BITS = 5
 """A quantile is off by 3.1 % at most; finer than the default, and no slower on so few parameters."""
 
+STATISTICS = ("mean", *(f"q{round(100 * q):02d}" for q in QUANTILES), "vanished", "nonfinite")
+COLUMNS = tuple(f"{name}_{statistic}" for name in ("gradient", "loss_gradient") for statistic in STATISTICS)
+
 
 class EpochGradients:
-    """Sketches on the device of every gradient since `reset()`; nothing is read before `summary()`."""
+    """Counts on the device of every gradient since `reset()`, for each of the networks by itself.
 
-    def __init__(self, parameters: Iterable[nn.Parameter], penalty: float) -> None:
-        self.parameters = list(parameters)
-        self.penalty = penalty
+    The parameters are those of `seeds` networks, stacked: (seeds, ...) or (seeds n,).
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], seeds: int, l2: float = 0.0, l1: float = 0.0
+    ) -> None:
+        self.parameters, self.seeds, self.l2, self.l1 = list(parameters), seeds, l2, l1
+        self.kinds = 2 if l2 or l1 else 1
         device = self.parameters[0].device
-        self.loss = ss.QuantileSketch(MANTISSA_BITS, device=device)
-        self.objective = ss.QuantileSketch(MANTISSA_BITS, device=device) if penalty else self.loss
+        self.counts = torch.zeros(
+            self.kinds * seeds, bin_count(MANTISSA_BITS), dtype=torch.int64, device=device
+        )
+        self._scale = torch.ones(len(self.counts), dtype=torch.float64, device=device)
+        self._q = summary.on_device(QUANTILES, device)
+        self._thresholds = summary.on_device((VANISHED,), device)
 
     def reset(self) -> None:
-        self.loss.reset()
-        self.objective.reset()
+        self.counts.zero_()
 
     @torch.no_grad()
     def record(self) -> None:
         """Count the gradients that `backward()` has just left on the parameters."""
-        gradients = [parameter.grad for parameter in self.parameters]
-        loss = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
-        self.loss.update(loss)
-        if self.penalty:
-            values = torch.cat([parameter.flatten() for parameter in self.parameters])
-            self.objective.update(torch.add(loss, values, alpha=self.penalty))
+        trained = [p for p in self.parameters if p.grad is not None]
+        loss = self._side_by_side([p.grad for p in trained if p.grad is not None])
+        rows = list(loss)
+        if self.kinds == 2:
+            values = self._side_by_side(trained)
+            objective = torch.add(loss, values, alpha=self.l2)
+            if self.l1:
+                objective.add_(values.sign_(), alpha=self.l1)
+            rows += list(objective)
+        launch.count_many(self.counts, range(len(rows)), rows, MANTISSA_BITS)
 
-    def summary(self) -> dict[str, float]:
-        return {**summarize("gradient", self.objective), **summarize("loss_gradient", self.loss)}
+    def summary(self) -> Tensor:
+        """(seeds, COLUMNS) in float64, on the device.
 
+        The mean takes each value to be at the middle of its bin.  Infinities are values; NaN is left out.
+        """
+        found = launch.summarize(
+            self.counts, self._scale, self._q, self._thresholds, MANTISSA_BITS, magnitude=True
+        )
+        _, _, infs, nans, *numbers = found.unbind(1)
+        table = torch.stack([*numbers, infs + nans], 1).view(self.kinds, self.seeds, len(STATISTICS))
+        return torch.cat([table[-1], table[0]], 1)  # the objective's first
 
-def summarize(name: str, sketch: ss.QuantileSketch) -> dict[str, float]:
-    """Quantiles and mean of the |values|, and how many are not finite.
-
-    Quantiles lie within `sketch.bounds(q, magnitude=True)`; infinities are values there, NaN is left out.
-    The mean is that of the finite values, each taken to be at the middle of its bin, or 0 below 2**-126: off
-    by 1.6 % at most.  Both are nan where there is no such value.
-    """
-    keys = [f"{name}_q{round(100 * quantile):02d}" for quantile in QUANTILES]
-    numbers = dict(zip(keys, sketch.quantile(QUANTILES, magnitude=True).tolist(), strict=True))
-    counts, edges = sketch.to_histogram()
-    middles = np.abs(edges[:-1] + edges[1:]) / 2
-    middles[middles < 2.0**-126] = 0
-    finite = counts.sum()
-    numbers[f"{name}_mean"] = float(counts @ middles / finite) if finite else float("nan")
-    return {**numbers, f"{name}_nonfinite": float(sketch.infs + sketch.nans)}
+    def _side_by_side(self, tensors: Iterable[Tensor]) -> Tensor:
+        """All coordinates of each network: (seeds, coordinates)."""
+        return torch.cat([tensor.reshape(self.seeds, -1) for tensor in tensors], 1)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from examples.cifar10 import networks, train
+from examples.cifar10 import networks, spans, train
+from examples.cifar10.beyond import ALSO
+from examples.cifar10.pipelines import FIGURES, Figure
 from examples.cifar10.train import Settings
 
 QUICK = Settings(epochs=12, lr=0.02, steps=400)
@@ -21,22 +25,30 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m examples.cifar10",
         usage="%(prog)s [options]",
-        description="Train the four pipelines of the paper's Figure 3 on CIFAR-10; draw it, print a table, "
-        "and keep every number as JSON and CSV.",
+        description="Train what the paper's Figures 1 to 4 compare on CIFAR-10, all seeds of a pipeline at "
+        "once; draw them, check the paper's claims, and keep every number.",
         epilog="Without --data the data is looked for in ~/.cache/sigscale/cifar10 (XDG_CACHE_HOME is "
-        "heeded) and in ./data, and else downloaded (162 MB).",
+        "heeded) and in ./data, and else downloaded (162 MB).  Under torchrun the seeds are divided over the "
+        "processes, which share --out.",
         allow_abbrev=False,
     )
     _add_what_to_do(result)
+    _add_where(result)
     _add_settings(result)
     return result
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
     base = QUICK if arguments.quick else Settings()
-    names = ("epochs", "batch", "lr", "pixels", "conv", "bias")
+    names = ("epochs", "batch", "lr", "steps", "pixels", "conv", "bias")
     given = {name: getattr(arguments, name) for name in names}
     return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def figures(arguments: argparse.Namespace) -> list[Figure]:
+    """Those asked for, in order."""
+    chosen = [*FIGURES] if "all" in arguments.figure else [key for key in FIGURES if key in arguments.figure]
+    return [*(FIGURES[key] for key in chosen), *(ALSO.values() if arguments.also else ())]
 
 
 def out_folder(arguments: argparse.Namespace) -> Path:
@@ -45,6 +57,30 @@ def out_folder(arguments: argparse.Namespace) -> Path:
 
 
 def _add_what_to_do(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--figure",
+        type=_figures,
+        default=["3"],
+        metavar="F",
+        help=f"{', '.join(FIGURES)}, several of them such as 1,2, or all (3)",
+    )
+    to.add_argument("--also", action="store_true", help="and what we compare beyond the paper")
+    to.add_argument(
+        "--seeds",
+        type=_seeds,
+        default="1",
+        metavar="N",
+        help="how many, or which: 25, or 10-24 to add to what --out has (1; the paper has 25)",
+    )
+    to.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"a trial of about two minutes on two CPU cores: {QUICK.epochs} epochs of {QUICK.steps} steps, "
+        f"learning rate {QUICK.lr}; with made-up images where there is neither data nor network",
+    )
+
+
+def _add_where(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--data",
         type=Path,
@@ -58,27 +94,36 @@ def _add_what_to_do(to: argparse.ArgumentParser) -> None:
         help="output folder (runs/cifar10; with --quick runs/cifar10-quick)",
     )
     to.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"a trial of about two minutes on two CPU cores: {QUICK.epochs} epochs of {QUICK.steps} steps, "
-        f"learning rate {QUICK.lr}; with made-up images where there is neither data nor network",
+        "--resume", action="store_true", help="go on in --out after the last complete epoch, or add to it"
     )
-    to.add_argument("--resume", action="store_true", help="go on after the last complete epoch in --out")
+    to.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="DIR",
+        help="first copy the finished runs of these output folders, of other sittings or machines, to --out",
+    )
     to.add_argument(
         "--device",
         type=_device,
         default="cuda" if torch.cuda.is_available() else "cpu",
         metavar="D",
-        help="cpu, cuda or cuda:N (the GPU where there is one)",
+        help="cpu, cuda or cuda:N (the GPU where there is one; under torchrun one for each process)",
+    )
+    to.add_argument(
+        "--together",
+        type=_count,
+        default=25,
+        metavar="N",
+        help="at most so many seeds are trained at once (25); fewer take less memory",
     )
 
 
 def _add_settings(to: argparse.ArgumentParser) -> None:
-    to.add_argument(
-        "--seeds", type=_count, default=1, metavar="N", help="runs of each pipeline (1; the paper has 25)"
-    )
     to.add_argument("--epochs", type=_count, metavar="N", help=f"passes over the data ({Settings.epochs})")
     to.add_argument("--batch", type=_count, metavar="N", help=f"images in a step ({Settings.batch})")
+    to.add_argument("--steps", type=_count, metavar="N", help="at most so many steps an epoch (all)")
     to.add_argument(
         "--lr", type=_rate, metavar="F", help=f"Adam's learning rate ({Settings.lr}, the paper's)"
     )
@@ -88,9 +133,32 @@ def _add_settings(to: argparse.ArgumentParser) -> None:
         help="from 0 to 1 (unit, the default), 0 to 255 (byte), or with mean 0 and variance 1 (standard)",
     )
     to.add_argument(
-        "--conv", choices=networks.CONVOLUTIONS, help="how to read the paper's 3-by-3 convolutions (plain)"
+        "--conv",
+        choices=networks.CONVOLUTIONS,
+        help="how to read all 3-by-3 convolutions (separable in Table 1, plain in Tables 2 and 3)",
     )
-    to.add_argument("--bias", action="store_true", default=None, help="biases, zero at the start (none)")
+    to.add_argument(
+        "--bias",
+        action=argparse.BooleanOptionalAction,
+        help="biases everywhere or nowhere, zero at the start (only in dense layers of Table 1)",
+    )
+
+
+def _figures(text: str) -> Sequence[str]:
+    keys = text.split(",")
+    if unknown := [key for key in keys if key not in (*FIGURES, "all")]:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r}: the paper's figures are {', '.join(FIGURES)}; "
+            "name one, several such as 1,2, or all"
+        )
+    return keys
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return spans.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _count(text: str) -> int:
@@ -111,7 +179,9 @@ def _rate(text: str) -> float:
 
 def _device(text: str) -> torch.device:
     count = torch.cuda.device_count()
-    if text in ("cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))):
+    if text == "cuda" and count:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
+    if text in ("cpu", *(f"cuda:{index}" for index in range(count))):
         return torch.device(text)
     raise argparse.ArgumentTypeError(
         f"{text!r}: must be cpu, or cuda or cuda:N for one of the {count} GPUs PyTorch sees here; "

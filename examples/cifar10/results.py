@@ -1,10 +1,14 @@
-"""The numbers of an experiment: a table to read, JSON with everything, CSV with a row per epoch."""
+"""What is kept of a run of one seed: its curves, and where they come from; and a table to read.
+
+    runs/<pipeline>-seed<k>.npz     for each of `train.NUMBERS` an array (epochs,)
+    runs/<pipeline>-seed<k>.json    every setting, versions, device, checksum of the data
+
+Both are written when the run is complete, the second one last: a run is there when its JSON is.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,46 +18,99 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-import sigscale as ss
-from examples.cifar10.train import Pipeline
+from examples.cifar10.errors import FolderError
+from examples.cifar10.train import NUMBERS, Run
 from sigscale.files import atomic
+
+Curve = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run; `history` has one dict an epoch, `gradients` are those of the layers over the steps."""
+    """A finished run of one seed; `about` is its JSON."""
 
-    pipeline: Pipeline
+    pipeline: str
+    label: str
     seed: int
-    history: Sequence[Mapping[str, float]]
-    gradients: ss.GradientHistory
+    curves: Mapping[str, Curve]
+    about: Mapping[str, Any]
 
-    def column(self, metric: str) -> list[float]:
-        return [row[metric] for row in self.history]
+    def column(self, name: str) -> Curve:
+        """One of `train.NUMBERS`, (epochs,)."""
+        return self.curves[name]
 
 
-def by_pipeline(outcomes: Sequence[Outcome]) -> dict[Pipeline, list[Outcome]]:
-    return {p: [o for o in outcomes if o.pipeline == p] for p in dict.fromkeys(o.pipeline for o in outcomes)}
+def stem(pipeline: str, seed: int) -> str:
+    return f"{pipeline}-seed{seed:02d}"
+
+
+def write(folder: Path, run: Run, experiment: Mapping[str, Any]) -> None:
+    """The files of each seed of a finished run."""
+    for place, seed in enumerate(run.seeds):
+        about = {
+            "pipeline": run.pipeline.name,
+            "label": run.pipeline.label,
+            "seed": seed,
+            "architecture": run.pipeline.architecture.name,
+            "activation": str(run.pipeline.activation()),
+            "l2": run.pipeline.l2,
+            "l1": run.pipeline.l1,
+            "normalize": run.pipeline.normalize,
+            "dtype": run.pipeline.dtype,
+            **experiment,
+            "trained_with_seeds": list(run.seeds),
+            "seconds_of_all": sum(run.seconds),
+            **environment(),
+        }
+        with atomic(folder / f"{stem(run.pipeline.name, seed)}.npz") as part, part.open("wb") as file:
+            curves: dict[str, Any] = {name: run.column(name)[:, place] for name in NUMBERS}
+            np.savez(file, **curves)
+        with atomic(folder / f"{stem(run.pipeline.name, seed)}.json") as part:
+            part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def read(folder: Path, pipeline: str, seed: int) -> Outcome:
+    path = folder / f"{stem(pipeline, seed)}.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        path = path.with_suffix(".npz")
+        with np.load(path, allow_pickle=False) as archive:
+            curves = {name: np.asarray(archive[name], dtype=np.float64) for name in NUMBERS}
+        return Outcome(pipeline, about["label"], seed, curves, about)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise FolderError(
+            f"{path}: missing or damaged ({type(error).__name__}). Delete {stem(pipeline, seed)}.json and "
+            ".npz there: with --resume this run is made again."
+        ) from error
+
+
+def by_pipeline(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.pipeline, []).append(outcome)
+    return groups
 
 
 def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row per pipeline; over several seeds accuracies are means, gradients medians, seconds sums."""
+    """A row per pipeline; over several seeds accuracies are means, gradients medians."""
     rows = []
     for pipeline, runs in by_pipeline(outcomes).items():
-        seconds = [sum(run.column("seconds")) for run in runs]
+        seconds = [run.about["seconds_of_all"] / len(run.about["trained_with_seeds"]) for run in runs]
         rows.append(
             {
-                "pipeline": pipeline.name,
-                "label": pipeline.label,
+                "pipeline": pipeline,
+                "label": runs[0].label,
+                "seeds": len(runs),
                 "test_accuracy": fmean(run.column("test_accuracy")[-1] for run in runs),
-                "best_test_accuracy": fmean(max(run.column("test_accuracy")) for run in runs),
+                "best_test_accuracy": fmean(run.column("test_accuracy").max() for run in runs),
                 "first_median_gradient": median(run.column("gradient_q50")[0] for run in runs),
                 "last_median_gradient": median(run.column("gradient_q50")[-1] for run in runs),
-                "nonfinite_gradients": sum(sum(run.column("gradient_nonfinite")) for run in runs),
+                "nonfinite_gradients": sum(run.column("gradient_nonfinite").sum() for run in runs),
                 "seconds": sum(seconds),
-                "seconds_per_epoch": sum(seconds) / sum(len(run.history) for run in runs),
             }
         )
     return rows
@@ -61,17 +118,17 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     lines = [
-        f"{'':28}{'test accuracy':^18}{'median |gradient|':^22}{'training time':^20}",
-        f"{'pipeline':28}{'last':>8}{'best':>8}  {'first epoch':>12}{'last':>9} {'seconds':>9}{'s/epoch':>9}",
+        f"{'':36}{'test accuracy':^18}{'median |gradient|':^22}",
+        f"{'pipeline':30}{'seeds':>6}{'last':>8}{'best':>8}  {'first epoch':>12}{'last':>9} {'seconds':>9}",
     ]
     for row in summarize(outcomes):
         lines.append(
-            f"{row['label']:28}{row['test_accuracy']:8.2%}{row['best_test_accuracy']:8.2%}"
+            f"{row['label']:30}{row['seeds']:6}{row['test_accuracy']:8.2%}{row['best_test_accuracy']:8.2%}"
             f"  {_short(row['first_median_gradient']):>12}{_short(row['last_median_gradient']):>9}"
-            f" {row['seconds']:9.1f}{row['seconds_per_epoch']:9.2f}"
+            f" {row['seconds']:9.1f}"
         )
         if row["nonfinite_gradients"]:
-            lines.append(f"{'':28}({row['nonfinite_gradients']:,.0f} gradient coordinates were inf or nan)")
+            lines.append(f"{'':36}({row['nonfinite_gradients']:,.0f} gradient coordinates were inf or nan)")
     return "\n".join(lines)
 
 
@@ -89,35 +146,3 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
     }
-
-
-def write_json(path: Path, experiment: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
-    content = {
-        "experiment": dict(experiment),
-        **environment(),
-        "summary": summarize(outcomes),
-        "pipelines": {
-            p.name: {"label": p.label, "activation": str(p.activation()), "penalty": p.penalty}
-            for p in by_pipeline(outcomes)
-        },
-        "runs": [{"pipeline": o.pipeline.name, "seed": o.seed, "epochs": list(o.history)} for o in outcomes],
-    }
-    with atomic(path) as part:
-        part.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
-    rows = [{"pipeline": o.pipeline.name, "seed": o.seed, **row} for o in outcomes for row in o.history]
-    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows neither nan nor inf: both become null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,71 +1,64 @@
-"""Training as in Section 3.3 of the paper: the pipelines of Figure 3, each with a seed a `Run`.
+"""Training as in Section 3 of the paper: one pipeline with many seeds at once is a `Run`.
 
 The penalty r/2 * sum(theta^2) (Section 2.2) has the gradient r * theta: exactly what `weight_decay=r` adds in
 `torch.optim.Adam` (not in AdamW).  Not stated in the paper and chosen here: 100 epochs, batches of 32, pixels
 from 0 to 1; each epoch shuffles anew and drops its last incomplete batch (1,562 steps of 32 images).
 
-The host never waits for the device within an epoch: losses, hits and gradients stay there until it ends.
-Gradients are measured twice: over all parameters in every step, for the numbers of an epoch, and layer by
-layer by a `sigscale.GradientMonitor`, in so many of the steps that a run of any length keeps some hundreds.
-Runs of the same seed share initial parameters and order of the images, whatever the pipeline and device.
+Data, order of the images, losses, hits and gradients stay on the device; one small copy comes to the host at
+the end of an epoch.  On a GPU whole steps are replayed from a CUDA graph.  Gradients are measured twice: over
+all parameters in every step, for the numbers of an epoch, and layer by layer, over all seeds, by a
+`sigscale.GradientMonitor`, in so many of the steps that a run of any length keeps some hundreds.
+A seed has the same initial parameters and order of the images whatever the pipeline, the device and the seeds
+it is trained with.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 import sigscale as ss
+from examples.cifar10 import networks, together
+from examples.cifar10.capture import Captured
 from examples.cifar10.data import Cifar10, Split
-from examples.cifar10.gradients import QUANTILES, EpochGradients
-from examples.cifar10.networks import TABLE_3, build, initialize
+from examples.cifar10.gradients import COLUMNS, QUANTILES, VANISHED, EpochGradients
+from examples.cifar10.pipelines import Pipeline
+from examples.cifar10.shuffling import generator, orders
 
 PIXELS = ("unit", "byte", "standard")
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 250
 
 RECORDS = 500
 """So many steps of a run its monitor measures at most, from the first one on, equally far apart: 1 MB."""
-VANISHED = 1e-8
-"""The monitor records the share of gradients that are smaller."""
 
-
-@dataclass(frozen=True)
-class Pipeline:
-    """One line of Figure 3; `penalty` is the paper's r."""
-
-    name: str
-    label: str
-    activation: Callable[[], nn.Module]
-    penalty: float = 0.0
-
-
-FIGURE_3 = (
-    Pipeline("tanh", "tanh", nn.Tanh),
-    Pipeline("tanh-scaled-penalty", "tanh, alpha = 2, r = 0.01", lambda: ss.nn.Tanh(alpha=2.0), penalty=0.01),
-    Pipeline("relu", "relu", nn.ReLU),
-    Pipeline("relu-penalty", "relu, r = 0.01", nn.ReLU, penalty=0.01),
-)
+NUMBERS = ("test_accuracy", "train_accuracy", "train_loss", *COLUMNS)
+"""What is kept of an epoch and a seed."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides a result besides the data, the device and the seed; `steps` caps those of an epoch."""
+    """All that decides a result besides pipeline, data, device and seed; `steps` caps those of an epoch.
+
+    `conv` and `bias` read the paper's tables in another way than `networks` does; None is its reading.
+    """
 
     epochs: int = 100
     batch: int = 32
     lr: float = 0.001
     steps: int | None = None
     pixels: str = "unit"
-    conv: str = "plain"
-    bias: bool = False
+    conv: str | None = None
+    bias: bool | None = None
 
     def steps_per_epoch(self, images: int) -> int:
         whole = images // self.batch
@@ -73,87 +66,159 @@ class Settings:
 
 
 class Run:
-    """One pipeline, one seed: `train_epoch()` until `done`; its state can be saved and loaded in between."""
+    """One pipeline, some seeds: `train_epoch()` until `done`; its state can be saved and loaded between."""
 
     def __init__(
-        self, pipeline: Pipeline, seed: int, settings: Settings, data: Cifar10, device: torch.device
+        self,
+        pipeline: Pipeline,
+        seeds: Sequence[int],
+        settings: Settings,
+        data: Cifar10,
+        device: torch.device,
     ) -> None:
         """`data` is on `device` already."""
-        self.pipeline, self.seed, self.settings, self.data = pipeline, seed, settings, data
-        network = build(TABLE_3, pipeline.activation, conv=settings.conv, bias=settings.bias)
-        initialize(network, _generator(seed, 0))
-        self.network = network.to(device)
+        self.pipeline, self.seeds, self.settings, self.data = pipeline, tuple(seeds), settings, data
+        self.device = device
+        self.network = together.join([single(pipeline, settings, seed) for seed in seeds]).to(device)
+        parameters = list(self.network.parameters())
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=settings.lr, weight_decay=pipeline.penalty, fused=True
+            parameters, lr=settings.lr, fused=True, capturable=device.type == "cuda"
         )
+        if pipeline.l2 or pipeline.l1:
+            ss.WeightPenalty(self.network, pipeline.l2, pipeline.l1).attach(self.optimizer)
         self.steps = settings.steps_per_epoch(len(data.train.labels))
-        self.gradients = EpochGradients(self.network.parameters(), pipeline.penalty)
-        every = -(-settings.epochs * self.steps // RECORDS)
-        self.monitor = ss.GradientMonitor(self.network, QUANTILES, every=every, thresholds=(VANISHED,))
-        self.losses = torch.empty(self.steps, device=device)
+        self.gradients = EpochGradients(parameters, len(self.seeds), pipeline.l2, pipeline.l1)
+        self._every = -(-settings.epochs * self.steps // RECORDS)
+        self.monitor = ss.GradientMonitor(self.network, QUANTILES, every=self._every, thresholds=(VANISHED,))
         self.to_floats = pixel_transform(settings.pixels, data.train.images)
-        self.history: list[dict[str, float]] = []
+        self.history: list[npt.NDArray[np.float64]] = []  # of each epoch, (seeds, NUMBERS)
+        self.seconds: list[float] = []
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """What a step reads and writes, at places that do not change."""
+        seeds, device = len(self.seeds), self.device
+        self._order = torch.empty(seeds, self.steps, self.settings.batch, dtype=torch.int64, device=device)
+        self._at = torch.zeros(1, dtype=torch.int64, device=device)  # which step of the epoch comes next
+        self._losses = torch.zeros(seeds, dtype=torch.float64, device=device)
+        self._hits, self._test_hits = torch.zeros(2, seeds, dtype=torch.int64, device=device)
+        self._measured = False
+        self._train_step = Captured(self._step, device)
+        self._test = Captured(self._evaluate, device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def epoch(self) -> int:
+        """How many are complete."""
+        return len(self.history)
 
     @property
     def done(self) -> bool:
-        return len(self.history) == self.settings.epochs
+        return self.epoch == self.settings.epochs
 
     def train_epoch(self, after_step: Callable[[], object] = lambda: None) -> None:
         """Train for one epoch, evaluate, and append the epoch's numbers to `history`."""
-        epoch = len(self.history) + 1
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            start = time.perf_counter()
-            hits = self._train(epoch, after_step)
-            row = {
-                "epoch": epoch,
-                "train_accuracy": hits.item() / (self.steps * self.settings.batch),
-                "train_loss": self.losses.mean(dtype=torch.float64).item(),
-                "seconds": time.perf_counter() - start,
-                "test_accuracy": self.accuracy(self.data.test),
-            }
-        self.history.append({**row, **self.gradients.summary()})
+        start = time.perf_counter()
+        with self.on_device():
+            self.begin_epoch()
+            for _ in range(self.steps):
+                self.step()
+                after_step()
+            self._test()
+            numbers = self._numbers().cpu().numpy()
+        self.history.append(numbers)
+        self.seconds.append(time.perf_counter() - start)
 
-    def _train(self, epoch: int, after_step: Callable[[], object]) -> Tensor:
-        """All steps of one epoch; how many images were recognized, before the step they were part of."""
-        train, batch = self.data.train, self.settings.batch
-        order = torch.randperm(len(train.labels), generator=_generator(self.seed, epoch))
-        order = order[: self.steps * batch].to(train.labels.device)
-        hits = torch.zeros((), dtype=torch.int64, device=order.device)
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Where steps are to be made: on a GPU on one stream, which a graph can be captured on."""
+        stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        deterministic = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+        with stream, deterministic:
+            yield
+
+    def column(self, name: str) -> npt.NDArray[np.float64]:
+        """One of `NUMBERS`, (epochs, seeds)."""
+        return np.array(self.history).reshape(-1, len(self.seeds), len(NUMBERS))[..., NUMBERS.index(name)]
+
+    def begin_epoch(self) -> None:
+        """Shuffle, and count from nothing."""
+        order = orders(self.seeds, self.epoch + 1, len(self.data.train.labels), self.device)
+        self._step_number = self.epoch * self.steps
+        self._order.copy_(order[:, : self._order[0].numel()].view_as(self._order))
+        for counter in (self._at, self._losses, self._hits):
+            counter.zero_()
         self.gradients.reset()
-        for step, chosen in enumerate(order.view(self.steps, batch)):
-            labels = train.labels[chosen]
-            logits = self.network(self.to_floats(train.images[chosen]))
-            loss = F.cross_entropy(logits, labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.gradients.record()
+
+    def step(self) -> None:
+        """Train on the next batch of the epoch, again from the first one after the last."""
+        self._measured = self._step_number % self._every == 0
+        self._step_number += 1
+        self._train_step(replay=not self._measured)
+        if not self._measured:
+            self.monitor.step()  # which only counts it
+
+    def _step(self) -> None:
+        """One batch of every network, of which images the device knows."""
+        chosen = self._order.index_select(1, self._at)[:, 0]  # (seeds, batch)
+        labels = self.data.train.labels[chosen]
+        logits = self._logits(self.data.train.images[chosen.T])
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        losses = loss.view_as(labels).mean(1)
+        self.optimizer.zero_grad()
+        losses.sum().backward()
+        self.gradients.record()
+        if self._measured:
             self.monitor.step()
-            self.optimizer.step()
-            self.losses[step] = loss.detach()
-            hits += (logits.argmax(1) == labels).sum()
-            after_step()
-        return hits
+        self.optimizer.step()
+        self._losses += losses.detach()
+        self._hits += (logits.argmax(2) == labels).sum(1)
+        self._at.add_(1).remainder_(self.steps)
 
     @torch.no_grad()
-    def accuracy(self, split: Split) -> float:
-        batches = zip(
-            *(torch.split(part, EVALUATION_BATCH) for part in (split.images, split.labels)), strict=True
-        )
-        hits = [(self.network(self.to_floats(x)).argmax(1) == y).sum() for x, y in batches]
-        return torch.stack(hits).sum().item() / len(split.labels)
+    def _evaluate(self) -> None:
+        self.network.eval()
+        self._test_hits.copy_(self._recognized(self.data.test))
+        self.network.train()
+
+    def _recognized(self, split: Split) -> Tensor:
+        """How many images of a split each network labels right: (seeds,)."""
+        hits = torch.zeros_like(self._hits)
+        for images, labels in zip(
+            split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True
+        ):
+            logits = self._logits(images[:, None].expand(-1, len(self.seeds), -1, -1, -1))
+            hits += (logits.argmax(2) == labels).sum(1)
+        return hits
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """uint8 images (b, seeds, 3, h, h) -> (seeds, b, classes)."""
+        x = together.images(self.to_floats(images)).to(getattr(torch, self.pipeline.dtype))
+        return self.network(x).float()  # type: ignore[no-any-return]
+
+    def _numbers(self) -> Tensor:
+        """Those of the epoch, (seeds, NUMBERS) in float64."""
+        test = self._test_hits / len(self.data.test.labels)
+        train = self._hits / (self.steps * self.settings.batch)
+        three = torch.stack([test.double(), train.double(), self._losses / self.steps], 1)
+        return torch.cat([three, self.gradients.summary()], 1)
 
     def state_dict(self) -> dict[str, Any]:
         """All but what the monitor recorded, which has a file of its own."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
+            "history": torch.from_numpy(np.array(self.history)),
+            "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.history = state["history"]
+        self.history = list(state["history"].numpy())
+        self.seconds = state["seconds"]
 
     def load_gradients(self, path: Path) -> None:
         """Continue what the monitor saved to `path`, after `load_state_dict()`.
@@ -162,7 +227,7 @@ class Run:
         the state has not made yet are cut off, there as well.
         """
         saved = ss.GradientHistory.load(path)
-        made = len(self.history) * self.steps
+        made = self.epoch * self.steps
         if saved.step_count < made:
             raise ValueError(f"the gradients end with step {saved.step_count}, the run with step {made}")
         if saved.step_count > made:
@@ -170,6 +235,19 @@ class Run:
             cut = replace(saved, steps=saved.steps[kept], values=saved.values[kept], step_count=made)
             cut.save(path)
         self.monitor.load(path)
+
+
+def single(pipeline: Pipeline, settings: Settings, seed: int) -> torch.nn.Sequential:
+    """The network of one seed by itself, in the modules of PyTorch and sigscale, as it starts."""
+    network = networks.build(
+        pipeline.architecture,
+        pipeline.activation,
+        conv=settings.conv,
+        bias=settings.bias,
+        normalize=pipeline.normalize,
+    )
+    pipeline.initialize(network, generator(seed))
+    return network
 
 
 def pixel_transform(pixels: str, train_images: Tensor) -> Callable[[Tensor], Tensor]:
@@ -187,9 +265,3 @@ def pixel_transform(pixels: str, train_images: Tensor) -> Callable[[Tensor], Ten
         mean, deviation = (t.float()[:, None, None] for t in (mean, deviation))
         return lambda images: images.float().sub_(mean).div_(deviation)
     raise ValueError(f"pixels={pixels!r}: must be one of {', '.join(PIXELS)}")
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    """One for each seed and epoch (0: the initial parameters), so that a resumed run needs no history."""
-    mixed = np.random.SeedSequence((seed, epoch)).generate_state(1)[0]  # the CPU's generator uses 32 bits
-    return torch.Generator().manual_seed(int(mixed))
