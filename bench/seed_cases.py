@@ -76,13 +76,14 @@ def convolutions(side: int, device: torch.device) -> dict[str, Call]:
     x, g = torch.randn(2, BATCH, 3 * SEEDS, side, side, generator=generator, device=device)
     weight = torch.randn(3 * SEEDS, 3, 3, 3, generator=generator, device=device)
     true = _passes(_grouped, x.double(), weight.double(), g.double())()
-    calls = {}
+    calls: dict[str, Call] = {}
     for name, (form, layout) in FORMS.items():
         if layout is None:  # that of the example
             layout = torch.contiguous_format if x.is_cuda else torch.channels_last
-        calls[name] = _passes(form, *(t.contiguous(memory_format=layout) for t in (x, weight, g)))
-        for one, other in zip(calls[name](), true, strict=True):
+        call = _passes(form, *(t.contiguous(memory_format=layout) for t in (x, weight, g)))
+        for one, other in zip(call(), true, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+        calls[name] = call
     return calls
 
 
@@ -103,9 +104,9 @@ def _grouped(x: Tensor, weight: Tensor) -> Tensor:
 def _patches(x: Tensor, weight: Tensor) -> Tensor:
     batch, channels, side, _ = x.shape
     columns = F.unfold(x.reshape(batch * channels // 3, 3, side, side), 3, padding=1)  # (b s, 27, pixels)
-    per_seed = columns.unflatten(0, (batch, -1)).permute(1, 2, 0, 3).flatten(2)
+    per_seed = columns.view(batch, -1, 27, side * side).permute(1, 2, 0, 3).flatten(2)
     y = torch.bmm(weight.reshape(-1, 3, 27), per_seed)  # (s, 3, b pixels)
-    return y.unflatten(2, (batch, side, side)).permute(2, 0, 1, 3, 4).reshape(x.shape)
+    return y.view(-1, 3, batch, side, side).permute(2, 0, 1, 3, 4).reshape(x.shape)
 
 
 def _one_by_one(x: Tensor, weight: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def write(
         _results(outcomes),
         *(["## Figures"] if pictures else []),
         *(
-            _picture(caption, picture, path.parent) + f"\n\n{remarks[caption]}" * (caption in remarks)
+            "\n\n".join([_picture(caption, picture, path.parent), *remarks.get(caption, "").splitlines()])
             for caption, picture in pictures.items()
         ),
         "## How verdicts are reached",
