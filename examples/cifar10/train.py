@@ -200,9 +200,9 @@ class Run:
 
     def _numbers(self) -> Tensor:
         """Those of the epoch, (seeds, NUMBERS) in float64."""
-        test = self._test_hits / len(self.data.test.labels)
-        train = self._hits / (self.steps * self.settings.batch)
-        three = torch.stack([test.double(), train.double(), self._losses / self.steps], 1)
+        test = self._test_hits.double() / len(self.data.test.labels)
+        train = self._hits.double() / (self.steps * self.settings.batch)
+        three = torch.stack([test, train, self._losses / self.steps], 1)
         return torch.cat([three, self.gradients.summary()], 1)
 
     def state_dict(self) -> dict[str, Any]:
