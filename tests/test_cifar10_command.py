@@ -10,7 +10,7 @@ import torch
 
 import sigscale as ss
 from cifar10 import PIPELINES, split
-from examples.cifar10 import cli, data, download, options, train
+from examples.cifar10 import cli, data, download, figures, heatmaps, options, train
 from examples.cifar10.beyond import ALSO
 from examples.cifar10.data import GENERATED, Cifar10
 from examples.cifar10.folder import Folder
@@ -26,6 +26,15 @@ def loaded(monkeypatch):
     loaded = {"cifar": Cifar10(split(70), split(30), "a test", "0")}
     monkeypatch.setattr(data, "load", lambda directory, allow_generated: loaded["cifar"])
     return loaded
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures, which take seconds, are not drawn."""
+    for module in (figures, heatmaps):
+        monkeypatch.setattr(
+            module, "draw", lambda what, of, stem, **texts: [stem.with_suffix(s) for s in (".png", ".svg")]
+        )
 
 
 def command(out, *more):
@@ -93,6 +102,7 @@ class TestRun:
         for file in ("figure3.png", "figure3-layers.png"):
             assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
+    @pytest.mark.usefixtures("undrawn")
     def test_seeds_are_added(self, tmp_path):
         """In the same folder and from others, whose runs are copied."""
         assert command(tmp_path / "one", "--figure", "2", "--seeds", "1") == 0
@@ -104,6 +114,7 @@ class TestRun:
         assert len(first) == 4
         assert len(list((tmp_path / "all" / "gradients").iterdir())) == 6
 
+    @pytest.mark.usefixtures("undrawn")
     def test_merging_what_does_not_belong_together(self, tmp_path, capsys):
         assert command(tmp_path / "one", "--figure", "2") == 0
         assert command(tmp_path / "two", "--figure", "2", "--lr", "0.1") == 0
@@ -118,6 +129,7 @@ class TestRun:
         assert command(tmp_path / "one", "--figure", "2", "--resume", "--merge", str(tmp_path / "copy")) == 2
         assert "are different results of one run" in capsys.readouterr().err
 
+    @pytest.mark.usefixtures("undrawn")
     def test_folder_of_another_run_is_left_alone(self, tmp_path, capsys, loaded):
         assert command(tmp_path) == 0
         before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
@@ -138,6 +150,7 @@ class TestRun:
         for file in ("figure3.svg", "figure3-layers.svg", "report.md"):
             assert "GENERATED IMAGES" in (tmp_path / file).read_text()
 
+    @pytest.mark.usefixtures("undrawn")
     def test_damaged_result(self, tmp_path, capsys):
         assert command(tmp_path, "--figure", "2") == 0
         (tmp_path / "runs" / "deep-tanh-seed00.npz").write_bytes(b"PK")
