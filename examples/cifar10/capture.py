@@ -28,7 +28,9 @@ class Captured:
             return self.function()
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            # Relaxed, since tables of addresses are made in pinned memory while the graph is captured.
+            stream = torch.cuda.current_stream()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
                 self.function()
             self._graph = graph
         return self._graph.replay()

@@ -136,8 +136,12 @@ class Run:
         deterministic = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with stream, deterministic:
             yield
+        if self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """One of `NUMBERS`, (epochs, seeds)."""
