@@ -40,7 +40,8 @@ def record(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Record:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    arguments = [a for a in config.invocation_params.args if not a.startswith("--benchmark-json")]
+    places = ("--benchmark-json", "--data")  # of this machine
+    arguments = [a for a in config.invocation_params.args if not a.startswith(places)]
     machine_info["provenance"] = {
         "device": _device_name(settings(config).device, machine_info),
         "sigscale": _version("sigscale"),

@@ -4,41 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import matplotlib as mpl
-
-from tables import Results, grouped, monitoring, number
-
-mpl.use("agg")
-import matplotlib.pyplot as plt
+from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from styles import STYLES, finish
+from table4_figure import draw_table4
+from tables import Results, grouped, monitoring, number
 
-class Style(NamedTuple):
-    colour: str
-    marker: str
-    label: str
-    line: str = "-"
-
-
-# Okabe and Ito's colours, which the colour-blind tell apart; markers do so in grey. The same everywhere:
-# black is the memory's own speed, grey what is without alpha, orange what one writes by hand.
-STYLES = {
-    "copy": Style("#000000", "", "copy (x.clone())", "--"),
-    "read": Style("#000000", "", "read (x.sum())", "--"),
-    "plain": Style("#999999", "v", "plain f, alpha = 1"),
-    "eager": Style("#E69F00", "s", "eager alpha * f(x / alpha)"),
-    "compile": Style("#56B4E9", "D", "torch.compile of that"),
-    "torch.sort": Style("#009E73", "^", "torch.sort"),
-    "torch.quantile": Style("#0072B2", "P", "torch.quantile"),
-    "torch.histc": Style("#E69F00", "s", "torch.histc of log2 |x|"),
-    "wandb": Style("#CC79A7", "X", "recipe of wandb.watch"),
-    "numpy": Style("#56B4E9", "D", "numpy.quantile"),
-    "sigscale": Style("#D55E00", "o", "sigscale"),
-}
 Lines = Mapping[str, Sequence[tuple[int, float]]]
 
 
@@ -110,14 +85,7 @@ def _draw_lines(
         frameon=False,
         fontsize=8,
     )
-    _finish(figure, what, provenance, path)
-
-
-def _finish(figure: Figure, what: str, provenance: dict[str, str], path: Path) -> None:
-    versions = f"torch {provenance['torch']}, triton {provenance['triton']}, {provenance['date']}"
-    figure.suptitle(f"{what}\n{provenance['device']}; {versions}", fontsize=9)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    finish(figure, what, provenance, path)
 
 
 def _panel(axes: Axes, title: str, lines: Lines) -> None:
@@ -163,7 +131,7 @@ def draw_monitor(results: Results, provenance: dict[str, str], path: Path) -> No
         _bars(panel, costs)
         panel.set_title(network, fontsize=10)
     what = "time of a training step over that of the same step without a monitor"
-    _finish(figure, what, provenance, path)
+    finish(figure, what, provenance, path)
 
 
 def _bars(axes: Axes, costs: Mapping[str, Sequence[float]]) -> None:
@@ -192,4 +160,5 @@ PICTURES: dict[str, Callable[[Results, dict[str, str], Path], None]] = {
     "bandwidth.png": draw_bandwidth,
     "quantiles.png": draw_quantiles,
     "monitor.png": draw_monitor,
+    "table4.png": draw_table4,
 }

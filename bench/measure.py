@@ -27,6 +27,10 @@ class Timings:
     def seconds(self, name: str) -> float:
         return median(self.samples[name])
 
+    def spread(self, name: str) -> list[float]:
+        """Seconds: median, lower and upper quartile."""
+        return _middle_half(self.samples[name])
+
     def ratio(self, name: str, to: str) -> list[float]:
         """Times of `name` to those of `to` in the same rounds: median, lower and upper quartile."""
         return _middle_half([a / b for a, b in zip(self.samples[name], self.samples[to], strict=True)])

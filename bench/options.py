@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,12 @@ def add(parser: pytest.Parser) -> None:
         "--exponents", help="log2 of the numbers of elements, such as 10,14,20; default by device"
     )
     group.addoption("--seconds", type=float, default=0.15, help="of interleaved rounds a case")
+    group.addoption(
+        "--modes", help="of Table 4: eager,compile,graph; by default all but what a trial has no time for"
+    )
+    group.addoption(
+        "--data", type=Path, help="CIFAR-10 for Table 4; by default what is in the cache, or random images"
+    )
     group.addoption("--threads", type=int, help="for CPU tensors; by default one for each core")
 
 

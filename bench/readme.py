@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import table4_table
 from tables import KINDS, Results, Row, cell, elements, grouped, number, rows
 
 TASKS = {
@@ -64,7 +65,11 @@ def monitor_table(records: Results) -> list[Row]:
     return rows(records, "monitor")
 
 
-SECTIONS = {"": activation_table, "quantiles": quantile_table, "monitor": monitor_table}
+def table4(records: Results) -> list[Row]:
+    return table4_table.rows(records, whole_run=False)
+
+
+SECTIONS = {"": activation_table, "quantiles": quantile_table, "monitor": monitor_table, "table4": table4}
 
 
 def markers(section: str) -> tuple[str, str]:

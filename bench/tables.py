@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import table4_table
 
 Row = dict[str, str]
 Results = list[dict[str, Any]]
@@ -18,6 +20,7 @@ class Kind:
     title: str
     word: str = ""  # that tells its cases from those of other kinds
     by_provider: str = ""  # what providers are: then each has a row with its cost over the baseline
+    table: Callable[[Results], list[Row]] | None = None  # where it is one of its own
 
 
 KINDS = {
@@ -67,6 +70,7 @@ KINDS = {
         "3x3 convolutions of 3 channels, forward and backward: microseconds by their form; ratios as above",
         "convolution",
     ),
+    "table4": Kind(("mode",), table4_table.TITLE, "Table 4,", table=table4_table.rows),
 }
 OF_PARAMETERS = {
     "sigscale, exact": "foreach_quantile",
@@ -112,6 +116,8 @@ def grouped(records: Results, kind: str) -> dict[tuple[Any, ...], dict[str, dict
 
 def rows(records: Results, kind: str) -> list[Row]:
     """One row for each thing that was computed: its name, times, ratios and effective bandwidth."""
+    if own := KINDS[kind].table:
+        return own(records)
     groups = grouped(records, kind)
     if KINDS[kind].by_provider:
         named = ((_named(kind, key), group) for key, group in groups.items())
@@ -203,13 +209,14 @@ def losses(records: Results) -> str:
 
 
 def refusals(records: Results) -> list[str]:
-    """Who refused how many cases, in the provider's own words."""
+    """Who refused how many cases, in the provider's own words, and what was skipped."""
     cases: dict[tuple[str, str], int] = {}
     for record in records:
         if "refused" in record:
             key = record["provider"], record["refused"]
             cases[key] = cases.get(key, 0) + 1
-    return [f"{name} refuses {count} cases: {words}" for (name, words), count in cases.items()]
+    skipped = [f"{r['provider']} is not timed: {r['skipped']}" for r in records if "skipped" in r]
+    return [f"{name} refuses {count} cases: {words}" for (name, words), count in cases.items()] + skipped
 
 
 def _name(record: dict[str, Any]) -> str:

@@ -1,0 +1,84 @@
+"""Table 4 of the paper, on this machine and beside what one would write instead; see `table4_cases.py`.
+
+Models and modes are timed in turn, some steps each, over and over, after all were found to train alike
+(`table4_check.py`). `python bench/table4.py` is this by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import table4_cases as cases
+from comparison import OURS
+from examples.cifar10 import memory
+from measure import TRIAL_SECONDS, Timings, host_timer, interleaved, waited_for
+from options import Record, settings
+from table4 import LONGER
+from table4_check import check
+from table4_table import EPOCHS, STEPS_AN_EPOCH, WORDS
+
+ROUNDS = 5
+STEPS = {"cpu": 5, "cuda": 50}  # a round
+ALTERNATIVES = ("eager", "batch norm")
+
+Key = tuple[str, str]  # mode and model
+
+
+def test_table4(benchmark: BenchmarkFixture, record: Record, pytestconfig: pytest.Config) -> None:
+    device, seconds = settings(pytestconfig).device, settings(pytestconfig).seconds
+    trial = seconds < TRIAL_SECONDS
+    modes, skipped = cases.choose_modes(pytestconfig.getoption("--modes"), device, trial=trial)
+    split, data = cases.images(pytestconfig.getoption("--data"), device)
+    memory.keep()
+    steps = 1 if trial else STEPS[device.type]
+    with ExitStack() as stack:
+        stack.enter_context(cases.on_device(device))
+        made = {
+            (mode, name): cases.Training(model, mode, split, device)
+            for mode in modes
+            for name, model in cases.MODELS.items()
+        }
+        for training in made.values():
+            stack.callback(training.close)
+        check([(mode, training) for (mode, _), training in made.items()], split, device)
+        for training in made.values():
+            training.begin()
+        calls = {": ".join(key): partial(training.steps, steps) for key, training in made.items()}
+        timings = interleaved(calls, host_timer(device), seconds if trial else LONGER * seconds)
+        timings = timings.divided_by(dict.fromkeys(calls, steps))
+        for result in results(timings, [*made]):
+            record(kind="table4", batch=cases.BATCH, data=data, steps=steps, **result)
+        for mode, why in skipped.items():
+            record(kind="table4", mode=mode, provider=WORDS[mode], seconds=None, ratios={}, skipped=why)
+        benchmark.group = "Table 4"
+        ours = waited_for(made[modes[0], OURS].step, device)
+        benchmark.pedantic(ours, rounds=ROUNDS, warmup_rounds=1)  # type: ignore[no-untyped-call]
+
+
+def results(timings: Timings, keys: Sequence[Key]) -> Iterator[dict[str, Any]]:
+    """A record for each mode and model, compared with others in the same mode."""
+    for mode, name in keys:
+        model = cases.MODELS[name]
+        this, others = f"{mode}: {name}", [model.baseline] * (name != model.baseline)
+        base = cases.MODELS[model.baseline].paper
+        alternatives = ALTERNATIVES if name == OURS else ()
+        yield {
+            "mode": mode,
+            "provider": name,
+            "label": model.label,
+            "seconds": timings.seconds(this),
+            "quartiles": timings.spread(this),
+            "rounds": len(timings.samples[this]),
+            "run_seconds": EPOCHS * STEPS_AN_EPOCH * timings.seconds(this),
+            "baseline": model.baseline,
+            "cost": {o: timings.ratio(this, f"{mode}: {o}") for o in [*others, *[OURS] * model.monitored]},
+            "ratios": {o: timings.ratio(this, f"{mode}: {o}") for o in alternatives},
+            "paper": model.paper,
+            "paper_overhead": model.paper / base - 1 if model.paper and base and others else None,
+        }
