@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,20 +20,31 @@ NUM_WARPS = 8
 BLOCK = {2: 4096, 4: 2048, 8: 1024}  # by bytes an element: two 128-bit accesses of each tensor for a thread
 CHUNK = 1 << 13  # small, so that a middling network occupies all multiprocessors
 DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+IS_CPU, DTYPE = attrgetter("is_cpu"), attrgetter("dtype")
+OVERFLOW = torch.ones((), device="cpu", dtype=torch.float32)
+NO_STEP: dict[str, Any] = dict.fromkeys(("weight_decay", "momentum", "lr", "dampening"), 0.0)
+NO_STEP |= dict.fromkeys(("nesterov", "maximize", "is_first_step"), False)
 
 Way = tuple[int, torch.dtype | None, object]
 Lists = tuple[list[Tensor], list[Tensor]]
 
 
 def add_penalty(
-    into: Tensors, parameters: Tensors, l2: float, l1: float, scale: Tensor | None = None
+    into: Tensors,
+    parameters: Tensors,
+    l2: float,
+    l1: float,
+    scale: Tensor | None = None,
+    *,
+    known_plain: bool = False,
 ) -> None:
     """into += scale (l2 theta + l1 sign(theta)), in place; scale, of one element, is read on the device.
 
     Arithmetic is in fp32 (fp64 for fp64), with one rounding to the tensors' type. From PyTorch's, which may
-    round the product as well, kernels differ by that rounding.
+    round the product as well, kernels differ by that rounding. `known_plain`: the parameters are on a CPU
+    and of types in PLAIN, which the caller has found out.
     """
-    if parameters and not takes_kernel(parameters[0]) and _alike(parameters):
+    if parameters and not takes_kernel(parameters[0]) and _alike(parameters, known_plain):
         reference_penalty.add_penalty(into, parameters, l2, l1, scale)
         return
     for (_, dtype, aligned), (gradients, thetas) in _by_way(into, parameters).items():
@@ -42,11 +55,26 @@ def add_penalty(
             _launch(gradients, thetas, l2, l1, factor, bool(aligned))
 
 
-def _alike(parameters: Tensors) -> bool:
+def _alike(parameters: Tensors, known_plain: bool) -> bool:
     """Whether all are CPU tensors of one type, as nearly always where no kernel runs."""
-    if not all(parameter.is_cpu for parameter in parameters):
+    if not known_plain and not (all(map(IS_CPU, parameters)) and len(set(map(type, parameters))) == 1):
         return False
-    return len(set(map(type, parameters))) == 1 and len({parameter.dtype for parameter in parameters}) == 1
+    return len(set(map(DTYPE, parameters))) == 1
+
+
+def all_dense_on_cpu(tensors: list[Tensor]) -> bool:
+    """Whether these are all dense tensors on a CPU, at a fraction of what a look at each one costs.
+
+    PyTorch dispatches a call by all tensors of a list, and has this function for dense ones alone, which does
+    nothing when told of an overflow. False also where that is not so: look at each one then.
+    """
+    try:
+        if not tensors[0].is_cpu:
+            return False
+        torch._fused_sgd_(tensors, [], [], **NO_STEP, found_inf=OVERFLOW)
+    except (TypeError, RuntimeError, AttributeError):
+        return False
+    return True
 
 
 def _by_way(into: Tensors, parameters: Tensors) -> dict[Way, Lists]:

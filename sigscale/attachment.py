@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter, is_
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from .kernels.launch_penalty import add_penalty
+from .kernels.launch_penalty import add_penalty, all_dense_on_cpu
+from .kernels.reference_penalty import PLAIN
 
 if TYPE_CHECKING:
     from .penalty import WeightPenalty
@@ -25,15 +27,36 @@ COUPLED = {
 ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[Attachment]] = weakref.WeakKeyDictionary()
 
 Group = dict[str, Any]
+Gradients = tuple[list[Tensor], list[Tensor], bool]
+GRADIENT, TRAINED = attrgetter("grad"), attrgetter("requires_grad")
+
+
+class Held(NamedTuple):
+    """What a parameter group holds, some of it penalised; looked up anew only when the group has changed."""
+
+    parameters: list[Tensor]
+    mine: list[Tensor]
+    others: list[Tensor]
+    plain: bool
+
+    @classmethod
+    def of(cls, parameters: Iterable[Tensor], members: frozenset[int]) -> Held:
+        parameters = [*parameters]
+        mine = [p for p in parameters if id(p) in members]
+        plain = bool(mine) and PLAIN.issuperset(map(type, mine))
+        return cls(parameters, mine, [p for p in parameters if id(p) not in members], plain)
+
+    def still(self, parameters: list[Tensor]) -> bool:
+        return len(parameters) == len(self.parameters) and all(map(is_, parameters, self.parameters))
 
 
 class Pulls(dict[float, tuple[list[Tensor], list[Tensor]]]):
     """Parameters and their gradients, by the sign of the penalty in what their group's gradient is of."""
 
-    def add(self, sign: float, parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-        mine, theirs = self.setdefault(sign, ([], []))
-        mine.extend(parameters)
-        theirs.extend(gradients)
+    def add(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        sign = -1.0 if group.get("maximize") else 1.0
+        mine, theirs = self.get(sign, ([], []))
+        self[sign] = (mine + parameters, theirs + gradients) if mine else (parameters, gradients)
 
 
 class Attachment:
@@ -47,6 +70,7 @@ class Attachment:
         self.penalty = penalty
         self._members = frozenset(map(id, penalty.parameters))
         self._raised: list[tuple[Group, float]] = []
+        self._held: dict[int, Held] = {}
         self._optimizer = weakref.ref(optimizer)
         self._handles = (
             optimizer.register_step_pre_hook(self._before_step),
@@ -58,6 +82,7 @@ class Attachment:
     def remove(self) -> None:
         """Leave the optimizer as it was before; once is enough."""
         self._lower()
+        self._held.clear()
         for handle in self._handles:
             handle.remove()
         optimizer = self._optimizer()
@@ -128,27 +153,53 @@ class Attachment:
     def _add(self, optimizer: Optimizer) -> Pulls:
         """Add the penalty's gradient to those of the parameters that step() is going to change."""
         self._lower()
-        penalty, pulls, slow, raised = self.penalty, Pulls(), Pulls(), []
+        scale = getattr(optimizer, "grad_scale", None)  # while GradScaler leaves unscaling to the step itself
+        with torch.inference_mode():
+            quick = self._quick_pulls(optimizer)
+            if quick is not None:
+                self._pull(quick, scale, known_plain=True)
+                return quick
+        pulls, slow, raised, kind = Pulls(), Pulls(), [], type(optimizer)
         for group in optimizer.param_groups:
             mine, gradients, others = self._penalised(group["params"])
             if not mine:
                 continue
-            sign = -1.0 if group.get("maximize") else 1.0
-            pulls.add(sign, mine, gradients)
-            if self._by_weight_decay(type(optimizer), group, others):
+            pulls.add(group, mine, gradients)
+            if self._by_weight_decay(kind, group, others):
                 raised.append(group)
             else:
-                slow.add(sign, mine, gradients)
-        scale = getattr(optimizer, "grad_scale", None)  # while GradScaler leaves unscaling to the step itself
+                slow.add(group, mine, gradients)
         with torch.no_grad():
-            for sign, (parameters, gradients) in slow.items():
-                add_penalty(gradients, parameters, sign * penalty.l2, sign * penalty.l1, scale)
+            self._pull(slow, scale)
         for group in raised:
             self._raised.append((group, group["weight_decay"]))
-            group["weight_decay"] += penalty.l2
+            group["weight_decay"] += self.penalty.l2
         return pulls
 
-    def _penalised(self, parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor], bool]:
+    def _pull(self, pulls: Pulls, scale: Tensor | None, *, known_plain: bool = False) -> None:
+        l2, l1 = self.penalty.l2, self.penalty.l1
+        for sign, (parameters, gradients) in pulls.items():
+            add_penalty(gradients, parameters, sign * l2, sign * l1, scale, known_plain=known_plain)
+
+    def _quick_pulls(self, optimizer: Optimizer) -> Pulls | None:
+        """All that is to be added, found in a few passes; None where each parameter has to be looked at."""
+        pulls, kind = Pulls(), type(optimizer)
+        for index, group in enumerate(optimizer.param_groups):
+            held = self._held.get(index)
+            if held is None or not held.still(group["params"]):
+                held = self._held[index] = Held.of(group["params"], self._members)
+            if not held.mine:
+                continue
+            others = any(p.grad is not None for p in held.others)
+            if not held.plain or self._by_weight_decay(kind, group, others):
+                return None
+            gradients = [*map(GRADIENT, held.mine)]
+            if not (all_dense_on_cpu(gradients) and all(map(TRAINED, held.mine))):
+                return None
+            pulls.add(group, held.mine, gradients)
+        return pulls
+
+    def _penalised(self, parameters: Iterable[Tensor]) -> Gradients:
         """Those that are penalised and have a gradient, their gradients, and whether others have one."""
         members, mine, gradients, others = self._members, [], [], False
         for parameter in parameters:

@@ -200,3 +200,81 @@ def test_a_step_that_takes_the_scaler():
     loss_of(net).backward()
     with pytest.raises(RuntimeError, match="takes the GradScaler itself"):
         optimizer.step(grad_scaler=torch.amp.GradScaler("cpu"))
+
+
+def pull(parameter, optimizer):
+    """What a step adds to the gradient of a parameter."""
+    before = parameter.grad.clone()
+    optimizer.step()
+    return parameter.grad - before
+
+
+def with_gradients(*values):
+    parameters = [nn.Parameter(torch.tensor([value])) for value in values]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    return parameters
+
+
+def test_what_changes_between_steps():
+    """Frozen and unfrozen, without a gradient, of another type, another parameter of the same value."""
+    first, other, twin = with_gradients(2.0, 4.0, 4.0)
+    optimizer = optim.AdamW([first, other], lr=0.0)
+    ss.WeightPenalty([first, other], 0.5, 0.25).attach(optimizer)
+    assert pull(first, optimizer) == 1.25
+    first.requires_grad_(False)
+    assert pull(first, optimizer) == 0.0
+    assert pull(other, optimizer) == 2.25
+    first.requires_grad_(True)
+    first.grad = None
+    assert pull(other, optimizer) == 2.25
+    first.grad = torch.zeros(1)
+    optimizer.param_groups[0]["params"][1] = twin
+    assert pull(twin, optimizer) == 0.0
+    assert first.grad == 1.25
+    optimizer.param_groups[0]["params"][1] = other
+    assert pull(other, optimizer) == 2.25
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.25])
+def test_parameters_that_become_narrow(l1):
+    """A factor that float16 rounds to 0, on all parameters or on one."""
+    for narrow in (slice(None), slice(1)):
+        parameters = with_gradients(1.0, 1.0)
+        optimizer = type("Mine", (optim.SGD,), {})(parameters, lr=0.0)
+        ss.WeightPenalty(parameters, 2.0**-26, l1).attach(optimizer)
+        optimizer.step()
+        for parameter in parameters[narrow]:
+            parameter.grad = None
+            parameter.data = torch.tensor([2.0**14]).half()
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        for parameter in parameters:
+            expected = torch.tensor([2.0**-26 * float(parameter.detach()) + l1])
+            torch.testing.assert_close(parameter.grad, expected.to(parameter.dtype))
+
+
+def test_sparse_gradients_after_dense_ones():
+    parameters = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
+    optimizer = optim.AdamW(parameters, lr=0.1)
+    ss.WeightPenalty(parameters, 0.1).attach(optimizer)
+    for parameter in parameters:
+        parameter.grad = torch.zeros(2, 2)
+    optimizer.step()
+    parameters[2].grad = torch.eye(2).to_sparse()
+    before = [p.grad.clone() for p in parameters[:2]]
+    with pytest.raises(TypeError, match=r"got layout torch\.sparse_coo for a parameter"):
+        optimizer.step()
+    assert_same([p.grad for p in parameters[:2]], before, rtol=0, atol=0)
+
+
+def test_gradients_that_are_kept_count_the_change():
+    """As of any addition in place, so that autograd notices."""
+    (parameter,) = with_gradients(1.0)
+    optimizer = optim.AdamW([parameter], lr=0.1)
+    ss.WeightPenalty([parameter], 0.1).attach(optimizer)
+    version = parameter.grad._version
+    optimizer.step()
+    assert parameter.grad._version > version
+    assert not parameter.grad.is_inference()
