@@ -134,7 +134,7 @@ class Training:
                 penalty.attach(self.optimizer)
                 penalty = None
         loss = loss_of(self.network, dtype, penalty)
-        self.loss = by_itself(loss) if mode == "compile" else loss
+        self.loss = torch.compile(by_itself(loss), dynamic=False) if mode == "compile" else loss
         ring = RING if mode == "graph" else 64
         self.monitor = ss.GradientMonitor(self.network, ring=ring) if model.monitored else None
         self.step = Captured(self._step, device) if mode == "graph" else self._step
@@ -190,15 +190,14 @@ def loss_of(network: nn.Module, dtype: torch.dtype, penalty: Callable[[], Tensor
 
 
 def by_itself(function: Loss) -> Loss:
-    """torch.compile of a function, which looks for it among no others of the same text.
+    """The function with a code object of its own.
 
-    What is compiled is kept with the code; that of several closures is looked through in every call, and
-    from the ninth on they would run as they are.
+    torch.compile keeps what it makes with the code, which closures share: each call would look through that
+    of all models, and from the ninth on they would run as they are.
     """
     assert isinstance(function, FunctionType)
     code = function.__code__.replace()
-    own = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-    return torch.compile(own, dynamic=False)
+    return FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
 
 
 def choose_modes(given: str | None, device: torch.device, *, trial: bool) -> tuple[list[str], dict[str, str]]:

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from styles import STYLES, finish
-from table4_table import ALONE, WORDS, measured
+from table4_table import ALONE, WORDS, measured, percent
 from tables import Results
 
 Bar = tuple[
@@ -39,9 +39,7 @@ def draw_table4(results: Results, provenance: dict[str, str], path: Path) -> Non
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     data = next(iter(next(iter(models.values())).values()))["data"]
-    finish(
-        figure, f"Table 4: what a training step takes longer than without remedies; {data}", provenance, path
-    )
+    finish(figure, f"Table 4: time added to a training step without remedies; {data}", provenance, path)
 
 
 def bars(group: Mapping[str, dict[str, Any]]) -> list[Bar]:
@@ -75,10 +73,10 @@ def _panel(axes: Axes, drawn: list[Bar]) -> None:
             axes.plot(
                 100 * paper, row, "D", color="#FFFFFF", markeredgecolor="#000000", markersize=7, label=mark
             )
-        at = max(middle, high, 0.0, -1.0 if paper is None else 100 * paper)
-        axes.annotate(
-            f"{middle:+.1f} %", (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        at, text = max(middle, high, 0.0), f"{middle:+.1f} %"
+        if paper is not None:
+            at, text = max(at, 100 * paper), f"{text} (paper {percent(paper)})"
+        axes.annotate(text, (at, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axvline(0, color="#999999", linewidth=1)
     axes.set_yticks(range(len(drawn)), [label for label, *_ in drawn], fontsize=8)
     axes.set_ylim(len(drawn) - 0.4, -0.6)

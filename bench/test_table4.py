@@ -6,10 +6,8 @@ Models and modes are timed in turn, some steps each, over and over, after all we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -17,17 +15,15 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import table4_cases as cases
 from comparison import OURS
 from examples.cifar10 import memory
-from measure import TRIAL_SECONDS, Timings, host_timer, interleaved, waited_for
+from measure import TRIAL_SECONDS, host_timer, interleaved, waited_for
 from options import Record, settings
 from table4 import LONGER
 from table4_check import check
-from table4_table import EPOCHS, STEPS_AN_EPOCH, WORDS
+from table4_results import named, results
+from table4_table import WORDS
 
 ROUNDS = 5
 STEPS = {"cpu": 5, "cuda": 50}  # a round
-ALTERNATIVES = ("eager", "batch norm")
-
-Key = tuple[str, str]  # mode and model
 
 
 def test_table4(benchmark: BenchmarkFixture, record: Record, pytestconfig: pytest.Config) -> None:
@@ -49,7 +45,7 @@ def test_table4(benchmark: BenchmarkFixture, record: Record, pytestconfig: pytes
         check([(mode, training) for (mode, _), training in made.items()], split, device)
         for training in made.values():
             training.begin()
-        calls = {": ".join(key): partial(training.steps, steps) for key, training in made.items()}
+        calls = {named(*key): partial(training.steps, steps) for key, training in made.items()}
         timings = interleaved(calls, host_timer(device), seconds if trial else LONGER * seconds)
         timings = timings.divided_by(dict.fromkeys(calls, steps))
         for result in results(timings, [*made]):
@@ -59,26 +55,3 @@ def test_table4(benchmark: BenchmarkFixture, record: Record, pytestconfig: pytes
         benchmark.group = "Table 4"
         ours = waited_for(made[modes[0], OURS].step, device)
         benchmark.pedantic(ours, rounds=ROUNDS, warmup_rounds=1)  # type: ignore[no-untyped-call]
-
-
-def results(timings: Timings, keys: Sequence[Key]) -> Iterator[dict[str, Any]]:
-    """A record for each mode and model, compared with others in the same mode."""
-    for mode, name in keys:
-        model = cases.MODELS[name]
-        this, others = f"{mode}: {name}", [model.baseline] * (name != model.baseline)
-        base = cases.MODELS[model.baseline].paper
-        alternatives = ALTERNATIVES if name == OURS else ()
-        yield {
-            "mode": mode,
-            "provider": name,
-            "label": model.label,
-            "seconds": timings.seconds(this),
-            "quartiles": timings.spread(this),
-            "rounds": len(timings.samples[this]),
-            "run_seconds": EPOCHS * STEPS_AN_EPOCH * timings.seconds(this),
-            "baseline": model.baseline,
-            "cost": {o: timings.ratio(this, f"{mode}: {o}") for o in [*others, *[OURS] * model.monitored]},
-            "ratios": {o: timings.ratio(this, f"{mode}: {o}") for o in alternatives},
-            "paper": model.paper,
-            "paper_overhead": model.paper / base - 1 if model.paper and base and others else None,
-        }
