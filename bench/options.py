@@ -21,7 +21,7 @@ def add(parser: pytest.Parser) -> None:
     )
     group.addoption("--seconds", type=float, default=0.15, help="of interleaved rounds a case")
     group.addoption(
-        "--modes", help="of Table 4: eager,compile,graph; by default all but what a trial has no time for"
+        "--modes", help="of Table 4: eager,compile,graph; by default no compile on a CPU or in a trial"
     )
     group.addoption(
         "--data", type=Path, help="CIFAR-10 for Table 4; by default what is in the cache, or random images"

@@ -16,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from measure import TRIAL_SECONDS
+
 ROOT = Path(__file__).resolve().parents[1]
+ALL = "eager,compile,graph"
 LONGER = 30  # times the seconds of other cases, since steps are long and unsteady
 
 
@@ -28,17 +31,18 @@ def arguments_of_pytest(given: Sequence[str] | None = None) -> list[str]:
         "--data", type=Path, help="CIFAR-10; by default what is in the cache, or random images"
     )
     parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
-    parser.add_argument("--modes", help="some of eager,compile,graph; by default all that there are")
+    parser.add_argument("--modes", help=f"some of {ALL}, by default all; on a CPU compile takes minutes")
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="of interleaved rounds, by default 60; a trial below 3"
     )
     parser.add_argument("--out", type=Path, help="JSON to write, for report.py")
     parser.add_argument("--threads", type=int, help="on a CPU; by default one for each core")
     chosen = parser.parse_args(given)
+    trial = chosen.seconds < LONGER * TRIAL_SECONDS
     named = {
         "seconds": round(chosen.seconds / LONGER, 6),
         "device": chosen.device,
-        "modes": chosen.modes,
+        "modes": chosen.modes or (None if trial else ALL),
         "threads": chosen.threads,
         "data": chosen.data and chosen.data.resolve(),
         "benchmark-json": chosen.out and chosen.out.resolve(),

@@ -201,13 +201,16 @@ def by_itself(function: Loss) -> Loss:
 
 
 def choose_modes(given: str | None, device: torch.device, *, trial: bool) -> tuple[list[str], dict[str, str]]:
-    """The modes to be timed and, by name, why others are not."""
+    """The modes to be timed and, by name, why others are not.
+
+    On a CPU a compiler of C++ works for minutes, longer than all other benchmarks together.
+    """
     asked = MODES if given is None else given.split(",")
     if unknown := set(asked) - set(MODES):
         raise ValueError(f"--modes {given}: {', '.join(sorted(unknown))} must be of {','.join(MODES)}")
     reasons = {mode: "not among --modes" for mode in MODES if mode not in asked}
-    if given is None and trial:
-        reasons["compile"] = "takes minutes, too long for a trial; --modes compile has it"
+    if given is None and (trial or device.type == "cpu"):
+        reasons["compile"] = "takes minutes; --modes=eager,compile has it"
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++")):
         reasons["compile"] = "needs a C++ compiler, and there is none"
     if device.type != "cuda":

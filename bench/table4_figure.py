@@ -39,7 +39,9 @@ def draw_table4(results: Results, provenance: dict[str, str], path: Path) -> Non
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     data = next(iter(next(iter(models.values())).values()))["data"]
-    finish(figure, f"Table 4: time added to a training step without remedies; {data}", provenance, path)
+    finish(
+        figure, f"Table 4: time that each adds to a training step without remedies; {data}", provenance, path
+    )
 
 
 def bars(group: Mapping[str, dict[str, Any]]) -> list[Bar]:

@@ -40,6 +40,7 @@ def _no_data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.chdir(tmp_path_factory.mktemp("place"))
+        patch.setattr(cases, "BATCH", 4)
         yield
 
 
@@ -126,9 +127,10 @@ def test_compiled_functions_share_no_code():
 
 def test_modes_that_are_left_out_say_why(monkeypatch):
     assert cases.choose_modes("eager", CPU, trial=True)[0] == ["eager"]
-    modes, reasons = cases.choose_modes(None, CPU, trial=True)
+    modes, reasons = cases.choose_modes(None, CPU, trial=False)
     assert modes == ["eager"]
-    assert "trial" in reasons["compile"]
+    assert "takes minutes" in reasons["compile"]
+    assert cases.choose_modes(None, torch.device("cuda"), trial=False) == ([*cases.MODES], {})
     assert "needs a GPU" in reasons["graph"]
     monkeypatch.setattr(cases.shutil, "which", lambda name: None)
     assert "C++ compiler" in cases.choose_modes("compile", CPU, trial=False)[1]["compile"]
@@ -197,4 +199,5 @@ def test_command(tmp_path, monkeypatch):
     arguments = table4.arguments_of_pytest(["--seconds", "3", "--out", "t.json", "--device", "cpu"])
     assert arguments[:2] == ["bench/test_table4.py", "--benchmark-only"]
     assert f"--benchmark-json={tmp_path / 't.json'}" in arguments
-    assert {"--seconds=0.1", "--device=cpu"} <= set(arguments)
+    assert {"--seconds=0.1", "--device=cpu", "--modes=eager,compile,graph"} <= set(arguments)
+    assert not any("modes" in argument for argument in table4.arguments_of_pytest(["--seconds", "0.3"]))
