@@ -36,7 +36,7 @@ def rows(records: Iterable[dict[str, Any]], *, whole_run: bool = True) -> list[R
     table = []
     for by_mode in models.values():
         any_mode = next(iter(by_mode.values()))
-        head = f"model, batches of {any_mode['batch']} ({any_mode['data']})"
+        head = "model, batches of {batch} ({data}), {rounds} rounds of {steps} steps".format(**any_mode)
         row = {head: any_mode["label"]}
         for mode in modes:
             row |= _columns(mode, by_mode.get(mode), any_mode["baseline"], whole_run)

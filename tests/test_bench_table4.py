@@ -144,7 +144,7 @@ def records():
     samples |= {named("graph", name): [t / 10] * 3 for name, t in SECONDS.items()}
     samples |= {named(mode, "batch norm"): [2.0] * 3 for mode in ("eager", "graph")}
     keys = [("eager", name) for name in SECONDS] + [("graph", "plain"), ("graph", "sigscale")]
-    common = {"kind": "table4", "batch": 32, "data": "random images"}
+    common = {"kind": "table4", "batch": 32, "data": "random images", "steps": 5}
     made = [common | result for result in results(Timings(samples), keys)]
     skipped = {"provider": "torch.compile", "seconds": None, "ratios": {}, "skipped": "no time"}
     return [*made, {"kind": "table4", "mode": "compile", **skipped}]
@@ -152,7 +152,7 @@ def records():
 
 def test_table():
     table = rows(records(), "table4")
-    head = "model, batches of 32 (random images)"
+    head = "model, batches of 32 (random images), 3 rounds of 5 steps"
     by_model = {row.pop(head): row for row in table}
     assert by_model["tanh, regularized and scaled"] == {
         "eager, s / 1,000": "1.25e+03 (1.25e+03-2.5e+03)",
