@@ -11,11 +11,13 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+import codehash
 import options
 from options import Record, settings
 from tables import losses, text_tables
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
+FILES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,8 +26,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORDS] = []
+    config.stash[FILES] = []
     if config.getoption("--threads"):
         torch.set_num_threads(config.getoption("--threads"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    root = codehash.ROOT
+    files = {item.path.relative_to(root).as_posix() for item in session.items if root in item.path.parents}
+    session.config.stash[FILES] = sorted(files)
 
 
 @pytest.fixture
@@ -42,6 +51,8 @@ def record(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Record:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     places = ("--benchmark-json", "--data")  # of this machine
     arguments = [a for a in config.invocation_params.args if not a.startswith(places)]
+    files = config.stash[FILES]
+    machine_info["code"] = codehash.record(files)
     machine_info["provenance"] = {
         "device": _device_name(settings(config).device, machine_info),
         "sigscale": _version("sigscale"),

@@ -1,32 +1,55 @@
-"""Turn the JSON of a benchmark run into what is committed: tables, pictures, the numbers behind them.
+"""Turn benchmark runs into what is committed: tables, pictures, the numbers behind them; `bench/REPORT.md`.
+
+    python bench/report.py
+
+renders all of bench/results/ to bench/REPORT.md and says which results are stale: the code that they measured
+has changed since. With `--check` nothing is written, and a REPORT.md that is out of date is an error.
 
     pytest bench --benchmark-only --benchmark-json=run.json
     python bench/report.py run.json --name h200 --readme README.md
 
 writes results.json, tables.md and pictures to bench/results/h200/, and tables between the README's
-markers (`readme.py`), of what was measured. A results.json written so is itself a valid argument.
+markers (`readme.py`), of what was measured. A results.json written so is itself a valid argument, and so is
+a folder of `evidence.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from figure import PICTURES
+import rendering
+from codehash import Code
 from readme import SECTIONS, markers, replaced
 from tables import KINDS, Results, losses, markdown, rows
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def load(path: Path) -> tuple[dict[str, str], Results]:
-    """Where and how the numbers were measured, and the numbers."""
+@dataclass(frozen=True)
+class Run:
+    """Where and how numbers were measured, the numbers, and of what code."""
+
+    provenance: dict[str, str]
+    results: Results
+    code: Code = field(default_factory=dict)
+
+
+def load(path: Path) -> Run:
+    """A run's JSON, or those of all stages in a folder as if they were one."""
+    if path.is_dir():
+        found = sorted([*path.glob("results.json"), *path.glob("*/results.json")])
+        runs = [load(file) for file in found if "machine_info" in json.loads(file.read_text())]
+        if not runs:
+            raise SystemExit(f"{path} holds no results of benchmarks: make them with `make evidence`")
+        return replace(runs[0], results=[result for run in runs for result in run.results], code={})
     run = json.loads(path.read_text())
     results = [r for benchmark in run["benchmarks"] for r in benchmark["extra_info"].get("results", [])]
     if not results:
         raise SystemExit(f"{path} holds no results: make it with `pytest bench --benchmark-json={path}`")
-    return run["machine_info"]["provenance"], results
+    return Run(run["machine_info"]["provenance"], results, run["machine_info"].get("code", {}))
 
 
 def provenance_line(provenance: dict[str, str]) -> str:
@@ -35,32 +58,35 @@ def provenance_line(provenance: dict[str, str]) -> str:
     return f"{p['device']}; {versions}; `{p['command']}`; {p['date']}."
 
 
-def tables(provenance: dict[str, str], results: Results) -> str:
+def tables(run: Run) -> str:
     """All tables of a run in Markdown, with where the numbers come from, and every loss."""
-    measured = [(kind, rows(results, name)) for name, kind in KINDS.items()]
+    measured = [(kind, rows(run.results, name)) for name, kind in KINDS.items()]
     parts = [
         f"{kind.title[0].upper()}{kind.title[1:]}.\n\n{markdown(table)}" for kind, table in measured if table
     ]
-    return "\n\n".join([provenance_line(provenance), *parts, losses(results).replace("  ", "- ")]) + "\n"
+    lost = losses(run.results).replace("  ", "- ")
+    return "\n\n".join([provenance_line(run.provenance), *parts, lost]) + "\n"
 
 
-def write(folder: Path, provenance: dict[str, str], results: Results) -> None:
+def write(folder: Path, run: Run) -> None:
+    from figure import PICTURES  # needs matplotlib
+
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(result) for result in results)  # one result a line, for readable diffs
-    machine = json.dumps({"provenance": provenance}, indent=1)
-    run = f'{{"machine_info": {machine},\n"benchmarks": [{{"extra_info": {{"results": [\n{lines}\n]}}}}]}}\n'
-    (folder / "results.json").write_text(run)
-    (folder / "tables.md").write_text(tables(provenance, results))
+    lines = ",\n".join(json.dumps(result) for result in run.results)  # one a line, for readable diffs
+    machine = json.dumps({"provenance": run.provenance, **({"code": run.code} if run.code else {})}, indent=1)
+    text = f'{{"machine_info": {machine},\n"benchmarks": [{{"extra_info": {{"results": [\n{lines}\n]}}}}]}}\n'
+    (folder / "results.json").write_text(text)
+    (folder / "tables.md").write_text(tables(run))
     for name, draw in PICTURES.items():
-        draw(results, provenance, folder / name)
+        draw(run.results, run.provenance, folder / name)
 
 
-def update_readme(readme: Path, provenance: dict[str, str], results: Results) -> None:
+def update_readme(readme: Path, run: Run) -> None:
     """Replace what stands between the markers of each section that was measured."""
     text, missing = readme.read_text(), []
     for section, table_of in SECTIONS.items():
-        if table := table_of(results):
-            new = replaced(text, section, f"{markdown(table)}\n\n{provenance_line(provenance)}")
+        if table := table_of(run.results):
+            new = replaced(text, section, f"{markdown(table)}\n\n{provenance_line(run.provenance)}")
             missing += [" ... ".join(markers(section))] * (new is None)
             text = text if new is None else new
     readme.write_text(text)
@@ -72,15 +98,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="JSON of a run, or a results.json")
+    parser.add_argument("run", type=Path, nargs="?", help="JSON of a run, or a folder of evidence")
     parser.add_argument("--name", help="folder under bench/results to write to; by default that of RUN")
     parser.add_argument("--readme", type=Path, help="file with the markers")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where REPORT.md is old")
     arguments = parser.parse_args()
-    provenance, results = load(arguments.run)
+    if arguments.run is None:
+        raise SystemExit(rendering.main(RESULTS, check=arguments.check))
+    run = load(arguments.run)
     if arguments.name or not arguments.readme:
-        write(RESULTS / (arguments.name or arguments.run.stem), provenance, results)
+        write(RESULTS / (arguments.name or arguments.run.stem), run)
     if arguments.readme:
-        update_readme(arguments.readme, provenance, results)
+        update_readme(arguments.readme, run)
 
 
 if __name__ == "__main__":
