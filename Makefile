@@ -1,7 +1,7 @@
 # The project's verbs. They use the Python of the current environment.
 PYTHON ?= python
 
-.PHONY: install check format test test-gpu bench figure3 quick wheel clean
+.PHONY: install check format test test-gpu bench report evidence bench-compare figure3 quick wheel clean
 
 install:  ## the package with everything that development needs
 	$(PYTHON) -m pip install -e ".[dev]"
@@ -27,6 +27,18 @@ test-gpu:  ## what needs a GPU
 
 bench:  ## time the activations on the GPU, or on the CPU where there is none
 	$(PYTHON) -m pytest bench --benchmark-only
+
+report:  ## bench/REPORT.md of all results; says which are of other code than is here
+	$(PYTHON) bench/report.py
+
+# make evidence STAGES="kernels quantiles" OUT=DIR DATA=DIR ARGS="--again --dry-run --quick --limit 450"
+evidence:  ## all that this machine has to say, to bench/results/<device>-<date>; goes on where it was cut off
+	$(PYTHON) bench/evidence.py $(if $(STAGES),--stages "$(STAGES)") $(if $(OUT),--out "$(OUT)") \
+		$(if $(DATA),--data "$(DATA)") $(ARGS)
+
+# make bench-compare BASE=main ARGS="bench/test_activations.py -k tanh --exponents 10,20"
+bench-compare:  ## the same benchmarks with the package of commit BASE and with this one, by turns
+	$(PYTHON) bench/compare.py "$(BASE)" -- $(ARGS)
 
 quick:  ## the CIFAR-10 example in about two minutes
 	$(PYTHON) -m examples.cifar10 --quick
