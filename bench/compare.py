@@ -36,10 +36,12 @@ SIDES = ("base", "tree")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    words = [*(sys.argv[1:] if argv is None else argv), "--"]
+    own = words.index("--")
+    arguments = _parser().parse_args(words[:own])
     if arguments.rounds < LEAST_ROUNDS:
         raise SystemExit(f"--rounds {arguments.rounds}: must be at least {LEAST_ROUNDS}")
-    selection = arguments.pytest or ["bench"]
+    selection = words[own + 1 : -1] or ["bench"]
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with sides(arguments.base) as both:
@@ -58,11 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        usage="%(prog)s BASE [--rounds N] [-- pytest's arguments]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("base", metavar="BASE", help="a commit, branch or tag")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each side ({ROUNDS})")
-    parser.add_argument("pytest", nargs="*", help="after --: what to run")
     return parser
 
 

@@ -119,7 +119,9 @@ def _sanitize(options: Options) -> Stage:
 def _benchmarks(options: Options, name: str, modules: tuple[str, ...]) -> Stage:
     files = tuple(f"bench/{module}.py" for module in modules if (ROOT / f"bench/{module}.py").exists())
     missing = f"bench/{modules[0]}.py is not there" if f"bench/{modules[0]}.py" not in files else ""
-    step = _pytest(options, name, name, (*files, "--benchmark-only", *(QUICK if options.quick else ())))
+    data = ("--data", str(options.data)) if options.data and modules == TABLE4 else ()
+    arguments = (*files, "--benchmark-only", *data, *(QUICK if options.quick else ()))
+    step = _pytest(options, name, name, arguments)
     return Stage(name, "benchmarks", (step,), files, missing)
 
 

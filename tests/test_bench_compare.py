@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,13 @@ class TestSides:
         assert left(repository)[0] == 0
 
 
+@pytest.fixture(autouse=True)
+def _signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 def test_too_few_rounds_asked_for():
     with pytest.raises(SystemExit, match="--rounds 2: must be at least 3"):
         compare.main(["HEAD", "--rounds", "2"])
@@ -200,6 +209,24 @@ def test_a_run_without_results(tmp_path, monkeypatch, code, message):
     monkeypatch.setattr(compare.limited, "run", run)
     with pytest.raises(SystemExit, match=message):
         compare.once(tmp_path, ["-k", "x"], tmp_path / "base-1")
+
+
+@pytest.mark.parametrize(
+    ("words", "selection"),
+    [([], ["bench"]), (["--"], ["bench"]), (["--rounds", "4", "--", "a.py", "-k", "x"], ["a.py", "-k", "x"])],
+)
+def test_the_selection(monkeypatch, capsys, words, selection):
+    asked = []
+
+    def measured(both, selection, rounds):
+        asked.append(selection)
+        return times([1, 1, 1], [1, 1, 1])
+
+    monkeypatch.setattr(compare, "measured", measured)
+    monkeypatch.setattr(compare, "sides", lambda ref: nullcontext(base.Sides(*4 * ["c0ffee"], same=True)))
+    assert compare.main(["HEAD", *words]) == 0
+    assert asked == [selection]
+    assert "the code is the same: this shows the noise" in capsys.readouterr().out
 
 
 def test_by_turns(monkeypatch, tmp_path):

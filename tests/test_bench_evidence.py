@@ -330,6 +330,11 @@ class TestStages:
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert "device" in [argument.arg for argument in functions[name].args.args]
 
+    def test_data_is_for_training(self, tmp_path):
+        made = stages.stages(stages.Options(tmp_path, gpu=False, data=tmp_path / "cifar"))
+        given = [stage.name for stage in made if str(tmp_path / "cifar") in stage.steps[-1].command]
+        assert given == ["table4", "figures"]
+
     def test_every_benchmark_has_a_stage(self, tmp_path):
         made = stages.stages(stages.Options(tmp_path, gpu=False))
         run = [start for stage in made if stage.kind == "benchmarks" for start in stage.starts]
