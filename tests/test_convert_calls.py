@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 from torch.nn.functional import softsign
 
 import sigscale as ss
+from sigscale.conversion import copies
 
 ACT = "tanh"
 
@@ -262,3 +263,136 @@ def test_a_look_leaves_hooks_and_lists():
     assert not calls
     model(torch.ones(1, 4))
     assert calls == ["hook"]
+
+
+class Block(nn.Module):
+    """A sigmoid whose values leave the block, and one that is a gate where a tensor is doubled."""
+
+    def __init__(self, doubled=False, inner=None):
+        super().__init__()
+        self.linear, self.act, self.inner, self.doubled = nn.Linear(4, 4), nn.Sigmoid(), inner, doubled
+
+    def forward(self, x):
+        if self.doubled:
+            x = x * self.inner(x)
+        return self.act(self.linear(x))
+
+
+class Parts(nn.Module):
+    """Like blocks, of whose results one is a gate, one a probability, one goes on, through like modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(True, Block()) for _ in range(3))
+        self.passing = nn.ModuleList(nn.Sequential(nn.Identity(), Through()) for _ in range(2))
+
+    def forward(self, x):
+        x = x * self.passing[0](self.blocks[0](x))
+        x = x + (1 - self.passing[1](self.blocks[1](x)))
+        return self.blocks[2].linear(self.blocks[2](x))
+
+
+class Through(nn.Module):
+    def forward(self, x):
+        return x.view(-1, 4)
+
+
+def notes(model):
+    return {e.name: e.note.split(":")[0] for e in ss.scale_activations(model, dry_run=True).changed if e.note}
+
+
+def test_like_blocks_by_what_becomes_of_each():
+    gate, probability = "multiplies another tensor", "is used like a probability"
+    expected = {f"blocks.{i}.inner.act": gate for i in range(3)}
+    assert notes(Parts()) == expected | {"blocks.0.act": gate, "blocks.1.act": probability}
+
+
+@pytest.mark.parametrize(
+    "change", [{"doubled": False}, {"training": False}, {"note": [1]}, {"inner": Block(inner=nn.Tanh())}]
+)
+def test_blocks_that_are_not_alike(change):
+    class Changing(Block):
+        def forward(self, x):
+            alike = self.doubled and self.training and self.inner.inner is None and not hasattr(self, "note")
+            y = self.act(self.linear(x))
+            return x * y if alike else x + y
+
+    model = nn.Sequential(Changing(True, Block()), Changing(True, Block()), nn.Linear(4, 4))
+    assert notes(model) == dict.fromkeys(("0.act", "1.act"), "multiplies another tensor")
+    for name, value in change.items():
+        setattr(model[1], name, value)
+    assert notes(model) == {"0.act": "multiplies another tensor"}
+
+
+def test_like_blocks_that_share_a_module_or_are_called_again():
+    shared = Block(), Block()
+    shared[1].act = shared[0].act
+
+    class Twice(nn.Module):
+        def __init__(self, *blocks):
+            super().__init__()
+            self.blocks = nn.ModuleList(blocks)
+
+        def forward(self, x):
+            x = self.blocks[0].linear(self.blocks[0](x) + self.blocks[0](x))
+            return self.blocks[0].linear(x * self.blocks[1](x))
+
+    assert notes(Twice(*shared)) == {"blocks.0.act": "multiplies another tensor"}
+    assert notes(Twice(Block(), Block())) == {"blocks.1.act": "multiplies another tensor"}
+
+
+class Keeping(nn.Module):
+    """What a copy must keep together, or make in a way of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.own, self.act = [], Own(), nn.Tanh()
+        self.alias, self.me, self.table = self.seen, [self], {}
+        self.same = self.table
+
+
+class Own(nn.Module):
+    def __deepcopy__(self, memo):
+        result = Own()
+        result.copied = True
+        return result
+
+
+class Squared(nn.Module):
+    """A sigmoid times itself, which went through a module that gives what it takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.linear, self.gives = nn.Sigmoid(), nn.Linear(4, 4), Gives()
+
+    def forward(self, x):
+        p = self.act(x)
+        return self.linear(p * self.gives(p))
+
+
+class Gives(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_a_square_is_no_gate():
+    assert notes(nn.Sequential(Squared(), Squared())) == {}
+
+
+def test_a_copy_is_a_deep_one():
+    model = nn.Sequential(Keeping(), nn.BatchNorm1d(2))
+    model.register_forward_hook(print)
+    new = copies.copied(model, (model[1].weight, model[0].act))
+    assert new[0] is not model[0]
+    assert new[0].alias is new[0].seen is not model[0].seen
+    assert new[0].same is new[0].table is not model[0].table
+    assert new[0].me[0] is new[0]
+    assert new[0].own.copied
+    assert new[0].act is model[0].act
+    assert new[1].weight is model[1].weight
+    assert new[1].bias is not model[1].bias
+    assert new[1].running_mean is not model[1].running_mean
+    assert list(new._forward_hooks.values()) == [print]
+    expected = vars(copy.deepcopy(model[1]))
+    assert vars(new[1]).keys() == expected.keys()
+    assert all(type(value) is type(expected[name]) for name, value in vars(new[1]).items())

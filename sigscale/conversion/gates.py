@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import fx, nn
 
+from .repeats import Flow, Place, RepeatsTracer, source
 from .tracing import trace
 
 GATE_NAME = re.compile(r"gate|gating|attn|attention|squeeze|excit|mask|prob|(^|[._\d])se([._\d]|$)", re.I)
@@ -40,43 +41,47 @@ def suspicions(
 
     The graph of the model tells; where torch.fx finds none, places in a Sequential and names must do.
     """
-    sigmoids, calls = set(sigmoids), calls or {}
+    sigmoids, calls = [*dict.fromkeys(sigmoids)], calls or {}
     if not sigmoids:
         return {}
+    tracer = None
     if graph is None:
         if _is_chain(model):
-            return dict.fromkeys(sigmoids & {_last(model)}, OUTPUT)
+            return dict.fromkeys({*sigmoids} & {_last(model)}, OUTPUT)
+        tracer = RepeatsTracer()
         try:
-            graph = trace(model).graph
+            graph = trace(model, tracer).graph
         except Exception:  # whatever user code raises when it is traced
             return {name: reason for name in sigmoids if (reason := _by_place(model, name))}
-    found: dict[str, str] = {}
-    for node in graph.nodes:
-        name = str(node.target) if node.op == "call_module" else calls.get(node, "")
-        if name in sigmoids and (reason := _by_use(model, node)):
-            found.setdefault(name, reason)
+    flow, found = Flow(graph, tracer), dict[str, str]()
+    nodes = {name: node for node, name in calls.items()}
+    for name in sigmoids:
+        places = [(nodes[name], None)] if name in nodes else flow.places(name)
+        reasons = (_by_use(model, flow, place) for place in places)
+        if reason := next(filter(None, reasons), ""):
+            found[name] = reason
     return found
 
 
-def _by_use(model: nn.Module, node: fx.Node) -> str:
+def _by_use(model: nn.Module, flow: Flow, place: Place) -> str:
     """What becomes of a node's values."""
-    waiting, seen = [node], {node}
+    waiting, seen = [place], {place}
     while waiting:
-        for user in waiting.pop().users:
+        for user, context in flow.users(waiting.pop()):
             if user.op == "output":
                 return OUTPUT
             if user.op == "call_module":
                 passes = isinstance(model.get_submodule(str(user.target)), PASSING_MODULES)
             else:
                 operation = user.target if isinstance(user.target, str) else user.target.__name__
-                if operation in PRODUCTS and len(user.all_input_nodes) > 1:
+                if operation in PRODUCTS and len(set(map(source, user.all_input_nodes))) > 1:
                     return GATE
                 if operation in SHARES or (operation == "sub" and not isinstance(user.args[0], fx.Node)):
                     return SHARE
                 passes = operation in PASSING_CALLS
-            if passes and user not in seen:
-                seen.add(user)
-                waiting.append(user)
+            if passes and (user, context) not in seen:
+                seen.add((user, context))
+                waiting.append((user, context))
     return ""
 
 

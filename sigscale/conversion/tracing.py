@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ..alpha import Scaled
 from ..kernels.registry import Function
 from ..patterns import named_modules
 from .calls import called
+from .copies import copied
 
 TORCH, OURS = (str(Path(file).parent.parent) for file in (fx.__file__, __file__))
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -74,19 +74,19 @@ def _path(name: str) -> list[str]:
     return [*accumulate(name.split("."), lambda path, part: f"{path}.{part}")]
 
 
-def trace(model: nn.Module) -> Trace:
+def trace(model: nn.Module, tracer: Tracer | None = None) -> Trace:
     """Trace a model, which stays as it is; raises whatever its code raises when it is traced.
 
     User code runs here, on a copy that has the model's parameters and modules of torch.nn, which a trace does
     not run, but no hooks, and buffers and lists of its own.
     """
-    tracer = Tracer()
+    tracer = tracer or Tracer()
     single = {m for m in model.modules() if not m._modules and tracer.is_leaf_module(m, "")} - {model}
-    copied = copy.deepcopy(model, {id(kept): kept for kept in (*model.parameters(), *single)})
-    for module in {*copied.modules()} - single:
+    root = copied(model, (*model.parameters(), *single))
+    for module in {*root.modules()} - single:
         for hooks in HOOKS:
             getattr(module, hooks).clear()
-    return Trace(tracer.trace(copied), copied)
+    return Trace(tracer.trace(root), root)
 
 
 def traced(model: nn.Module) -> Trace:
