@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +19,7 @@ NUM_WARPS = 8
 BLOCK = {2: 4096, 4: 2048, 8: 1024}  # by bytes an element: two 128-bit accesses of each tensor for a thread
 CHUNK = 1 << 13  # small, so that a middling network occupies all multiprocessors
 DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
-IS_CPU, DTYPE = attrgetter("is_cpu"), attrgetter("dtype")
-OVERFLOW = torch.ones((), device="cpu", dtype=torch.float32)
-NO_STEP: dict[str, Any] = dict.fromkeys(("weight_decay", "momentum", "lr", "dampening"), 0.0)
-NO_STEP |= dict.fromkeys(("nesterov", "maximize", "is_first_step"), False)
+IS_CPU, DTYPE, LAYOUT = map(attrgetter, ("is_cpu", "dtype", "layout"))
 
 Way = tuple[int, torch.dtype | None, object]
 Lists = tuple[list[Tensor], list[Tensor]]
@@ -62,19 +58,12 @@ def _alike(parameters: Tensors, known_plain: bool) -> bool:
     return len(set(map(DTYPE, parameters))) == 1
 
 
-def all_dense_on_cpu(tensors: list[Tensor]) -> bool:
-    """Whether these are all dense tensors on a CPU, at a fraction of what a look at each one costs.
-
-    PyTorch dispatches a call by all tensors of a list, and has this function for dense ones alone, which does
-    nothing when told of an overflow. False also where that is not so: look at each one then.
-    """
+def all_dense_on_cpu(gradients: list[Tensor]) -> bool:
+    """Whether all are there and dense, the first one on a CPU; in one pass, for lists of small tensors."""
     try:
-        if not tensors[0].is_cpu:
-            return False
-        torch._fused_sgd_(tensors, [], [], **NO_STEP, found_inf=OVERFLOW)
-    except (TypeError, RuntimeError, AttributeError):
+        return gradients[0].is_cpu and set(map(LAYOUT, gradients)) == {torch.strided}
+    except AttributeError:  # of None, where there is no gradient
         return False
-    return True
 
 
 def _by_way(into: Tensors, parameters: Tensors) -> dict[Way, Lists]:

@@ -154,7 +154,7 @@ class Attachment:
         """Add the penalty's gradient to those of the parameters that step() is going to change."""
         self._lower()
         scale = getattr(optimizer, "grad_scale", None)  # while GradScaler leaves unscaling to the step itself
-        with torch.inference_mode():
+        with torch.no_grad():
             quick = self._quick_pulls(optimizer)
             if quick is not None:
                 self._pull(quick, scale, known_plain=True)
