@@ -43,12 +43,14 @@ def _effect(statement: Mapping[str, Any]) -> str:
         return statement["why"]  # type: ignore[no-any-return]
     if statement["unit"] == "share of runs":
         return f"in {effect:.0%} of the runs"
+    interval = [end for end in (low, high) if end is not None]
     if statement["unit"] == "decimal logarithm":
-        number, words = (lambda value: f"{10**value:.2g}"), "times"
+        number, *ends = (f"{10**value:.2g}" for value in (effect, *interval))
+        words = "times"
     else:
-        number, words = (lambda value: f"{value:+.1f}"), "points"
-    interval = "" if low is None or high is None else f" ({number(low)} to {number(high)})"
-    return f"{number(effect)}{interval} {words}"
+        number, *ends = (f"{value:+.1f}" for value in (effect, *interval))
+        words = "points"
+    return f"{number}{f' ({ends[0]} to {ends[1]})' if len(ends) == 2 else ''} {words}"
 
 
 def main() -> None:
