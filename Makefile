@@ -1,7 +1,7 @@
 # The project's verbs. They use the Python of the current environment.
 PYTHON ?= python
 
-.PHONY: install check format test test-gpu bench report evidence bench-compare figure3 quick wheel clean
+.PHONY: install check format test test-gpu bench report evidence bench-compare table4 figures quick wheel clean
 
 install:  ## the package with everything that development needs
 	$(PYTHON) -m pip install -e ".[dev]"
@@ -40,11 +40,14 @@ evidence:  ## all that this machine has to say, to bench/results/<device>-<date>
 bench-compare:  ## the same benchmarks with the package of commit BASE and with this one, by turns
 	$(PYTHON) bench/compare.py "$(BASE)" -- $(ARGS)
 
+table4:  ## the paper's Table 4: what the remedies cost a training
+	$(PYTHON) bench/table4.py --out table4.json
+
 quick:  ## the CIFAR-10 example in about two minutes
 	$(PYTHON) -m examples.cifar10 --quick
 
-figure3:  ## the CIFAR-10 example in full
-	$(PYTHON) -m examples.cifar10
+figures:  ## the paper's figures in full; DATA=DIR where CIFAR-10 is
+	$(PYTHON) -m examples.cifar10 --figure all --seeds 25 $(if $(DATA),--data "$(DATA)")
 
 wheel:
 	$(PYTHON) -m build --wheel

@@ -42,7 +42,7 @@ def _effect(statement: Mapping[str, Any]) -> str:
     if effect is None:
         return statement["why"]  # type: ignore[no-any-return]
     if statement["unit"] == "share of runs":
-        return f"in {effect:.0%} of the runs"
+        return f"in {effect:.0%} of the runs, against the claim"
     interval = [end for end in (low, high) if end is not None]
     if statement["unit"] == "decimal logarithm":
         number, *ends = (f"{10**value:.2g}" for value in (effect, *interval))
@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, required=True, help="file with the markers")
     arguments = parser.parse_args()
     claims = json.loads((arguments.run / "claims.json").read_text(encoding="utf-8"))
+    if claims["data_generated"]:
+        raise SystemExit(f"{arguments.run}: made with generated images, which say nothing of the claims")
     new = replaced(arguments.readme.read_text(encoding="utf-8"), SECTION, markdown(rows(claims)))
     if new is None:
         raise SystemExit(f"{arguments.readme} has no {' ... '.join(markers(SECTION))} to write between")

@@ -1,9 +1,9 @@
 """Many seeds at once: what is timed by `test_seeds.py`.
 
-A step of training (Table 3 network, tanh with both remedies, batches of 32, all measuring included) of
+A step of training (Table 3 network, tanh with both remedies, batches of 32, gradients counted) of
 
     1 seed, 5 seeds, 25 seeds      as one network
-    25 seeds, one by one           as 25 networks
+    25 seeds, one by one           as a network of one seed, 25 times
 
 and, forward and backward, the 3x3 convolution of 3 channels of 25 networks by
 

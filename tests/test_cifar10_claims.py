@@ -168,7 +168,7 @@ class TestClaims:
             outcomes += [run for run in runs("3", GAINS) if "tanh" in run.pipeline]
         assert set(verdicts_of(claim, outcomes).values()) == {Verdict.REPRODUCED}
         assert len(found(claim, outcomes)) == len(claim.statements)
-        assert judging.verdict(judging.judge(claim, outcomes)) == Verdict.REPRODUCED
+        assert judging.verdict(claim, judging.judge(claim, outcomes)) == Verdict.REPRODUCED
 
     def test_numbers_of_a_clear_effect(self):
         gain = found(C1, runs("1", GAINS))["C1b"]
@@ -188,13 +188,13 @@ class TestClaims:
             Verdict.REPRODUCED,
             Verdict.NOT_REPRODUCED,
         ]
-        assert judging.verdict(judging.judge(C1, outcomes)) == Verdict.NOT_REPRODUCED
+        assert judging.verdict(C1, judging.judge(C1, outcomes)) == Verdict.NOT_REPRODUCED
 
     def test_the_opposite_differs(self):
         outcomes = runs("1", [-gain for gain in GAINS], early=-3, larger=0.1, late=2.0)
         found_ = verdicts_of(C1, outcomes)
         assert [found_[f"C1{letter}"] for letter in "abce"] == [Verdict.DIFFERS] * 4
-        assert judging.verdict(judging.judge(C1, outcomes)) == Verdict.DIFFERS
+        assert judging.verdict(C1, judging.judge(C1, outcomes)) == Verdict.DIFFERS
 
     def test_a_small_gain_is_not_considerable(self):
         assert verdicts_of(C1, runs("1", [1.0 + 0.1 * seed for seed in range(8)]))["C1b"] == (

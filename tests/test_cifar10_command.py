@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +124,7 @@ class TestRun:
         assert not arrays(tmp_path / "all")
         assert command(tmp_path / "none", "--merge", str(tmp_path / "nothing")) == 2
         assert "nothing: holds no runs" in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
         file = next((tmp_path / "one" / "runs").glob("*.npz"))
         assert command(tmp_path / "copy", "--figure", "2") == 0
         (tmp_path / "copy" / "runs" / file.name).write_bytes(b"something else")
@@ -153,26 +155,46 @@ class TestRun:
     @pytest.mark.usefixtures("undrawn")
     def test_damaged_result(self, tmp_path, capsys):
         assert command(tmp_path, "--figure", "2") == 0
-        (tmp_path / "runs" / "deep-tanh-seed00.npz").write_bytes(b"PK")
+        file = tmp_path / "runs" / "deep-tanh-seed00.npz"
+        whole = file.read_bytes()
+        for content in (b"PK", b"", whole[:-50], whole[:200]):
+            file.write_bytes(content)
+            assert command(tmp_path, "--figure", "2", "--resume") == 2
+            assert "deep-tanh-seed00.npz: missing or damaged" in capsys.readouterr().err
+        file.write_bytes(whole)
+        gradients = tmp_path / "gradients" / "deep-tanh-seeds0-0.npz"
+        gradients.write_bytes(gradients.read_bytes()[:-50])
         assert command(tmp_path, "--figure", "2", "--resume") == 2
-        assert "deep-tanh-seed00.npz: missing or damaged" in capsys.readouterr().err
+        assert "deep-tanh-seeds0-0.npz: damaged" in capsys.readouterr().err
+        (tmp_path / "runs" / "deep-tanh-seed00 (copy).json").write_text("{}")
+        gradients.unlink()
+        assert command(tmp_path, "--figure", "2", "--resume") == 0
 
-    def test_out_of_memory(self, tmp_path, capsys, monkeypatch):
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nMore words."),
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+            MemoryError(),
+        ],
+        ids=["GPU", "CPU", "Python"],
+    )
+    def test_out_of_memory(self, tmp_path, capsys, monkeypatch, error):
         def full(self, after_step):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nMore words.")
+            raise error
 
         monkeypatch.setattr(train.Run, "train_epoch", full)
         assert command(tmp_path, "--seeds", "6") == 2
-        assert capsys.readouterr().err.endswith(
-            "error: out of memory on cpu (CUDA out of memory. Tried to allocate 1 GiB.)\n"
-            "Lower --together, say to 3, and go on with --resume.\n"
-        )
+        first, last = capsys.readouterr().err.splitlines()[-2:]
+        assert first == f"error: out of memory on cpu ({str(error).splitlines()[0] if str(error) else ''})"
+        assert last == "Lower --together, say to 3, or --batch, and go on with --resume."
 
     def test_disk_full(self, tmp_path, capsys, monkeypatch):
-        def full(*arguments):
-            raise OSError(28, "No space left on device")
+        def full(path, data):
+            with open("/dev/full", "wb") as file:
+                file.write(data)
 
-        monkeypatch.setattr(torch, "save", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
         assert command(tmp_path) == 2
         assert capsys.readouterr().err.endswith(
             "Make room on that disk and go on with --resume; no file is half written.\n"

@@ -84,7 +84,9 @@ def test_fifty_steps_are_those_of_single_runs(name):
     apart = (found - expected).abs().amax(1)
     start = torch.stack([flat(network) for network in singles(pipeline)])
     assert (expected - start).abs().amax() > 1e-3  # they have gone somewhere
-    assert (apart <= 100 * sensitivity + 1e-9).all(), (apart, sensitivity)
+    tolerance = 100 * sensitivity + 1e-9
+    assert (apart <= tolerance).all(), (apart, sensitivity)
+    assert (tolerance < 0.1 * (expected - start).abs().amax(1)).any()  # which is not so for all: chaos
 
 
 @pytest.mark.parametrize("conv", ["separable", "plain"])

@@ -26,10 +26,10 @@ RULES = (
     f"| above | two-sided {_P} in the direction claimed, and a mean difference of at least the margin | "
     f"two-sided {_P} in the other direction | else |\n"
     f"| alike | both one-sided {_P}, that differences are above -margin and below margin (the larger p is "
-    f"given) | two-sided {_P} against 0, and a mean difference of at least the margin | else |\n"
+    f"given) | two-sided {_P} against 0, and a mean difference of at least the margin | otherwise |\n"
     f"| below | as above, for the limit minus the number | two-sided {_P} for numbers above the limit "
     "| else |\n"
-    "| never | in no run | in more than half of the runs | else |\n\n"
+    "| never | in no run | in more than half of the runs | otherwise |\n\n"
     'The paper makes its claims in words; these readings of them are ours. "Initially", "immediately": '
     f'epochs 1 to {claims.EARLY}. "In the beginning": epoch 1. "After about ten epochs": the last epoch, '
     f'of at least {claims.LATER}. "Considerably": by {claims.CONSIDERABLE:g} points of accuracy '
@@ -53,7 +53,7 @@ def render(judged: Mapping[str, Sequence[Finding]], experiment: Mapping[str, Any
     for claim in run:
         counted = [finding.judgment.verdict for finding in judged[claim.name] if finding.statement.counts]
         good, all_of_them = counted.count(Verdict.REPRODUCED), sum(s.counts for s in claim.statements)
-        overall = judging.verdict(judged[claim.name])
+        overall = judging.verdict(claim, judged[claim.name])
         rest = f" ({all_of_them - len(counted)} left out)" if len(counted) < all_of_them else ""
         about = f"Figure {claim.figure}, {claim.section}"
         lines.append(f"| {claim.name} | {about} | {good} of {len(counted)}{rest} | **{overall.value}** |")
@@ -63,7 +63,7 @@ def render(judged: Mapping[str, Sequence[Finding]], experiment: Mapping[str, Any
             f"### {claim.name}: Figure {claim.figure}, {claim.section}",
             _statements(judged[claim.name]),
         ]
-        if judging.verdict(judged[claim.name]) in (Verdict.DIFFERS, Verdict.NOT_REPRODUCED):
+        if judging.verdict(claim, judged[claim.name]) in (Verdict.DIFFERS, Verdict.NOT_REPRODUCED):
             parts += _explanations(claim, experiment)
     return parts
 

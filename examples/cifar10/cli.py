@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = options.parser().parse_args(argv)
     try:
         memory.keep()
+        memory.flush_subnormal_numbers()
         with processes.together(arguments.device) as all_:
             _experiment(arguments, all_)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         print(f"error: out of memory on {arguments.device} ({_first_line(error)})", file=sys.stderr)
         fewer = max(1, min(arguments.together, len(arguments.seeds)) // 2)
-        print(f"Lower --together, say to {fewer}, and go on with --resume.", file=sys.stderr)
+        print(f"Lower --together, say to {fewer}, or --batch, and go on with --resume.", file=sys.stderr)
         return 2
     except (CommandError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -63,25 +68,34 @@ def _experiment(arguments: argparse.Namespace, all_: Processes) -> None:
         "data_sha256": cifar.sha256,
         "data_generated": cifar.generated,
     }
-    if all_.first:
-        folder.check(experiment, resume=arguments.resume)
-        folder.begin(experiment)
-        folder.merge(arguments.merge)
-        _announce(arguments, settings, cifar, figures)
-    all_.wait()
-    jobs = plan(
+    with ExitStack() as stack:
+        jobs: list[list[Job]] = []
+        if all_.first:
+            folder.check(experiment, resume=arguments.resume)
+            copies = folder.copies(arguments.merge, experiment)
+            folder.begin(experiment)
+            stack.enter_context(folder.alone())
+            folder.copy(copies)
+            _announce(arguments, settings, cifar, figures)
+            jobs = _plan(arguments, figures, folder, all_.world)
+        mine = all_.told(jobs)[all_.rank]
+        _train(mine, arguments.device, settings, cifar, folder, experiment, quiet=not all_.first)
+        all_.wait()
+        if all_.first:
+            _report(figures, folder, settings, experiment)
+
+
+def _plan(
+    arguments: argparse.Namespace, figures: Sequence[Figure], folder: Folder, world: int
+) -> list[list[Job]]:
+    return plan(
         pipelines.unique(figures),
         arguments.seeds,
         folder.finished,
         folder.begun,
         together=arguments.together,
-        world=all_.world,
+        world=world,
     )
-    all_.wait()  # nobody writes before all have seen what is there
-    _train(jobs[all_.rank], arguments.device, settings, cifar, folder, experiment, quiet=not all_.first)
-    all_.wait()
-    if all_.first:
-        _report(figures, folder, settings, {**experiment, "data_source": cifar.source})
 
 
 def _train(
@@ -114,6 +128,9 @@ def _train(
             accuracy = run.column("test_accuracy")[-1].mean()
             if not quiet:
                 bar.write(f"{what}: test accuracy {accuracy:.2%}", file=sys.stdout)
+            run.monitor.close()
+            del run
+            gc.collect()  # of its graphs, before the next one takes as much memory
 
 
 def _report(
@@ -175,5 +192,11 @@ def _describe_settings(settings: Settings) -> str:
     return f"{epochs}{steps}, Adam with learning rate {settings.lr:g}, batches of {settings.batch}"
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has an exception for GPUs alone, and cuBLAS and captures have words of their own."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+
+
 def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0]
+    return str(error).partition("\n")[0]

@@ -64,7 +64,8 @@ def draw(
 
     groups = by_pipeline(outcomes)
     lines = [(groups[name], style) for name, style in _styles(figure).items() if name in groups]
-    runs = max(len(group) for group, _ in lines)
+    counts = {len(group) for group, _ in lines}
+    runs = max(counts)
     last = max(len(group[0].column("test_accuracy")) for group, _ in lines)
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(9, 7.5), layout="constrained")
@@ -73,7 +74,7 @@ def draw(
         if warning:
             top.annotate(warning, (0, 1), (0, 20), "axes fraction", "offset points", None, **WARNING)
         labels = (_accuracies(top, lines), _gradients(bottom, lines))
-        over = f"mean over {runs} runs, band: interquartile range" if runs > 1 else "the only run"
+        over = f"mean over {_span(counts)} runs, band: interquartile range" if runs > 1 else "the only run"
         top.set_title(f"line: {over}; dotted: chance", loc="left", **CAPTION)
         bottom.set_title(_caption(runs, last, lines), loc="left", **CAPTION)
         bottom.set_xlabel("epoch")
@@ -84,6 +85,10 @@ def draw(
         _label_ends(top, labels[0])  # when all else is there, and heights are what they will be
         _label_ends(bottom, labels[1])
         return save(canvas, stem)
+
+
+def _span(counts: set[int]) -> str:
+    return str(*counts) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -11,11 +11,13 @@ whole or not at all, in an order in which any of them may be the last.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,13 @@ from examples.cifar10.errors import FolderError
 from examples.cifar10.train import Run
 from sigscale.files import atomic
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 INNER = ("runs", "gradients", "checkpoints")
+DAMAGED = results.DAMAGED
 
 
 @dataclass(frozen=True)
@@ -54,23 +62,25 @@ class Folder:
 
     def begin(self, experiment: Mapping[str, Any]) -> None:
         """Make the folder and say in it what `experiment` it is of."""
-        for inner in INNER:
-            (self.path / inner).mkdir(parents=True, exist_ok=True)
-        with atomic(self._identity) as part:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with atomic(self._identity) as part:  # first: without it a folder counts as foreign
             part.write_text(json.dumps(experiment, indent=2) + "\n", encoding="utf-8")
+        for inner in INNER:
+            (self.path / inner).mkdir(exist_ok=True)
 
     def finished(self, pipeline: str, seed: int) -> bool:
         return (self.path / "runs" / f"{results.stem(pipeline, seed)}.json").exists()
 
     def begun(self, pipeline: str) -> list[tuple[int, ...]]:
         """The seeds of each checkpoint."""
-        found = sorted((self.path / "checkpoints").glob(f"{pipeline}-seeds*.pt"))
-        return [spans.parse(path.stem.removeprefix(f"{pipeline}-seeds")) for path in found]
+        return [seeds for seeds, _ in _groups(self.path / "checkpoints", pipeline, ".pt")]
 
     def save(self, run: Run) -> None:
         run.monitor.save(self._gradients(run))  # first: what is ahead of the checkpoint can be cut off
+        content = io.BytesIO()  # torch.save has no OSError for a full disk
+        torch.save({**run.state_dict(), "device": device_name(run.device)}, content)
         with atomic(self._checkpoint(run)) as part:
-            torch.save({**run.state_dict(), "device": device_name(run.device)}, part)
+            part.write_bytes(content.getbuffer())
 
     def restore(self, run: Run) -> None:
         """Put `run` where it was after its last complete epoch; leave it alone if it never got that far."""
@@ -79,14 +89,14 @@ class Folder:
             return
         path = checkpoint
         try:
-            state = torch.load(path, weights_only=True, map_location=run.device)
+            state = torch.load(path, weights_only=True, map_location="cpu")
             self._check_device(path, state["device"], run.device)
             run.load_state_dict(state)
             path = self._gradients(run)
             run.load_gradients(path)
         except FolderError:
             raise
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        except (*DAMAGED, RuntimeError, pickle.UnpicklingError) as error:
             raise FolderError(
                 f"{path}: missing or damaged ({type(error).__name__}). "
                 f"Delete {checkpoint}: its runs then start anew."
@@ -107,32 +117,64 @@ class Folder:
         ]
 
     def histories(self, pipeline: str) -> list[ss.GradientHistory]:
-        """What was recorded of each group of seeds, finished or not."""
-        found = sorted((self.path / "gradients").glob(f"{pipeline}-seeds*.npz"))
-        return [ss.GradientHistory.load(path) for path in found]
+        """What was recorded of each group of seeds that were finished together."""
+        found = []
+        for seeds, path in _groups(self.path / "gradients", pipeline, ".npz"):
+            if all(self._finished_with(pipeline, seed, seeds) for seed in seeds):
+                try:
+                    found.append(ss.GradientHistory.load(path))
+                except DAMAGED as error:
+                    raise FolderError(
+                        f"{path}: damaged ({type(error).__name__}). Delete it: its seeds are then left out "
+                        "of the picture of layers; with their files in runs/ deleted, they are made again."
+                    ) from error
+        return found
 
-    def merge(self, others: Iterable[Path]) -> None:
-        """Copy the finished runs of other folders of this experiment; raises FolderError before any copy."""
-        copies = [copy for other in others for copy in self._copies(Folder(other))]
-        for source, target in copies:
+    def _finished_with(self, pipeline: str, seed: int, seeds: tuple[int, ...]) -> bool:
+        if not self.finished(pipeline, seed):
+            return False
+        outcome = results.read(self.path / "runs", pipeline, seed)
+        return outcome.about.get("trained_with_seeds") == list(seeds)
+
+    def copies(self, others: Iterable[Path], experiment: Mapping[str, Any]) -> dict[Path, Path]:
+        """The files of finished runs in other folders of `experiment` that are not here: target -> source."""
+        found: dict[Path, Path] = {}
+        for other in map(Folder, others):
+            if not other._identity.exists():
+                raise FolderError(f"{other.path}: holds no runs. Name a folder that this command wrote.")
+            other._check_same(experiment, other.identity())
+            jsons = sorted((other.path / "runs").glob("*.json"))
+            arrays = [path.with_suffix(".npz") for path in jsons]
+            for source in (*sorted((other.path / "gradients").glob("*.npz")), *arrays, *jsons):
+                target = self.path / source.relative_to(other.path)
+                there = target if target.exists() else found.setdefault(target, source)
+                if source in arrays and source.read_bytes() != there.read_bytes():
+                    raise FolderError(
+                        f"{source} and {there} are different results of one run. Keep the one you trust."
+                    )
+        return found
+
+    def copy(self, copies: Mapping[Path, Path]) -> None:
+        """Results' JSON last, which says that a run is there."""
+        for target, source in sorted(copies.items(), key=lambda pair: pair[0].suffix == ".json"):
             with atomic(target) as part:
                 shutil.copyfile(source, part)
 
-    def _copies(self, other: Folder) -> Iterator[tuple[Path, Path]]:
-        """Files to copy from another folder, results' JSON last."""
-        if not other._identity.exists():
-            raise FolderError(f"{other.path}: holds no runs. Name a folder that this command wrote.")
-        other._check_same(self.identity(), other.identity())
-        jsons = list((other.path / "runs").glob("*.json"))
-        arrays = [path.with_suffix(".npz") for path in jsons]
-        for source in (*(other.path / "gradients").glob("*.npz"), *arrays, *jsons):
-            target = self.path / source.relative_to(other.path)
-            if not target.exists():
-                yield source, target
-            elif source in arrays and source.read_bytes() != target.read_bytes():
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """FolderError if another command is at work in the folder; where the system has no locks, never."""
+        if fcntl is None:
+            yield
+            return
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
                 raise FolderError(
-                    f"{source} and {target} are different results of one run. Keep the one you trust."
-                )
+                    f"{self.path}: another command is at work here. Wait for it, or give this one an --out "
+                    "of its own, which --merge can add later."
+                ) from error
+            yield
 
     def identity(self) -> dict[str, Any]:
         try:
@@ -148,7 +190,8 @@ class Folder:
 
     def _finished_seeds(self, pipeline: str) -> list[int]:
         names = [path.stem for path in (self.path / "runs").glob(f"{pipeline}-seed*.json")]
-        return sorted(int(name.removeprefix(f"{pipeline}-seed")) for name in names)
+        numbers = [name.removeprefix(f"{pipeline}-seed") for name in names]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def _checkpoint(self, run: Run) -> Path:
         return self.path / "checkpoints" / f"{run.pipeline.name}-seeds{spans.name(run.seeds)}.pt"
@@ -181,6 +224,15 @@ class Folder:
             raise FolderError(f"{self.path}: {existing} is not a folder. Name another one with --out.")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise FolderError(f"{self.path}: no permission to write in {existing}. Name another --out.")
+
+
+def _groups(folder: Path, pipeline: str, suffix: str) -> Iterator[tuple[tuple[int, ...], Path]]:
+    """The files of groups of seeds; others, such as copies by hand, are left alone."""
+    for path in sorted(folder.glob(f"{pipeline}-seeds*{suffix}")):
+        try:
+            yield spans.parse(path.stem.removeprefix(f"{pipeline}-seeds")), path
+        except ValueError:
+            continue
 
 
 def device_name(device: torch.device) -> str:

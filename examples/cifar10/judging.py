@@ -30,9 +30,12 @@ def judge(claim: Claim, outcomes: Sequence[Outcome]) -> list[Finding]:
     return [_find(s, groups) for s in there] if any(s.counts for s in there) else []
 
 
-def verdict(findings: Sequence[Finding]) -> Verdict:
-    """That of a whole claim: the worst of the statements that count."""
-    return verdicts.together([finding.judgment for finding in findings if finding.statement.counts])
+def verdict(claim: Claim, findings: Sequence[Finding]) -> Verdict:
+    """That of a whole claim: the worst of the statements that count; too little, where one was not judged."""
+    found = [finding.judgment for finding in findings if finding.statement.counts]
+    if len(found) < sum(statement.counts for statement in claim.statements):
+        found.append(Judgment(Verdict.TOO_FEW, "a statement was left out"))
+    return verdicts.together(found)
 
 
 def left_out(outcomes: Sequence[Outcome]) -> list[str]:
@@ -46,7 +49,8 @@ def left_out(outcomes: Sequence[Outcome]) -> list[str]:
         some = any(s.counts for s in claim.statements if s not in without)
         which = "" if not some else f" ({', '.join(s.name for s in without)})"
         options = " and ".join(f"--figure {key}" for key in sorted({_figure(claim, n) for n in missing}))
-        lines.append(f"{claim.name}{which} is left out: {', '.join(missing)} not run ({options}).")
+        verb = "are" if len(without) > 1 and some else "is"
+        lines.append(f"{claim.name}{which} {verb} left out: {', '.join(missing)} not run ({options}).")
     return lines
 
 

@@ -62,15 +62,20 @@ def _add_what_to_do(to: argparse.ArgumentParser) -> None:
         type=_figures,
         default=["3"],
         metavar="F",
-        help=f"{', '.join(FIGURES)}, several of them such as 1,2, or all (3)",
+        help=f"{', '.join(FIGURES)}, several of them such as 1,2, or all (default: 3)",
     )
-    to.add_argument("--also", action="store_true", help="and what we compare beyond the paper")
+    to.add_argument(
+        "--also",
+        action="store_true",
+        help="also run our comparisons beyond the paper: batch normalization, other functions and alphas, "
+        "an L1 penalty, naive scaling, bfloat16",
+    )
     to.add_argument(
         "--seeds",
         type=_seeds,
         default="1",
         metavar="N",
-        help="how many, or which: 25, or 10-24 to add to what --out has (1; the paper has 25)",
+        help="how many, or which: 25, or 10-24 to add to what --out has (default: 1; the paper has 25)",
     )
     to.add_argument(
         "--quick",
@@ -116,14 +121,16 @@ def _add_where(to: argparse.ArgumentParser) -> None:
         type=_count,
         default=25,
         metavar="N",
-        help="at most so many seeds are trained at once (25); fewer take less memory",
+        help="at most N seeds are trained at once (default: 25); fewer take less memory",
     )
 
 
 def _add_settings(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--epochs", type=_count, metavar="N", help=f"passes over the data ({Settings.epochs})")
-    to.add_argument("--batch", type=_count, metavar="N", help=f"images in a step ({Settings.batch})")
-    to.add_argument("--steps", type=_count, metavar="N", help="at most so many steps an epoch (all)")
+    to.add_argument(
+        "--epochs", type=_count, metavar="N", help=f"passes over the data (default: {Settings.epochs})"
+    )
+    to.add_argument("--batch", type=_count, metavar="N", help=f"images in a step (default: {Settings.batch})")
+    to.add_argument("--steps", type=_count, metavar="N", help="at most N steps an epoch (default: all)")
     to.add_argument(
         "--lr", type=_rate, metavar="F", help=f"Adam's learning rate ({Settings.lr}, the paper's)"
     )

@@ -156,7 +156,11 @@ def _numbers(judged: Mapping[str, Sequence[Finding]], experiment: Mapping[str, A
     """What claims.json says; numbers that are not finite are null."""
     return {
         "data_generated": bool(experiment.get("data_generated")),
-        "claims": {name: judging.verdict(found).value for name, found in judged.items() if found},
+        "claims": {
+            claim.name: judging.verdict(claim, judged[claim.name]).value
+            for claim in CLAIMS
+            if judged[claim.name]
+        },
         "statements": [_statement(finding) for found in judged.values() for finding in found],
     }
 

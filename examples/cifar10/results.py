@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import platform
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -25,6 +27,9 @@ import torch
 from examples.cifar10.errors import FolderError
 from examples.cifar10.train import NUMBERS, Run
 from sigscale.files import atomic
+
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged file raises."""
 
 Curve = npt.NDArray[np.float64]
 
@@ -49,8 +54,10 @@ def stem(pipeline: str, seed: int) -> str:
 
 
 def write(folder: Path, run: Run, experiment: Mapping[str, Any]) -> None:
-    """The files of each seed of a finished run."""
+    """The files of each seed of a finished run, but for those that are there, merged from elsewhere."""
     for place, seed in enumerate(run.seeds):
+        if (folder / f"{stem(run.pipeline.name, seed)}.json").exists():
+            continue
         about = {
             "pipeline": run.pipeline.name,
             "label": run.pipeline.label,
@@ -81,7 +88,7 @@ def read(folder: Path, pipeline: str, seed: int) -> Outcome:
         with np.load(path, allow_pickle=False) as archive:
             curves = {name: np.asarray(archive[name], dtype=np.float64) for name in NUMBERS}
         return Outcome(pipeline, about["label"], seed, curves, about)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except DAMAGED as error:
         raise FolderError(
             f"{path}: missing or damaged ({type(error).__name__}). Delete {stem(pipeline, seed)}.json and "
             ".npz there: with --resume this run is made again."

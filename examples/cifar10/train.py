@@ -5,9 +5,10 @@ The penalty r/2 * sum(theta^2) (Section 2.2) has the gradient r * theta: exactly
 from 0 to 1; each epoch shuffles anew and drops its last incomplete batch (1,562 steps of 32 images).
 
 Data, order of the images, losses, hits and gradients stay on the device; one small copy comes to the host at
-the end of an epoch.  On a GPU whole steps are replayed from a CUDA graph.  Gradients are measured twice: over
-all parameters in every step, for the numbers of an epoch, and layer by layer, over all seeds, by a
-`sigscale.GradientMonitor`, in so many of the steps that a run of any length keeps some hundreds.
+the end of an epoch, besides those of the monitor.  On a GPU whole steps are replayed from a CUDA graph.
+Gradients are measured twice: over all parameters in every step, for the numbers of an epoch, and layer by
+layer, over all seeds, by a `sigscale.GradientMonitor`, in so many of the steps that a run of any length keeps
+some hundreds.
 A seed has the same initial parameters and order of the images whatever the pipeline, the device and the seeds
 it is trained with.
 """
@@ -15,6 +16,7 @@ it is trained with.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -138,7 +140,8 @@ class Run:
         )
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with stream, deterministic:
+        with stream, deterministic, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
             yield
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)

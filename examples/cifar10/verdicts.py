@@ -65,7 +65,8 @@ def above(differences: Sequence[float], margin: float = 0.0) -> Judgment:
         verdict, why = Verdict.NOT_REPRODUCED, "significant, but smaller than the margin"
     else:
         verdict, why = Verdict.REPRODUCED, "significant, in the direction claimed"
-    return _enough(Judgment(verdict, why, len(values), "Wilcoxon, two-sided", p, mean, low, high))
+    judgment = Judgment(verdict, why, len(values), "Wilcoxon, two-sided", p, mean, low, high)
+    return _enough(judgment, np.count_nonzero(np.round(values, ROUNDING)))
 
 
 def alike(differences: Sequence[float], margin: float) -> Judgment:
@@ -139,9 +140,11 @@ def _finite(differences: Sequence[float]) -> Values:
     return values[np.isfinite(values)]
 
 
-def _enough(judgment: Judgment) -> Judgment:
-    """The same, unless it rests on fewer than MIN_SEEDS."""
-    if judgment.seeds >= MIN_SEEDS:
+def _enough(judgment: Judgment, differing: int | None = None) -> Judgment:
+    """The same, unless it rests on fewer than MIN_SEEDS; of which the test may use but those that differ."""
+    seeds = judgment.seeds if differing is None else differing
+    if seeds >= MIN_SEEDS or (judgment.seeds >= MIN_SEEDS and not seeds):  # all equal: no difference
         return judgment
-    why = f"n = {judgment.seeds}; fewer than {MIN_SEEDS} seeds cannot decide at the level {LEVEL:g}"
+    what = "seeds" if seeds == judgment.seeds else "seeds that differ"
+    why = f"n = {seeds}; fewer than {MIN_SEEDS} {what} cannot decide at the level {LEVEL:g}"
     return replace(judgment, verdict=Verdict.TOO_FEW, why=why)
