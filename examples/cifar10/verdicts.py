@@ -66,7 +66,7 @@ def above(differences: Sequence[float], margin: float = 0.0) -> Judgment:
     else:
         verdict, why = Verdict.REPRODUCED, "significant, in the direction claimed"
     judgment = Judgment(verdict, why, len(values), "Wilcoxon, two-sided", p, mean, low, high)
-    return _enough(judgment, np.count_nonzero(np.round(values, ROUNDING)))
+    return _enough(judgment, int(np.count_nonzero(np.round(values, ROUNDING))))
 
 
 def alike(differences: Sequence[float], margin: float) -> Judgment:
