@@ -113,6 +113,13 @@ class TestRules:
     def test_above(self, differences, margin, verdict):
         assert verdicts.above(differences, margin).verdict == verdict
 
+    def test_seeds_that_do_not_differ_are_no_evidence(self):
+        """Of six, one tie leaves five, with which the level cannot be reached; all tied, nothing differs."""
+        judgment = verdicts.above([3.0, 2.0, 4.0, 5.0, 6.0, 0.0], 0.0)
+        assert (judgment.verdict, judgment.seeds) == (Verdict.TOO_FEW, 6)
+        assert "n = 5; fewer than 6 seeds that differ" in judgment.why
+        assert verdicts.above([0.0] * 6, 0.0).verdict == Verdict.NOT_REPRODUCED
+
     @pytest.mark.parametrize(
         ("differences", "verdict"),
         [
@@ -252,7 +259,7 @@ class TestClaims:
         lines = judging.left_out(outcomes)
         assert lines[0] == "C1 is left out: large-tanh-r, large-tanh not run (--figure 1)."
         assert lines[-1] == (
-            "C4 (C4f, C4g) is left out: combined-tanh, combined-tanh-a2-r not run (--figure 3)."
+            "C4 (C4f, C4g) are left out: combined-tanh, combined-tanh-a2-r not run (--figure 3)."
         )
         assert len(lines) == 4
 

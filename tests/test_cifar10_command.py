@@ -131,6 +131,32 @@ class TestRun:
         assert command(tmp_path / "one", "--figure", "2", "--resume", "--merge", str(tmp_path / "copy")) == 2
         assert "are different results of one run" in capsys.readouterr().err
 
+    def test_sources_that_contradict_each_other(self, tmp_path, capsys, undrawn):
+        for name in ("one", "two"):
+            assert command(tmp_path / name, "--figure", "2") == 0
+        file = next((tmp_path / "two" / "runs").glob("*.npz"))
+        file.write_bytes(b"something else")
+        assert command(tmp_path / "all", "--figure", "2", "--merge", *folders(tmp_path)) == 2
+        assert "are different results of one run" in capsys.readouterr().err
+        assert not (tmp_path / "all").exists()
+
+    def test_one_command_at_a_time(self, tmp_path, capsys, undrawn):
+        assert command(tmp_path, "--figure", "2") == 0
+        with Folder(tmp_path).alone():
+            assert command(tmp_path, "--figure", "2", "--resume") == 2
+        assert "another command is at work here" in capsys.readouterr().err
+        assert command(tmp_path, "--figure", "2", "--resume") == 0
+
+    def test_only_whole_records_are_drawn(self, tmp_path, undrawn):
+        """Not those of groups that were begun, and whose seeds were then trained in another group."""
+        assert command(tmp_path, "--figure", "2", "--seeds", "2") == 0
+        gradients = tmp_path / "gradients"
+        (gradients / "deep-tanh-seeds0-0.npz").write_bytes(
+            (gradients / "deep-tanh-seeds0-1.npz").read_bytes()
+        )
+        (gradients / "deep-tanh-seeds0-1 (copy).npz").write_bytes(b"")
+        assert len(Folder(tmp_path).histories("deep-tanh")) == 1
+
     @pytest.mark.usefixtures("undrawn")
     def test_folder_of_another_run_is_left_alone(self, tmp_path, capsys, loaded):
         assert command(tmp_path) == 0

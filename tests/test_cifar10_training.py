@@ -45,6 +45,20 @@ class TestReproducibility:
             resumed.train_epoch()
         assert same(resumed, trained(pipeline))
 
+    @pytest.mark.gpu
+    def test_resumed_run_on_a_gpu(self, tmp_path):
+        """Where the first one went on from a graph, and the second one has to capture it anew."""
+        folder, device = Folder(tmp_path), torch.device("cuda")
+        folder.begin({})
+        runs = [Run(SCALED, (0, 1), SETTINGS, CIFAR.to(device), device) for _ in range(2)]
+        runs[0].train_epoch()
+        folder.save(runs[0])
+        folder.restore(runs[1])
+        for run in runs:
+            while not run.done:
+                run.train_epoch()
+        assert same(*runs)
+
     def test_damaged_checkpoint(self, tmp_path):
         folder, run = Folder(tmp_path), trained(epochs=1)
         folder.begin({})
