@@ -140,8 +140,8 @@ def answer(figure: Figure, outcomes: Sequence[Outcome]) -> str:
     runs = [groups[pipeline.name] for pipeline in figure.pipelines]
 
     def listed(number: Callable[[Outcome], float], words: str, mean: Callable[..., Any] = np.mean) -> str:
-        return ", ".join(
-            f"{group[0].label} {format(mean([number(run) for run in group]), words)}" for group in runs
+        return "; ".join(
+            f"{group[0].label}: {format(mean([number(run) for run in group]), words)}" for group in runs
         )
 
     def largest(run: Outcome) -> float:
@@ -154,7 +154,7 @@ def answer(figure: Figure, outcomes: Sequence[Outcome]) -> str:
     epochs, seeds = len(runs[0][0].column("test_accuracy")), min(map(len, runs))
     return (
         f"{figure.question} Test accuracy after {epochs} epochs in per cent, mean of {seeds} "
-        f"seed{'s' * (seeds > 1)}: {accuracies}. Gradients of the loss, median over the seeds: in the first "
-        f"epoch the median coordinate was {first}; the largest 95 % quantile of an epoch was {largest_ones}. "
-        f"Seconds a seed: {seconds}."
+        f"seed{'s' * (seeds > 1)} - {accuracies}. Gradients of the loss in the first epoch, median coordinate "
+        f"and median over the seeds - {first}; the largest 95 % quantile of an epoch - {largest_ones}. "
+        f"Seconds a seed - {seconds}."
     )
