@@ -154,7 +154,7 @@ def answer(figure: Figure, outcomes: Sequence[Outcome]) -> str:
     epochs, seeds = len(runs[0][0].column("test_accuracy")), min(map(len, runs))
     return (
         f"{figure.question} Test accuracy after {epochs} epochs in per cent, mean of {seeds} "
-        f"seed{'s' * (seeds > 1)} - {accuracies}. Gradients of the loss in the first epoch, median coordinate "
-        f"and median over the seeds - {first}; the largest 95 % quantile of an epoch - {largest_ones}. "
+        f"seed{'s' * (seeds > 1)} - {accuracies}. Gradients of the loss in the first epoch, median "
+        f"coordinate and median over the seeds - {first}; the largest 95 % quantile of an epoch - {largest_ones}. "
         f"Seconds a seed - {seconds}."
     )
