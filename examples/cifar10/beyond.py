@@ -155,6 +155,6 @@ def answer(figure: Figure, outcomes: Sequence[Outcome]) -> str:
     return (
         f"{figure.question} Test accuracy after {epochs} epochs in per cent, mean of {seeds} "
         f"seed{'s' * (seeds > 1)} - {accuracies}. Gradients of the loss in the first epoch, median "
-        f"coordinate and median over the seeds - {first}; the largest 95 % quantile of an epoch - {largest_ones}. "
-        f"Seconds a seed - {seconds}."
+        f"coordinate and median over the seeds - {first}; the largest 95 % quantile of an epoch - "
+        f"{largest_ones}. Seconds a seed - {seconds}."
     )
