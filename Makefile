@@ -43,7 +43,7 @@ bench-compare:  ## the same benchmarks with the package of commit BASE and with 
 table4:  ## the paper's Table 4: what the remedies cost a training
 	$(PYTHON) bench/table4.py --out table4.json
 
-quick:  ## the CIFAR-10 example in about two minutes
+quick:  ## the CIFAR-10 example in a few minutes
 	$(PYTHON) -m examples.cifar10 --quick
 
 figures:  ## the paper's figures in full; DATA=DIR where CIFAR-10 is

@@ -315,4 +315,4 @@ def test_module_has_help():
         [sys.executable, "-m", "examples.cifar10", "--help"], capture_output=True, text=True
     )
     assert found.returncode == 0
-    assert "about two minutes" in " ".join(found.stdout.split())
+    assert "a few minutes" in " ".join(found.stdout.split())

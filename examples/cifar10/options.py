@@ -80,7 +80,7 @@ def _add_what_to_do(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--quick",
         action="store_true",
-        help=f"a trial of about two minutes on two CPU cores: {QUICK.epochs} epochs of {QUICK.steps} steps, "
+        help=f"a trial of a few minutes on two CPU cores: {QUICK.epochs} epochs of {QUICK.steps} steps, "
         f"learning rate {QUICK.lr}; with made-up images where there is neither data nor network",
     )
 
