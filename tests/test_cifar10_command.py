@@ -150,12 +150,12 @@ class TestRun:
     def test_only_whole_records_are_drawn(self, tmp_path, undrawn):
         """Not those of groups that were begun, and whose seeds were then trained in another group."""
         assert command(tmp_path, "--figure", "2", "--seeds", "2") == 0
-        gradients = tmp_path / "gradients"
+        folder, gradients = Folder(tmp_path), tmp_path / "gradients"
         (gradients / "deep-tanh-seeds0-0.npz").write_bytes(
             (gradients / "deep-tanh-seeds0-1.npz").read_bytes()
         )
         (gradients / "deep-tanh-seeds0-1 (copy).npz").write_bytes(b"")
-        assert len(Folder(tmp_path).histories("deep-tanh")) == 1
+        assert len(folder.histories("deep-tanh", folder.outcomes(["deep-tanh"]))) == 1
 
     @pytest.mark.usefixtures("undrawn")
     def test_folder_of_another_run_is_left_alone(self, tmp_path, capsys, loaded):

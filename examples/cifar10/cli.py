@@ -150,7 +150,7 @@ def _report(
         drawn[figure.title], _ = pictures.draw(
             figure, found, folder.path / figure.name, title=title, warning=warning
         )
-        histories = {p.label: folder.histories(p.name) for p in figure.pipelines}
+        histories = {p.label: folder.histories(p.name, found) for p in figure.pipelines}
         stem = folder.path / f"{figure.name}-layers"
         layers = f"{figure.title}: layers"
         drawn[layers], _ = heatmaps.draw(histories, settings.epochs, stem, title=title, warning=warning)

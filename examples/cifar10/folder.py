@@ -27,6 +27,7 @@ import torch
 import sigscale as ss
 from examples.cifar10 import results, spans
 from examples.cifar10.errors import FolderError
+from examples.cifar10.results import DAMAGED
 from examples.cifar10.train import Run
 from sigscale.files import atomic
 
@@ -36,7 +37,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 INNER = ("runs", "gradients", "checkpoints")
-DAMAGED = results.DAMAGED
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,12 @@ class Folder:
             for seed in self._finished_seeds(pipeline)
         ]
 
-    def histories(self, pipeline: str) -> list[ss.GradientHistory]:
-        """What was recorded of each group of seeds that were finished together."""
+    def histories(self, pipeline: str, outcomes: Iterable[results.Outcome]) -> list[ss.GradientHistory]:
+        """What was recorded of each group of seeds that were finished together, as the outcomes say."""
+        groups = {o.seed: o.about.get("trained_with_seeds") for o in outcomes if o.pipeline == pipeline}
         found = []
         for seeds, path in _groups(self.path / "gradients", pipeline, ".npz"):
-            if all(self._finished_with(pipeline, seed, seeds) for seed in seeds):
+            if all(groups.get(seed) == list(seeds) for seed in seeds):
                 try:
                     found.append(ss.GradientHistory.load(path))
                 except DAMAGED as error:
@@ -129,12 +130,6 @@ class Folder:
                         "of the picture of layers; with their files in runs/ deleted, they are made again."
                     ) from error
         return found
-
-    def _finished_with(self, pipeline: str, seed: int, seeds: tuple[int, ...]) -> bool:
-        if not self.finished(pipeline, seed):
-            return False
-        outcome = results.read(self.path / "runs", pipeline, seed)
-        return outcome.about.get("trained_with_seeds") == list(seeds)
 
     def copies(self, others: Iterable[Path], experiment: Mapping[str, Any]) -> dict[Path, Path]:
         """The files of finished runs in other folders of `experiment` that are not here: target -> source."""
@@ -148,7 +143,7 @@ class Folder:
             for source in (*sorted((other.path / "gradients").glob("*.npz")), *arrays, *jsons):
                 target = self.path / source.relative_to(other.path)
                 there = target if target.exists() else found.setdefault(target, source)
-                if source in arrays and source.read_bytes() != there.read_bytes():
+                if there != source and source in arrays and source.read_bytes() != there.read_bytes():
                     raise FolderError(
                         f"{source} and {there} are different results of one run. Keep the one you trust."
                     )
