@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 import sigscale
-from cases import ALPHA, TRAINING
+from cases import ALPHA, BACKWARD, TRAINING
 from distributions import generate, grid
 from measure import Call
-from quantile_cases import FIVE
+from quantile_cases import EXPONENTS, FIVE
 from sigscale.kernels import launch
 
-BACKWARD = "backward"
-EXPONENTS = {"cpu": [10, 14, 17, 20, 22], "cuda": [*range(10, 29, 2)]}
+__all__ = ["EXPONENTS", "Case", "calls", "cases"]
 MANTISSA_BITS = 3
 
 
@@ -64,21 +63,12 @@ class Case:
 
 
 def cases(device: torch.device, dtypes: Sequence[torch.dtype], exponents: Sequence[int]) -> Iterator[Case]:
-    """The grid for a device: other distributions and second passes for the first function only.
-
-    On a CPU other functions are measured in 32 bits and more, forward and backward.
-    """
-    first = next(iter(sigscale.FUNCTIONS))
-    for function in sigscale.FUNCTIONS:
-        for dtype in dtypes:
-            thin = function != first and device.type == "cpu"
-            if thin and dtype.itemsize == 2:
-                continue
-            for direction in (TRAINING,) if thin else (TRAINING, BACKWARD):
-                for values, exponent in grid(device, exponents):
-                    if values == "Gaussian" or function == first:
-                        others = function == first and direction == TRAINING
-                        yield Case(function, direction, values, dtype, exponent, device, others)
+    """The grid for a device, of the first function: `cases.py` has all of them, on Gaussian values."""
+    function = next(iter(sigscale.FUNCTIONS))
+    for dtype in dtypes:
+        for direction in (TRAINING, BACKWARD):
+            for values, exponent in grid(device, exponents):
+                yield Case(function, direction, values, dtype, exponent, device, direction == TRAINING)
 
 
 def calls(case: Case) -> tuple[dict[str, Call], dict[str, str]]:

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
+from sketch_figure import draw_sketch
 from styles import STYLES, finish
 from table4_figure import draw_table4
 from tables import Results, grouped, monitoring, number
@@ -18,7 +19,10 @@ Lines = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def draw_bandwidth(results: Results, provenance: dict[str, str], path: Path) -> None:
-    """Effective bandwidth over size, a panel a direction, for the function and dtype measured first."""
+    """Effective bandwidth over size, a panel a direction, for the function and dtype measured first.
+
+    As in a roofline: what rises is bound by the cost of a call, and the roof is the fastest copy.
+    """
     groups = grouped(results, "activation")
     if not groups:
         return
@@ -27,8 +31,9 @@ def draw_bandwidth(results: Results, provenance: dict[str, str], path: Path) -> 
     for (name, direction, kind, elements), group in groups.items():
         if (name, kind) == (function, dtype):
             _append(panels.setdefault(direction, {}), group, elements, "gbps")
+    roof = max(gbps for lines in panels.values() for _, gbps in lines["copy"])
     label = "effective bandwidth (GB/s)"
-    _draw_lines(panels, label, f"{function}, {dtype}, alpha = 2", provenance, path)
+    _draw_lines(panels, label, f"{function}, {dtype}, alpha = 2", provenance, path, roof)
 
 
 def draw_quantiles(results: Results, provenance: dict[str, str], path: Path) -> None:
@@ -59,7 +64,12 @@ def _append(
 
 
 def _draw_lines(
-    panels: Mapping[str, Lines], label: str, what: str, provenance: dict[str, str], path: Path
+    panels: Mapping[str, Lines],
+    label: str,
+    what: str,
+    provenance: dict[str, str],
+    path: Path,
+    roof: float | None = None,
 ) -> None:
     figure, axes = plt.subplots(
         1,
@@ -71,6 +81,8 @@ def _draw_lines(
     )
     for panel, (title, lines) in zip(axes[0], panels.items(), strict=True):
         _panel(panel, title, lines)
+        if roof is not None:
+            panel.axhline(roof, color="#000000", linewidth=0.8, linestyle=":")
     axes[0][0].set_ylabel(label)
     found: dict[str, Artist] = {}
     for panel in axes[0]:
@@ -159,6 +171,7 @@ def _bars(axes: Axes, costs: Mapping[str, Sequence[float]]) -> None:
 PICTURES: dict[str, Callable[[Results, dict[str, str], Path], None]] = {
     "bandwidth.png": draw_bandwidth,
     "quantiles.png": draw_quantiles,
+    "sketch.png": draw_sketch,
     "monitor.png": draw_monitor,
     "table4.png": draw_table4,
 }

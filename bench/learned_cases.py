@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 import sigscale
-from backward_cases import BACKWARD, EXPONENTS
-from cases import ALPHA, BY_HAND, TRAINING
+from cases import ALPHA, BACKWARD, BY_HAND, TRAINING
 from measure import Call
 from sigscale.kernels import launch, launch_learned
 
-__all__ = ["EXPONENTS", "Case", "calls", "cases"]
+EXPONENTS = {"cpu": [10, 14, 17, 20, 22], "cuda": [*range(10, 29, 2)]}
 SHAPES = {
     "layer": (-1,),
     "channels last": (-1, 64),
@@ -63,15 +62,17 @@ class Case:
 
 
 def cases(device: torch.device, dtypes: Sequence[torch.dtype], exponents: Sequence[int]) -> Iterator[Case]:
-    """The grid for a device: alphas by channel for the first function only, from 2^14 elements on."""
-    first = next(iter(sigscale.FUNCTIONS))
-    for function in sigscale.FUNCTIONS:
-        for dtype in dtypes:
-            for direction in (TRAINING, BACKWARD):
-                for alphas in SHAPES if function == first else ["layer"]:
-                    for exponent in exponents:
-                        if alphas == "layer" or exponent >= 14:
-                            yield Case(function, direction, alphas, dtype, exponent, device)
+    """The grid for a device, of the first function: `cases.py` has all of them, with one alpha.
+
+    Alphas by channel take 2^14 elements.
+    """
+    function = next(iter(sigscale.FUNCTIONS))
+    for dtype in dtypes:
+        for direction in (TRAINING, BACKWARD):
+            for alphas in SHAPES:
+                for exponent in exponents:
+                    if alphas == "layer" or exponent >= 14:
+                        yield Case(function, direction, alphas, dtype, exponent, device)
 
 
 def calls(case: Case) -> dict[str, Call]:

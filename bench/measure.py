@@ -14,6 +14,7 @@ Call = Callable[[], object]
 SAMPLE_SECONDS = 2e-4  # a sample of the host's clock repeats a call until it lasts so long
 LONG_SECONDS = 1e-2  # a call that lasts so long is a sample by itself
 FLUSH_BYTES = 256 << 20  # more than the second-level cache of any GPU
+HEAD_START_CYCLES, WARM_CALLS = 2_000_000, 20
 MIN_ROUNDS = 7
 TRIAL_SECONDS, TRIAL_ROUNDS = 0.1, 2  # below so many seconds a run is a trial, with fewer rounds
 
@@ -111,20 +112,40 @@ def waited_for(call: Call, device: torch.device) -> Call:
 def device_timer(device: torch.device) -> Callable[[Call], float]:
     """Seconds of a single call: on a GPU between two events, after its caches were overwritten.
 
-    The overwriting also gives the host time to issue the call, so that small sizes show the device's time;
-    `test_launch.py` shows the host's. On a CPU this is `host_timer`.
+    That is what `triton.testing.do_bench` measures, but of one call at a time, so that rounds can be
+    interleaved. The overwriting also gives the host time to issue the call, so that small sizes show the
+    device's time; `test_launch.py` shows the host's. On a CPU this is `host_timer`.
     """
     if device.type != "cuda":
         return host_timer(device)
     scratch = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
 
     def timer(call: Call) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         scratch.zero_()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
+        return _between_events(call, 1)
 
     return timer
+
+
+def warm_timer(device: torch.device) -> Callable[[Call], float]:
+    """Seconds of a call on a GPU whose caches hold what the call before left there.
+
+    The device first waits for about a millisecond, in which the host issues the calls.
+    """
+
+    def timer(call: Call) -> float:
+        torch.cuda._sleep(HEAD_START_CYCLES)
+        call()
+        return _between_events(call, WARM_CALLS)
+
+    return timer
+
+
+def _between_events(call: Call, repeats: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / repeats

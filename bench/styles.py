@@ -33,6 +33,11 @@ STYLES = {
     "wandb": Style("#CC79A7", "X", "recipe of wandb.watch"),
     "numpy": Style("#56B4E9", "D", "numpy.quantile"),
     "batch norm": Style("#F0E442", "h", "batch normalization"),
+    "liger": Style("#009E73", "^", "liger-kernel's DyT"),
+    "flag_gems": Style("#0072B2", "P", "flag_gems, alpha = 1"),
+    "second pass": Style("#CC79A7", "X", "a second pass"),
+    "sigscale, learned": Style("#D55E00", "d", "sigscale, alpha learned", ":"),
+    "sigscale, sketch": Style("#D55E00", "*", "sigscale, gradient counted", "--"),
     "sigscale": Style("#D55E00", "o", "sigscale"),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import memory_table
 import table4_table
 
 Row = dict[str, str]
@@ -28,6 +29,12 @@ KINDS = {
         ("function", "direction", "dtype", "elements"),
         "microseconds a call; ratios of times in the same rounds, below 1 where sigscale is faster",
     ),
+    "warm": Kind(
+        ("function", "direction", "dtype", "elements"),
+        "the same with warm caches: microseconds a call of twenty in a row; ratios as above",
+        "warm",
+    ),
+    "memory": Kind(("function", "dtype"), memory_table.TITLE, table=memory_table.rows),
     "launch": Kind(("function", "call"), "microseconds of the host for a call; ratios as above"),
     "sketch": Kind(
         ("values", "dtype", "elements"),
@@ -81,10 +88,14 @@ PROVIDERS = (
     "no sketch",
     "fixed alpha",
     "sigscale",
+    "sigscale, sketch",
+    "sigscale, learned",
     "JIT launch",
     "eager",
     "compile",
     "plain",
+    "liger",
+    "flag_gems",
     "copy",
     "torch._foreach_add_",
     "in the loss",
@@ -123,13 +134,16 @@ def rows(records: Results, kind: str) -> list[Row]:
         named = ((_named(kind, key), group) for key, group in groups.items())
         kinds = KINDS[kind].by_provider
         return [name | _cost_row(kinds, record) for name, group in named for record in group.values()]
-    measured = {name for group in groups.values() for name in group}
+    measured = {name for group in groups.values() for name in group if group[name]["seconds"] is not None}
     providers = [name for name in PROVIDERS if name in measured]
     ours = [group["sigscale"] for group in groups.values()]
     compared = [*dict.fromkeys(name for record in ours for name in record["ratios"])]
     costs = [*dict.fromkeys(name for record in ours for name in record.get("cost", ()))]
     return [
-        _named(kind, key) | _times(group, providers) | _ratios(group["sigscale"], compared, costs)
+        _named(kind, key)
+        | _times(group, providers)
+        | _ratios(group["sigscale"], compared, costs)
+        | _variants(group, [name for name in providers if name.startswith("sigscale, ")])
         for key, group in groups.items()
     ]
 
@@ -156,6 +170,12 @@ def _ratios(ours: Mapping[str, Any], compared: Iterable[str], costs: Iterable[st
     if "gbps" in ours:
         row |= {"GB/s": f"{ours['gbps']:.3g}", "of copy": f"{ours['share_of_copy']:.0%}"}
     return row
+
+
+def _variants(group: Mapping[str, dict[str, Any]], variants: Iterable[str]) -> Row:
+    """What sigscale takes with more to do, over what it takes with less."""
+    costs = {name: group[name]["cost"]["sigscale"] if name in group else None for name in variants}
+    return {f"{name.removeprefix('sigscale, ')}/sigscale": spread(cost) for name, cost in costs.items()}
 
 
 def _cost_row(kinds: str, record: Mapping[str, Any]) -> Row:
@@ -198,7 +218,7 @@ def added(seconds: list[float] | None) -> str:
 
 def losses(records: Results) -> str:
     """How often sigscale was slower than what it replaces, and where; by the median of paired rounds."""
-    ours = [r for r in records if r["provider"] == "sigscale"]
+    ours = [r for r in records if r["provider"] == "sigscale" and "ratios" in r]
     lines = []
     for other in dict.fromkeys(name for record in ours for name in record["ratios"]):
         pairs = [r for r in ours if other in r["ratios"]]

@@ -17,7 +17,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import sigscale
-from cases import bind, expressions
+from cases import ALPHA, SKETCH, bind, expressions
 from measure import Call, host_timer, interleaved, synchronize
 from options import Record, settings
 from sigscale.kernels import cached, launch
@@ -26,6 +26,7 @@ triton = pytest.importorskip("triton")
 
 SHAPE = {"cuda": (32, 3, 32, 32), "cpu": (16,)}
 CALLS = ("no grad", "forward", "forward+backward")
+NOT_COMPARED = ("sigscale", "plain", SKETCH)  # which compute something else
 ROUNDS, ITERATIONS = 5, 50
 
 
@@ -91,21 +92,35 @@ def test_launch(
         label += " (host side only, no GPU)"
     timings = interleaved(bound, host_timer(device), settings(pytestconfig).seconds)
     for name in bound:
-        others = [other for other in bound if name == "sigscale" != other]
-        ratios = {other: timings.ratio(name, other) for other in others}
-        seconds = timings.seconds(name)
-        record(kind="launch", function=function, call=label, provider=name, seconds=seconds, ratios=ratios)
+        others = [
+            other for other in bound if name == "sigscale" and other not in ("sigscale", "plain", SKETCH)
+        ]
+        result: dict[str, Any] = {
+            "seconds": timings.seconds(name),
+            "ratios": {other: timings.ratio(name, other) for other in others},
+        }
+        if name == SKETCH:
+            result["cost"] = {"sigscale": timings.ratio(name, "sigscale")}
+        record(kind="launch", function=function, call=label, provider=name, **result)
     ours = bound["sigscale"]
     benchmark.pedantic(ours, rounds=ROUNDS, iterations=ITERATIONS)  # type: ignore[no-untyped-call]
     synchronize(device)
 
 
 def providers(function: str, call: str, device: torch.device) -> dict[str, Call]:
-    """sigscale and what a user would write by hand; on a GPU they must agree."""
+    """sigscale and what a user would write by hand; on a GPU also compiled, and all must agree."""
     x = torch.randn(SHAPE[device.type], device=device, requires_grad=call != "no grad")
     written = expressions(sigscale.FUNCTIONS[function])
     g = torch.randn_like(x) if call == "forward+backward" else None
-    bound = {name: bind(written[name], x, g) for name in ("sigscale", "eager")}
+    chosen = {name: written[name] for name in ("sigscale", "eager", "plain")}
+    if g is not None:
+        fused, sketch = getattr(sigscale, function), sigscale.QuantileSketch(device=device)
+        chosen[SKETCH] = lambda x: fused(x, ALPHA, grad_sketch=sketch)
     if device.type == "cuda":
-        torch.testing.assert_close(bound["sigscale"](), bound["eager"]())
+        torch.compiler.reset()
+        chosen["compile"] = torch.compile(written["eager"])
+    bound = {name: bind(of_x, x, g) for name, of_x in chosen.items()}
+    if device.type == "cuda":
+        for name in {*bound} - {"plain"}:
+            torch.testing.assert_close(bound[name](), bound["eager"]())
     return bound
