@@ -25,6 +25,7 @@ SUITES = (
     "test_multi_tensor.py",
     "test_penalty_kernel.py",
     "test_cifar10_convolution.py",
+    "test_bench_activations.py",
 )
 
 
