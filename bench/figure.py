@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
+from growth_figure import draw_growth
 from sketch_figure import draw_sketch
 from styles import STYLES, finish
 from table4_figure import draw_table4
@@ -174,4 +175,5 @@ PICTURES: dict[str, Callable[[Results, dict[str, str], Path], None]] = {
     "sketch.png": draw_sketch,
     "monitor.png": draw_monitor,
     "table4.png": draw_table4,
+    "growth.png": draw_growth,
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import growth_table
 import memory_table
 import table4_table
 
@@ -77,6 +78,7 @@ KINDS = {
         "3x3 convolutions of 3 channels, forward and backward: microseconds by their form; ratios as above",
         "convolution",
     ),
+    "growth": Kind(("series", "size"), growth_table.TITLE, "growth", table=growth_table.rows),
     "table4": Kind(("mode",), table4_table.TITLE, "Table 4,", table=table4_table.rows),
 }
 OF_PARAMETERS = {
