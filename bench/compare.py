@@ -25,12 +25,12 @@ import limited
 import resumed
 from base import Sides, sides
 from codehash import ROOT
+from tables import KINDS
 from verdict import FASTER, LEAST_ROUNDS, NONE, SLOWER, Verdict, by_chance, judge
 
 Times = dict[str, float]
 ROUNDS = 5
 NOTHING_SELECTED, USED_WRONGLY = 5, 4  # pytest's exit codes
-MEASURED = {"seconds", "gbps", "share_of_copy", "ratios", "cost", "added", "provider", "refused"}
 SIDES = ("base", "tree")
 OURS = "sigscale"  # how the package is called among providers; that of `comparison` would load torch
 
@@ -108,7 +108,8 @@ def cases(lines: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]
     for line in lines.values():
         for result in line.get("results", ()) if line["outcome"] == "passed" else ():
             if result.get("seconds"):
-                what = " ".join(str(value) for name, value in result.items() if name not in MEASURED)
+                kind = result["kind"]
+                what = " ".join([kind, *(str(result[name]) for name in KINDS[kind].keys)])
                 yield f"{what}: {result['provider']}", result["seconds"]
 
 

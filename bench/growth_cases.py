@@ -23,13 +23,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import quantile_cases
 import sigscale
 from cases import ALPHA, bind, expressions
 from growth_training import layers, seeds
 from measure import Call
+from nothing import Nothing
 from options import Settings
 from quantile_cases import selecting_many
 
@@ -115,16 +116,6 @@ def many(n: int, device: torch.device, stack: ExitStack) -> Mapping[str, Call]:
             call(), expected, rtol=1e-5, atol=1e-5, msg=f"{name}, {n}: wrong quantiles"
         )
     return calls
-
-
-class Nothing(torch.optim.Optimizer):
-    """An optimizer whose step costs nothing but its hooks."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters, {})
-
-    def step(self, closure: Any = None) -> Any:
-        return None
 
 
 def penalty(n: int, device: torch.device, stack: ExitStack) -> Mapping[str, Call]:

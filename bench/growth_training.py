@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 import sigscale
-from examples.cifar10.data import Cifar10, Split
+from examples.cifar10.data import Cifar10
 from examples.cifar10.pipelines import ALPHA, FIGURES
 from examples.cifar10.train import Run, Settings
 from measure import Call
-from seed_cases import BATCH
+from seed_cases import BATCH, images
 
 WIDTH, CLASSES = 64, 10
-IMAGES = 20 * BATCH
 WARM_UP = {"cpu": 1, "cuda": 6}  # steps until graphs are captured
 MONITORED = "sigscale, monitored"
 
@@ -92,10 +91,7 @@ def seeds(count: int, device: torch.device, stack: ExitStack) -> Mapping[str, Ca
     glibc's memory is as it comes (see `examples/cifar10/memory.py`), since it could not be put back for
     other benchmarks of the same process.
     """
-    images = torch.randint(256, (IMAGES, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    pixels = images.to(torch.uint8).contiguous(memory_format=torch.channels_last)
-    split = Split(pixels, torch.arange(IMAGES) % CLASSES)
-    cifar = Cifar10(split, split, "random", "").to(device)
+    cifar = images().to(device)
     together, *alone = (
         _run(chosen, cifar, device, stack) for chosen in (range(count), *([seed] for seed in range(count)))
     )

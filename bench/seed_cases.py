@@ -39,7 +39,7 @@ Convolve = Callable[[Tensor, Tensor], Tensor]
 
 def steps(device: torch.device) -> tuple[dict[str, Call], dict[str, Run]]:
     """Steps of training, by how many seeds; the first few calls on a GPU capture their graphs."""
-    cifar = _images().to(device)
+    cifar = images().to(device)
     pipeline = FIGURES["3"].pipelines[1]
 
     def run(seeds: int) -> Run:
@@ -62,7 +62,8 @@ def steps(device: torch.device) -> tuple[dict[str, Call], dict[str, Run]]:
     return calls, runs
 
 
-def _images() -> Cifar10:
+def images() -> Cifar10:
+    """Random ones, as data to train on."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2000, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (2000,), generator=generator)

@@ -13,7 +13,6 @@ Gradients are there already.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 import sigscale
 from comparison import OURS, compared
 from measure import Call, device_timer, interleaved, waited_for
+from nothing import Nothing
 from options import Record, settings
 from training import mlp
 
@@ -40,16 +40,6 @@ def of_mlp() -> list[Tensor]:
 
 
 PARAMETERS: Mapping[str, Callable[[], list[Tensor]]] = {"50 of 64 elements": small, "12-layer MLP": of_mlp}
-
-
-class Nothing(torch.optim.Optimizer):
-    """An optimizer whose step costs nothing but its hooks."""
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        super().__init__(parameters, {})
-
-    def step(self, closure: Any = None) -> Any:
-        return None
 
 
 Ways = dict[str, Call]

@@ -59,22 +59,23 @@ def test_by_chance():
     assert by_chance(5) == 2 / 252
 
 
+LAUNCH = {"kind": "launch", "function": "tanh", "call": "forward"}
 LINE = {
     "outcome": "passed",
-    "results": [{"kind": "launch", "provider": "sigscale", "seconds": 1.0, "ratios": {}}],
+    "results": [{**LAUNCH, "provider": "sigscale", "seconds": 1.0, "ratios": {}, "quartiles": [0.9, 1.1]}],
 }
 
 
 def test_cases():
     """Named by what was done and by whom; without those that failed or refused."""
-    refused = {"kind": "launch", "provider": "eager", "seconds": None}
+    refused = {**LAUNCH, "provider": "eager", "seconds": None}
     lines = {
         "one": LINE,
         "two": {"outcome": "passed", "results": [refused, {**refused, "seconds": 2.0}]},
         "three": {**LINE, "outcome": "failed"},
     }
     found = dict(compare.cases(lines))
-    assert found == {"launch: sigscale": 1.0, "launch: eager": 2.0}
+    assert found == {"launch tanh forward: sigscale": 1.0, "launch tanh forward: eager": 2.0}
     assert [compare.ours(case) for case in found] == [True, False]
 
 
