@@ -1,4 +1,7 @@
-"""What the tests of the CIFAR-10 example share: data of its shape, pipelines, finished runs."""
+"""What the tests of the CIFAR-10 example share: data of its shape, pipelines, finished runs and processes."""
+
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -45,3 +48,10 @@ def same_history(one, other):
         np.array_equal(getattr(one, field), getattr(other, field), equal_nan=field == "values")
         for field in ("steps", "names", "kinds", "quantiles", "thresholds", "values", "step_count")
     )
+
+
+def dead():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid

@@ -222,9 +222,10 @@ class TestRun:
 
         monkeypatch.setattr(Path, "write_bytes", full)
         assert command(tmp_path) == 2
-        assert capsys.readouterr().err.endswith(
-            "Make room on that disk and go on with --resume; no file is half written.\n"
-        )
+        first, last = capsys.readouterr().err.splitlines()[-2:]
+        checkpoint = tmp_path / "checkpoints" / "combined-tanh-seeds0-0.pt"
+        assert first == f"error: [Errno 28] No space left on device: '{checkpoint}'"
+        assert last == "Make room on that disk and go on with --resume; no file is half written."
         assert not list(tmp_path.rglob("*.part"))
 
 

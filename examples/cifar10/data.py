@@ -67,6 +67,7 @@ def load(directory: Path | None, *, allow_generated: bool = False) -> Cifar10:
                 + ". Correct --data, or leave it out to download the data."
             )
         return _from_records(*read(*found), str(found[1]))
+    download.tidy(cache_folder(), download.URL)
     for place in (cache_folder(), Path("data")):
         if found := _find(place):
             return _from_records(*read(*found), str(found[1]))

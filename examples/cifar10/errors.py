@@ -9,7 +9,7 @@ class CommandError(ValueError):
 
 
 class DataError(CommandError):
-    """CIFAR-10 is missing, incomplete or damaged."""
+    """CIFAR-10 is missing, incomplete or damaged, or cannot be saved."""
 
 
 class DownloadError(DataError):

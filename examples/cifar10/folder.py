@@ -5,8 +5,8 @@
     gradients/<pipeline>-seeds<span>.npz  what the monitor of seeds trained together recorded
     checkpoints/<same>.pt                 their last complete epoch, until they are finished
 
-A folder is never mixed with another experiment's, and continued only when asked to.  Every file is written
-whole or not at all, in an order in which any of them may be the last.
+A folder is never mixed with another experiment's, and continued only when asked to.  Each of these files is
+written whole or not at all, and is on the disk before the next, in an order in which any may be the last.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,24 @@ import torch
 
 import sigscale as ss
 from examples.cifar10 import results, spans
+from examples.cifar10.beyond import ALSO
+from examples.cifar10.download import delete_leftovers, durable, locked
 from examples.cifar10.errors import FolderError
+from examples.cifar10.pipelines import FIGURES
 from examples.cifar10.results import DAMAGED
 from examples.cifar10.train import Run
-from sigscale.files import atomic
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 INNER = ("runs", "gradients", "checkpoints")
+
+_PICTURES = "|".join(re.escape(figure.name) for figure in (*FIGURES.values(), *ALSO.values()))
+_GRADIENTS = r"[\w-]+-seeds[0-9,-]+\.npz"
+WRITTEN = {
+    ".": rf"run\.json|report\.md|claims\.json|(?:{_PICTURES})(?:-layers)?\.(?:png|svg)",
+    "runs": r"[\w-]+-seed[0-9]+\.(?:npz|json)",
+    "gradients": rf"{_GRADIENTS}|\.{_GRADIENTS}\.[0-9]+\.part",
+    "checkpoints": r"[\w-]+-seeds[0-9,-]+\.pt",
+}
+"""What this command writes where, as regular expressions; a monitor's file has a temporary one of its own."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Folder:
     def begin(self, experiment: Mapping[str, Any]) -> None:
         """Make the folder and say in it what `experiment` it is of."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with atomic(self._identity) as part:  # first: without it a folder counts as foreign
+        with durable(self._identity) as part:  # first: without it a folder counts as foreign
             part.write_text(json.dumps(experiment, indent=2) + "\n", encoding="utf-8")
         for inner in INNER:
             (self.path / inner).mkdir(exist_ok=True)
@@ -76,10 +84,11 @@ class Folder:
         return [seeds for seeds, _ in _groups(self.path / "checkpoints", pipeline, ".pt")]
 
     def save(self, run: Run) -> None:
-        run.monitor.save(self._gradients(run))  # first: what is ahead of the checkpoint can be cut off
+        with durable(self._gradients(run)) as part:  # first: what is ahead of the checkpoint can be cut off
+            run.monitor.save(part)
         content = io.BytesIO()  # torch.save has no OSError for a full disk
         torch.save({**run.state_dict(), "device": device_name(run.device)}, content)
-        with atomic(self._checkpoint(run)) as part:
+        with durable(self._checkpoint(run)) as part:
             part.write_bytes(content.getbuffer())
 
     def restore(self, run: Run) -> None:
@@ -152,23 +161,26 @@ class Folder:
     def copy(self, copies: Mapping[Path, Path]) -> None:
         """Results' JSON last, which says that a run is there."""
         for target, source in sorted(copies.items(), key=lambda pair: pair[0].suffix == ".json"):
-            with atomic(target) as part:
+            with durable(target) as part:
                 shutil.copyfile(source, part)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """FolderError if another command is at work in the folder; where the system has no locks, never."""
-        if fcntl is None:
-            yield
-            return
-        with (self.path / ".lock").open("w") as file:
+        """FolderError if another command is at work in the folder; where the system has no locks, never.
+
+        Under the lock what killed commands left half written is deleted: enter before others write here.
+        """
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                held = stack.enter_context(locked(self.path))
+            except BlockingIOError as error:
                 raise FolderError(
                     f"{self.path}: another command is at work here. Wait for it, or give this one an --out "
                     "of its own, which --merge can add later."
                 ) from error
+            if held:
+                for inner, names in WRITTEN.items():
+                    delete_leftovers(self.path / inner, names)
             yield
 
     def identity(self) -> dict[str, Any]:

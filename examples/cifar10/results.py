@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from examples.cifar10.download import durable
 from examples.cifar10.errors import FolderError
 from examples.cifar10.train import NUMBERS, Run
-from sigscale.files import atomic
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged file raises."""
@@ -73,10 +73,10 @@ def write(folder: Path, run: Run, experiment: Mapping[str, Any]) -> None:
             "seconds_of_all": sum(run.seconds),
             **environment(),
         }
-        with atomic(folder / f"{stem(run.pipeline.name, seed)}.npz") as part, part.open("wb") as file:
+        with durable(folder / f"{stem(run.pipeline.name, seed)}.npz") as part, part.open("wb") as file:
             curves: dict[str, Any] = {name: run.column(name)[:, place] for name in NUMBERS}
             np.savez(file, **curves)
-        with atomic(folder / f"{stem(run.pipeline.name, seed)}.json") as part:
+        with durable(folder / f"{stem(run.pipeline.name, seed)}.json") as part:
             part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
