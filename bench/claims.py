@@ -3,21 +3,23 @@
     python bench/claims.py bench/results/figures-cpu-2026-11-26 --readme README.md
 
 writes what `claims.json` in that folder says between the markers `<!-- bench:claims:begin -->` and
-`<!-- bench:claims:end -->`; `report.md` beside it has every number, test and rule.
+`<!-- bench:claims:end -->`; `report.md` beside it has every number, test and rule. With `--readings`, folders
+of runs that read the paper in other ways, their claims are compared between the markers of `bench:readings`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from readme import markers, replaced
 from tables import Row, markdown
 
-SECTION = "claims"
+SECTION, READINGS = "claims", "readings"
+OPTIONS = ("pixels", "conv", "bias", "batch", "lr", "steps")  # that say how the paper is read
 
 
 def rows(claims: Mapping[str, Any]) -> list[Row]:
@@ -34,6 +36,53 @@ def rows(claims: Mapping[str, Any]) -> list[Row]:
         for statement in claims["statements"]
         if statement["counts"]
     ]
+
+
+def rows_of_readings(runs: Sequence[Path]) -> list[Row]:
+    """One for each run, the first with the default reading: what became of the claims of the others."""
+    read = [_read(run) for run in runs]
+    named = [{statement["name"]: statement for statement in claims["statements"]} for claims, _ in read]
+    names = [name for name, of in named[-1].items() if of["counts"]]
+    default = read[0][1]
+    return [
+        {"reading": _reading(about, default), "epochs": str(about["epochs"]), "seeds": _seeds(found, names)}
+        | {
+            f"{name}, {named[-1][name]['measured']}".replace("|", "\\|"): _judged(found[name])
+            for name in names
+        }
+        for (_, about), found in zip(read, named, strict=True)
+    ]
+
+
+def _read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What became of the claims, and the settings."""
+    claims, about = (
+        json.loads((run / name).read_text(encoding="utf-8")) for name in ("claims.json", "run.json")
+    )
+    if claims["data_generated"]:
+        raise SystemExit(f"{run}: made with generated images, which say nothing of the claims")
+    return claims, about
+
+
+def _reading(about: Mapping[str, Any], default: Mapping[str, Any]) -> str:
+    given = {name: about[name] for name in OPTIONS if about[name] != default[name]}
+    words = [_option(name, value) for name, value in given.items()]
+    return f"`{' '.join(words)}`" if words else "the default"
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
+
+
+def _seeds(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    return str(max(found[name]["seeds"] for name in names))
+
+
+def _judged(statement: Mapping[str, Any]) -> str:
+    p = "" if statement["p"] is None else f", p = {statement['p']:.2g}"
+    return f"{_effect(statement)}{p}: {statement['verdict']}"
 
 
 def _effect(statement: Mapping[str, Any]) -> str:
@@ -58,15 +107,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder with a claims.json")
+    parser.add_argument("--readings", type=Path, nargs="+", metavar="DIR", help="folders of other readings")
     parser.add_argument("--readme", type=Path, required=True, help="file with the markers")
     arguments = parser.parse_args()
-    claims = json.loads((arguments.run / "claims.json").read_text(encoding="utf-8"))
-    if claims["data_generated"]:
-        raise SystemExit(f"{arguments.run}: made with generated images, which say nothing of the claims")
-    new = replaced(arguments.readme.read_text(encoding="utf-8"), SECTION, markdown(rows(claims)))
-    if new is None:
-        raise SystemExit(f"{arguments.readme} has no {' ... '.join(markers(SECTION))} to write between")
-    arguments.readme.write_text(new, encoding="utf-8")
+    sections = {SECTION: rows(_read(arguments.run)[0])}
+    if arguments.readings:
+        sections[READINGS] = rows_of_readings([arguments.run, *arguments.readings])
+    text = arguments.readme.read_text(encoding="utf-8")
+    for section, table in sections.items():
+        new = replaced(text, section, markdown(table))
+        if new is None:
+            raise SystemExit(f"{arguments.readme} has no {' ... '.join(markers(section))} to write between")
+        text = new
+    arguments.readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
