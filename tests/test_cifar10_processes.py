@@ -13,7 +13,7 @@ import time
 import pytest
 
 from cifar10 import dead
-from examples.cifar10 import download
+from examples.cifar10 import files
 from examples.cifar10.beyond import ALSO
 from examples.cifar10.errors import FolderError
 from examples.cifar10.folder import Folder
@@ -242,10 +242,10 @@ class TestLeftovers:
         def flock(file, operation):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-        monkeypatch.setattr(download.fcntl, "flock", flock)
+        monkeypatch.setattr(files.fcntl, "flock", flock)
         with folder.alone():
             assert left() == all_
-        monkeypatch.setattr(download, "fcntl", None)
+        monkeypatch.setattr(files, "fcntl", None)
         with folder.alone():
             assert left() == all_
 
@@ -266,7 +266,7 @@ class TestDurable:
         monkeypatch.setattr(os, "fsync", lambda file: (events.append(os.fstat(file).st_ino), fsync(file)))
         monkeypatch.setattr(os, "replace", lambda *paths: (events.append("replace"), replace(*paths)))
         path = tmp_path / "file"
-        with download.durable(path) as part:
+        with files.durable(path) as part:
             part.write_text("new")
         assert events == [path.stat().st_ino, "replace", tmp_path.stat().st_ino]
         assert path.read_text() == "new"
@@ -280,7 +280,7 @@ class TestDurable:
         monkeypatch.setattr(os, "fsync", fsync)
         with (
             pytest.raises(OSError, match=r"No space left on device: '.*/file'"),
-            download.durable(path) as part,
+            files.durable(path) as part,
         ):
             part.write_text("new")
         assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
@@ -294,7 +294,7 @@ class TestDurable:
             fsync(file)
 
         monkeypatch.setattr(os, "fsync", of_files)
-        with download.durable(tmp_path / "file") as part:
+        with files.durable(tmp_path / "file") as part:
             part.write_text("new")
         assert (tmp_path / "file").read_text() == "new"
 

@@ -28,8 +28,8 @@ import torch
 import sigscale as ss
 from examples.cifar10 import results, spans
 from examples.cifar10.beyond import ALSO
-from examples.cifar10.download import delete_leftovers, durable, locked
 from examples.cifar10.errors import FolderError
+from examples.cifar10.files import delete_leftovers, durable, locked
 from examples.cifar10.pipelines import FIGURES
 from examples.cifar10.results import DAMAGED
 from examples.cifar10.train import Run

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from examples.cifar10.download import durable
 from examples.cifar10.errors import FolderError
+from examples.cifar10.files import durable
 from examples.cifar10.train import NUMBERS, Run
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
