@@ -285,7 +285,7 @@ class TestErrors:
 
 
 def parsed(*arguments):
-    return options.parser().parse_args(arguments)
+    return options.parse(arguments)
 
 
 def test_quick_changes_defaults_only():
@@ -294,6 +294,11 @@ def test_quick_changes_defaults_only():
     assert options.settings(parsed("--quick", "--lr", "0.1", "--bias")).lr == 0.1
     assert options.settings(parsed("--no-bias")).bias is False
     assert train.PIXELS[0] == Settings.pixels
+    quick = parsed("--quick")
+    assert (options.figures(quick), quick.seeds) == ([FIGURES["1"]], (0, 1, 2, 3))
+    given = parsed("--quick", "--figure", "2", "--seeds", "7-8")
+    assert (options.figures(given), given.seeds) == ([FIGURES["2"]], (7, 8))
+    assert parsed().seeds == (0,)
 
 
 def test_figures_asked_for():

@@ -30,7 +30,7 @@ GENERATED_WARNING = "GENERATED IMAGES, NOT CIFAR-10: these accuracies mean nothi
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    arguments = options.parser().parse_args(argv)
+    arguments = options.parse(argv)
     try:
         memory.keep()
         memory.flush_subnormal_numbers()
