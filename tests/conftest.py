@@ -15,6 +15,9 @@ from hypothesis import settings
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("suite")
 
+# On a GPU cuDNN would round float32 to 10 bits of mantissa, in convolutions and recurrent cells.
+torch.backends.cudnn.allow_tf32 = False
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():

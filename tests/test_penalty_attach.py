@@ -275,7 +275,7 @@ def test_capture_in_a_graph(l1):
     optimizers = [optim.AdamW(net.parameters(), lr=0.01, capturable=True) for net in (captured, plain)]
     for net, optimizer in zip((captured, plain), optimizers, strict=True):
         ss.WeightPenalty(net, 0.3, l1).attach(optimizer)
-    x = torch.randn(7, 4, device="cuda")
+    x = torch.randn(7, 4, device="cuda", dtype=torch.float64)
 
     def step(net, optimizer):
         optimizer.zero_grad(set_to_none=False)
