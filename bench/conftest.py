@@ -14,6 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import codehash
 import options
 from options import Record, settings
+from places import without_places
 from tables import losses, text_tables
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
@@ -49,8 +50,7 @@ def record(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Record:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    places = ("--benchmark-json", "--data")  # of this machine
-    arguments = [a for a in config.invocation_params.args if not a.startswith(places)]
+    arguments = without_places(config.invocation_params.args)
     files = config.stash[FILES]
     machine_info["code"] = codehash.record(files)
     machine_info["provenance"] = {

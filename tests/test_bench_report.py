@@ -14,6 +14,7 @@ sys.path.append(str(BENCH))
 import codehash
 import rendering
 import report
+from places import without_places
 
 PROVENANCE = {
     **{"device": "a processor", "sigscale": "0.1.0", "torch": "2.14", "triton": "3.8", "python": "3.11"},
@@ -119,3 +120,9 @@ def test_check(results, capsys):
     assert "REPORT.md is out of date: `make report`" in capsys.readouterr().out
     assert rendering.main(results) == 0
     assert rendering.main(results, check=True) == 0
+
+
+def test_commands_name_no_places():
+    given = ["bench", "--data", "/somewhere", "-q", "--benchmark-json=/x.json", "--data=/y", "--seconds", "1"]
+    assert without_places(given) == ["bench", "-q", "--seconds", "1"]
+    assert without_places(["--benchmark-json", "/x.json", "bench"]) == ["bench"]
