@@ -31,7 +31,7 @@ FINDINGS = 99  # compute-sanitizer's exit code where it found something
 SANITIZED = (
     "tests/test_layout.py::test_around_a_block",  # pointwise: whole blocks, tails, every dtype
     "tests/test_layout.py::test_any_view",  # pointwise, of every function, unaligned and strided
-    "tests/test_learned.py::test_counted_in_the_same_pass",  # backward with alpha's gradient and a sketch
+    "tests/test_learned.py::test_counted",  # backward with alpha's gradient and a sketch
     "tests/test_learned.py::test_only_what_is_asked_for",
     "tests/test_grad_sketch.py::test_any_layout",  # backward that counts
     "tests/test_sketch_state.py::test_one_sketch_for_many_tensors_is_the_merged_one",

@@ -17,6 +17,7 @@ from .launch import (
     NUM_WARPS,
     SKETCH_PROGRAMS,
     SKETCH_WARPS,
+    count,
     counting,
     dense,
     multiprocessors,
@@ -26,6 +27,7 @@ from .learned import UNIT, learned_backward_kernel, learned_forward_kernel
 from .registry import Function
 
 PROGRAMS = 8  # for each multiprocessor, as many of 4 warps as it may hold at a time
+COUNTED_BITS = 4  # of a sketch; more leave no shared memory for sums, and are counted in a second pass
 
 
 class Rows(NamedTuple):
@@ -104,6 +106,11 @@ def backward(
         in_x, in_alpha = reference_learned.backward(function, g, x, alpha, dx=dx, dalpha=dalpha)
         if counts is not None and in_x is not None:
             reference_counts.count(counts, dense(in_x), m)
+        return in_x, in_alpha
+    if counts is not None and m > COUNTED_BITS:
+        in_x, in_alpha = backward(function, g, x, alpha, dx=dx, dalpha=dalpha)
+        if in_x is not None:
+            count(counts, in_x, m)
         return in_x, in_alpha
     x, alpha = dense(x), alpha.contiguous()
     if g.stride() != x.stride():

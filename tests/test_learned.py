@@ -172,19 +172,20 @@ def test_deterministic_and_dx_as_with_a_number(alpha, device):
 
 @pytest.mark.parametrize("alpha", [2.0, [2.0, 1.5, 1.0]])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_counted_in_the_same_pass(alpha, dtype, device):
+@pytest.mark.parametrize("mantissa_bits", [3, 5])
+def test_counted(alpha, dtype, mantissa_bits, device):
     """The sketch is that of the stored gradient, and changes neither it nor alpha's."""
     x, g = (torch.randn(50, 3, 101, device=device).to(dtype) for _ in range(2))
     g[::3] = 0
     alpha = torch.tensor(alpha, device=device)
     results = []
-    for sketch in (None, ss.QuantileSketch()):
+    for sketch in (None, ss.QuantileSketch(mantissa_bits)):
         inputs = x.clone().requires_grad_(), alpha.clone().requires_grad_()
         ss.tanh(*inputs, grad_sketch=sketch).backward(g)
         results.append([t.grad for t in inputs])
     assert torch.equal(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1], results[1][1])
-    assert torch.equal(sketch.counts, ss.QuantileSketch().update(results[0][0]).counts)
+    assert torch.equal(sketch.counts, ss.QuantileSketch(mantissa_bits).update(results[0][0]).counts)
 
 
 def test_infinities_and_nan(device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 triton = pytest.importorskip("triton")
 import sass
 from sigscale import FUNCTIONS
-from sigscale.kernels import launch
+from sigscale.kernels import launch, launch_learned
 from sigscale.kernels._optional import INTERPRETED
 from sigscale.kernels.learned import learned_backward_kernel, learned_forward_kernel
 
@@ -98,6 +99,16 @@ def test_forward_on_hopper(dtype, per_channel, tmp_path):
     per_element = len(loop_of(binary, tmp_path)) / elements
     print(f"tanh {dtype}: {per_element:.1f} instructions per element")
     assert per_element <= {"bf16": 16.5, "fp32": 28.4}[dtype]
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("geometry", ["layer", "channels", "channels across rows"])
+def test_counters_and_sums_fit_into_shared_memory(geometry, dtype):
+    """The counters that the kernel declares, and what Triton adds to share sums among threads."""
+    m = launch_learned.COUNTED_BITS
+    binary, _ = compiled_backward("softsign", dtype, "sm_90", m=m, **GEOMETRIES[geometry])
+    declared = 4 * int(re.search(r"sigscale_counters\[(\d+)\]", binary.asm["ptx"])[1])
+    assert declared + binary.metadata.shared <= 48 << 10
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
