@@ -87,6 +87,19 @@ def test_a_wrong_penalty_is_found(name, split, monkeypatch):
         checked(cases.MODELS[name], split)
 
 
+@pytest.mark.parametrize(("name", "seed"), [("relu", 6), ("batch norm", 7)])
+def test_rounding_is_not_another_training(name, seed, split):
+    """Not even where it turns a relu or a maximum over."""
+    numbers = torch.Generator().manual_seed(seed)
+    training = cases.Training(cases.MODELS[name], "eager", split, CPU)
+    for layer in training.network.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(
+                lambda layer, inputs, y: y * (1 + 1e-6 * torch.randn(y.shape, generator=numbers))
+            )
+    check([("eager", training)], split, CPU)
+
+
 def test_what_is_timed_is_what_is_checked(split):
     training = cases.Training(cases.MODELS["sigscale"], "eager", split, CPU)
     training.optimizer.param_groups[0]["lr"] *= 1.01
