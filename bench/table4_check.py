@@ -11,10 +11,10 @@ Compared are how far each parameter moved and Adam's first moment, a mean of the
 in it.  Models without a twin of another text (tanh, relu, by hand) are compared in float32 only.  A monitor
 must have seen every coordinate of every parameter.
 
-In float32 a maximum or a relu may turn over for rounding alone, and sends a gradient elsewhere: with errors of
-1e-6 in convolutions, as some of cuDNN's algorithms have, one run in three of relu is off by 1e-2 in some
-tensors.  So a quarter of the tensors must agree to rounding and the others roughly: what is computed otherwise
-shows in all of them.
+In float32 a maximum or a relu may turn over for rounding alone, and sends a gradient elsewhere: with errors
+of 1e-6 in convolutions, as some of cuDNN's algorithms have, one run in three of relu is off by 1e-2 in some
+tensors.  So a quarter of the tensors must agree to rounding and the others roughly: what is computed
+otherwise shows in all of them.
 """
 
 from __future__ import annotations
