@@ -42,6 +42,7 @@ SKETCH, LEARNED = "sigscale, sketch", "sigscale, learned"
 VARIANTS = (SKETCH, LEARNED)
 PROVIDERS = ("sigscale", *VARIANTS, "eager", "compile", "plain", "copy", *peers.PEERS)
 PEERS_OF = "tanh"
+OTHERS = ("compile", *peers.PEERS)  # which may fail or be wrong: that is a result as well
 CHECKED = 1 << 20  # elements at the start and the end of a tensor
 
 # What users write by hand; a function that is not listed is taken from the registry's PyTorch text.
@@ -74,7 +75,12 @@ class Case:
 
     @cached_property
     def peers(self) -> tuple[dict[str, peers.Made], dict[str, str]]:
-        return peers.found(self.device) if self.function == PEERS_OF else ({}, {})
+        if self.function != PEERS_OF:
+            return {}, {}
+        here, absent = peers.found(self.device)
+        return {
+            name: made for name, made in here.items() if self.elements >= peers.LEAST.get(name, 0)
+        }, absent
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -138,12 +144,14 @@ def calls(case: Case) -> tuple[dict[str, Call], dict[str, str]]:
             try:
                 bound[name] = call = bind(written[name], x, g, backward_alone=case.direction == BACKWARD)
                 call()
+                if name in OTHERS:
+                    check(case, {name: call}, x, g)
             except Exception as error:
-                if name not in peers.PEERS:
+                if name not in OTHERS:
                     raise
                 bound.pop(name, None)
                 refused[name] = f"{error!r}".split("\n")[0]
-    check(case, bound, x, g)
+    check(case, {name: call for name, call in bound.items() if name not in OTHERS}, x, g)
     return bound, refused
 
 

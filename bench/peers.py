@@ -9,6 +9,7 @@ Both need a GPU. Those that are not there are named in the results, with the rea
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,10 +24,9 @@ def liger() -> Made:
     from liger_kernel.ops.dyt import LigerDyTFunction
 
     def made(alpha: float, like: Tensor) -> Activation:
-        width = min(WIDTH, like.numel())
         slope = torch.full((1,), 1 / alpha, dtype=like.dtype, device=like.device)
-        gamma = torch.full((width,), alpha, dtype=like.dtype, device=like.device)
-        return lambda x: LigerDyTFunction.apply(x.view(-1, width), slope, gamma, None).view(-1)
+        gamma = torch.full((WIDTH,), alpha, dtype=like.dtype, device=like.device)
+        return lambda x: LigerDyTFunction.apply(x.view(-1, WIDTH), slope, gamma, None).view(-1)
 
     return made
 
@@ -55,8 +55,10 @@ def flag_gems() -> Made:
 
 PEERS = {"liger": ("liger-kernel", liger), "flag_gems": ("flag-gems", flag_gems)}
 PLAIN = ("flag_gems",)  # those without alpha
+LEAST = {"liger": WIDTH}  # elements; each other width of a row would be tuned for anew, which takes seconds
 
 
+@cache
 def found(device: torch.device) -> tuple[dict[str, Made], dict[str, str]]:
     """The peers that can be asked here, and why others cannot."""
     here: dict[str, Made] = {}

@@ -121,14 +121,35 @@ def installed(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
 
 
+@pytest.fixture(autouse=True)
+def _peers_of_each_test():
+    found = peers.found
+    found.cache_clear()
+    yield
+    found.cache_clear()
+
+
 @pytest.mark.usefixtures("installed")
 def test_peers_compute_what_is_asked_of_them(monkeypatch):
     monkeypatch.setattr(cases.peers, "found", lambda device, found=peers.found: found(CUDA))
     for direction in (cases.FORWARD, cases.BACKWARD, cases.TRAINING):
-        bound, refused = cases.calls(replace(CASE, direction=direction))
+        bound, refused = cases.calls(replace(CASE, direction=direction, exponent=12))
         assert {"liger", "flag_gems"} <= set(bound)
         assert not refused
-    assert "liger" not in cases.calls(replace(CASE, function="sigmoid"))[0]
+    assert "liger" not in cases.calls(replace(CASE, function="sigmoid", exponent=12))[0]
+    assert "liger" not in cases.calls(CASE)[0]  # less than a row
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", ["flag_gems", "compile"])
+def test_a_peer_that_is_wrong_is_named_and_spoils_nothing(name, monkeypatch):
+    monkeypatch.setattr(cases.peers, "found", lambda device, found=peers.found: found(CUDA))
+    monkeypatch.setattr(sys.modules["flag_gems.ops.tanh"], "tanh", torch.sin)
+    monkeypatch.setattr(torch, "compile", lambda function: torch.sin)
+    bound, refused = cases.calls(replace(CASE, direction=cases.FORWARD, compiles=True))
+    assert {"sigscale", "eager", "copy"} <= set(bound)
+    assert name not in bound
+    assert f"{name} is further than" in refused[name]
 
 
 @pytest.mark.usefixtures("installed")
@@ -138,7 +159,7 @@ def test_a_peer_that_fails_is_named_with_its_words(monkeypatch):
 
     monkeypatch.setattr(Dyt, "apply", fails)
     monkeypatch.setattr(cases.peers, "found", lambda device, found=peers.found: found(CUDA))
-    bound, refused = cases.calls(CASE)
+    bound, refused = cases.calls(replace(CASE, exponent=12))
     assert "liger" not in bound
     assert refused["liger"].startswith("RuntimeError('no such device")
 
