@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .checks import DTYPES
 from .history import GradientHistory
 from .kernels import launch
 from .monitoring import options
@@ -134,6 +135,7 @@ class GradientMonitor:
         trained = [name for name, _ in self._gradients.tracked()]
         self._rows = Rows([name for name, _ in modules], trained if tensors else None)
         self._recorder = Recorder(device, statistics, len(self._rows), slots)
+        self._recorder.load({tensor.dtype for _, tensor in tensors}.intersection(DTYPES))
         self._reader = Reader(self._recorder, self._rows, self._every, alarm)
         self._are_parameters = self._rows.are_parameters(device)
         self._loss_scale = LossScale(scaler, device) if scaler is not None and scaler.is_enabled() else None

@@ -216,8 +216,7 @@ def test_the_first_step_may_be_the_captured_one():
     twin = Twin(model)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):  # gradients and libraries' workspaces
-        loss = model(torch.ones(20, 6, device="cuda")).sum()
-        loss.backward()
+        model(torch.ones(20, 6, device="cuda")).sum().backward()
     torch.cuda.synchronize()
     monitor._recorder.counts.zero_()
     graph = torch.cuda.CUDAGraph()

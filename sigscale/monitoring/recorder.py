@@ -14,6 +14,7 @@ the host, behind the work queued so far and without waiting for it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,14 @@ class Recorder:
         self._q = summary.on_device(statistics.quantiles, device)
         self._thresholds = summary.on_device(statistics.thresholds, device)
         self._summaries()  # whatever is compiled or copied to the device once, is now
+
+    def load(self, dtypes: Iterable[torch.dtype]) -> None:
+        """Load the kernel that counts gradients of these types, which fails while a graph is captured."""
+        if self.device.type == "cuda":
+            for dtype in dtypes:
+                one = torch.zeros(1, dtype=dtype, device=self.device)
+                launch.count_many(self.counts, [0], [one], self.statistics.mantissa_bits)
+            self.counts.zero_()
 
     def grow(self, rows: int) -> None:
         """Make room for new rows; counts and records so far stay."""
