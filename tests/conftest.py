@@ -7,6 +7,7 @@ interpreter (`test_interpreter.py` runs the suite that way, in a process of its 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,3 +39,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of CIFAR-10 have no more records than those of `cifar10_disk.py`."""
+    from cifar10_disk import RECORDS
+    from examples.cifar10 import layouts
+
+    monkeypatch.setattr(layouts, "RECORDS", RECORDS)
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache folder and a working directory without data, and no network."""
+    from examples.cifar10 import download
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    return tmp_path
