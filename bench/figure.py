@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from growth_figure import draw_growth
 from sketch_figure import draw_sketch
-from styles import STYLES, finish
+from styles import STYLES, finish, side_by_side
 from table4_figure import draw_table4
 from tables import Results, grouped, monitoring, number
 
@@ -72,21 +71,14 @@ def _draw_lines(
     path: Path,
     roof: float | None = None,
 ) -> None:
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(5.2 * len(panels), 4.0),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for panel, (title, lines) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = side_by_side(len(panels), 5.2 * len(panels), 4.0)
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
         _panel(panel, title, lines)
         if roof is not None:
             panel.axhline(roof, color="#000000", linewidth=0.8, linestyle=":")
-    axes[0][0].set_ylabel(label)
+    axes[0].set_ylabel(label)
     found: dict[str, Artist] = {}
-    for panel in axes[0]:
+    for panel in axes:
         found |= {text: handle for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     labels = [style.label for style in STYLES.values() if style.label in found]
     figure.legend(
@@ -128,16 +120,8 @@ def draw_monitor(results: Results, provenance: dict[str, str], path: Path) -> No
     groups = grouped(results, "monitor")
     if not groups:
         return
-    figure, axes = plt.subplots(
-        1,
-        len(groups),
-        figsize=(5.2 * len(groups), 3.2),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for panel, ((network,), group) in zip(axes[0], groups.items(), strict=True):
+    figure, axes = side_by_side(len(groups), 5.2 * len(groups), 3.2, sharex=True)
+    for panel, ((network,), group) in zip(axes, groups.items(), strict=True):
         costs = {
             name: next(iter(record["cost"].values())) for name, record in group.items() if "cost" in record
         }

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from styles import STYLES, finish
+from styles import STYLES, finish, side_by_side
 from tables import Results, grouped
 
 WITHOUT = "no sketch"
@@ -23,18 +22,11 @@ def draw_sketch(results: Results, provenance: dict[str, str], path: Path) -> Non
     by_direction = costs(results)
     if not by_direction:
         return
-    figure, axes = plt.subplots(
-        1,
-        len(by_direction),
-        figsize=(5.2 * len(by_direction), 4.0),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for panel, (direction, lines) in zip(axes[0], by_direction.items(), strict=True):
+    figure, axes = side_by_side(len(by_direction), 5.2 * len(by_direction), 4.0)
+    for panel, (direction, lines) in zip(axes, by_direction.items(), strict=True):
         _panel(panel, direction, lines)
-    axes[0][0].set_ylabel("time over that without counting")
-    most = max(axes[0], key=lambda panel: len(panel.lines))
+    axes[0].set_ylabel("time over that without counting")
+    most = max(axes, key=lambda panel: len(panel.lines))
     handles, labels = most.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     what = "what counting the gradient costs, Gaussian values; bars: the range over other values"

@@ -9,6 +9,7 @@ import matplotlib as mpl
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 
@@ -40,6 +41,22 @@ STYLES = {
     "sigscale, sketch": Style("#D55E00", "*", "sigscale, gradient counted", "--"),
     "sigscale": Style("#D55E00", "o", "sigscale"),
 }
+
+
+def side_by_side(
+    count: int, width: float, height: float, *, sharex: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels on one vertical axis; width and height in inches."""
+    figure, axes = plt.subplots(
+        1,
+        count,
+        figsize=(width, height),
+        sharex=sharex,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    return figure, list(axes[0])
 
 
 def finish(figure: Figure, what: str, provenance: dict[str, str], path: Path) -> None:

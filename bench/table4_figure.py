@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from styles import STYLES, finish
+from styles import STYLES, finish, side_by_side
 from table4_table import ALONE, WORDS, measured, percent
 from tables import Results
 
@@ -24,19 +23,11 @@ def draw_table4(results: Results, provenance: dict[str, str], path: Path) -> Non
     modes = [*dict.fromkeys(mode for by_mode in models.values() for mode in by_mode)]
     if not modes:
         return
-    figure, axes = plt.subplots(
-        1,
-        len(modes),
-        figsize=(3.4 + 4.2 * len(modes), 4.2),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for panel, mode in zip(axes[0], modes, strict=True):
+    figure, axes = side_by_side(len(modes), 3.4 + 4.2 * len(modes), 4.2, sharex=True)
+    for panel, mode in zip(axes, modes, strict=True):
         panel.set_title(WORDS[mode], fontsize=10)
         _panel(panel, bars({name: by_mode[mode] for name, by_mode in models.items() if mode in by_mode}))
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     data = next(iter(next(iter(models.values())).values()))["data"]
     finish(
