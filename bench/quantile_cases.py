@@ -14,7 +14,8 @@
                                                               torch.quantile, torch.sort, in a loop
 
 numpy stands for numpy.quantile or, for the median, numpy.partition, and takes part on a CPU. A provider
-that refuses a case (torch.quantile takes no 16-bit types) is kept by name, with its words.
+that refuses a case (torch.quantile takes no 16-bit types) is kept by name, with its words. On a GPU
+torch.kthvalue takes part up to 2^26 values.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ EXPONENTS = {"cpu": [10, 14, 17, 20, 22], "cuda": [*range(10, 31, 2)]}
 HISTC_BINS, WANDB_BINS = 4096, 64
 LOWER = ("torch.kthvalue", "numpy")  # of the two middle values these return the lower one
 COUNTED_EXACTLY = 1 << 24  # torch.histc counts in float32
+KTHVALUE_UP_TO = 1 << 26  # values on a GPU, where torch.kthvalue is one block of threads: seconds a call beyond
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def selecting(x: Tensor, task: str) -> dict[str, Call]:
         "torch.quantile": lambda: torch.quantile(x, q),
         "torch.sort": sorting(x, numbers),
     }
-    if task == "median":
+    if task == "median" and not (x.is_cuda and x.numel() > KTHVALUE_UP_TO):
         bound["torch.kthvalue"] = lambda: x.kthvalue(middle + 1).values.view(1)
     if x.device.type == "cpu":
         by_numpy = {
