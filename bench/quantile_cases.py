@@ -42,7 +42,7 @@ EXPONENTS = {"cpu": [10, 14, 17, 20, 22], "cuda": [*range(10, 31, 2)]}
 HISTC_BINS, WANDB_BINS = 4096, 64
 LOWER = ("torch.kthvalue", "numpy")  # of the two middle values these return the lower one
 COUNTED_EXACTLY = 1 << 24  # torch.histc counts in float32
-KTHVALUE_UP_TO = 1 << 26  # values on a GPU, where torch.kthvalue is one block of threads: seconds a call beyond
+KTHVALUE_UP_TO = 1 << 26  # on a GPU it is one block of threads: seconds a call beyond
 
 
 @dataclass(frozen=True)
