@@ -1,11 +1,11 @@
 """The stages of `make evidence`: what each runs, needs, and is a measurement of.
 
     gpu-tests   every test that needs a GPU
-    sanitize    a selection of them, on small tensors, under each tool of compute-sanitizer
     kernels     the benchmarks of the activations and of all that no other stage has
     quantiles   the benchmarks of sketches, exact quantiles and monitors
     table4      the benchmarks of whole training steps
     figures     the paper's figures, by the CIFAR-10 example
+    sanitize    a selection of the tests, on small tensors, under each tool of compute-sanitizer
 
 Where a stage was killed, gpu-tests and the benchmarks go on after the last test that passed, sanitize after
 the last tool, figures after the last epoch.
@@ -13,6 +13,7 @@ the last tool, figures after the last epoch.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -86,15 +87,15 @@ class Options:
 def stages(options: Options) -> list[Stage]:
     return [
         _gpu_tests(options),
-        _sanitize(options),
         _benchmarks(options, "kernels", _others()),
         _benchmarks(options, "quantiles", QUANTILES),
         _benchmarks(options, "table4", TABLE4),
         _figures(options),
+        _sanitize(options),
     ]
 
 
-NAMES = ("gpu-tests", "sanitize", "kernels", "quantiles", "table4", "figures")
+NAMES = ("gpu-tests", "kernels", "quantiles", "table4", "figures", "sanitize")
 
 
 def _gpu_tests(options: Options) -> Stage:
@@ -142,7 +143,8 @@ def _pytest(options: Options, stage: str, name: str, arguments: tuple[str, ...])
     kept = options.work(stage) / f"{name}.jsonl"
     plugin = ("-p", "resumed", "--resumed", str(kept), "-p", "no:cacheprovider")
     command = (sys.executable, "-m", "pytest", *plugin, *arguments, "-v")
-    return Step(name, command, {"PYTHONPATH": str(ROOT / "bench")}, kept)
+    search = os.pathsep.join(filter(None, [str(ROOT / "bench"), os.environ.get("PYTHONPATH")]))
+    return Step(name, command, {"PYTHONPATH": search}, kept)
 
 
 def _tests() -> tuple[str, ...]:

@@ -159,7 +159,7 @@ def test_only_stages_that_are_asked_for(bench):
     bench.stage("figures")
     assert bench.run("--stages", "figures") == 0
     assert bench.names() == ["figures"]
-    with pytest.raises(SystemExit, match="'figure': the stages are gpu-tests sanitize"):
+    with pytest.raises(SystemExit, match="'figure': the stages are gpu-tests kernels"):
         bench.run("--stages", "figure")
 
 
@@ -315,11 +315,11 @@ class TestStages:
 
     def test_without_the_sanitizer(self, tmp_path, monkeypatch):
         monkeypatch.setattr(stages.shutil, "which", lambda name: None)
-        sanitize = stages.stages(stages.Options(tmp_path, gpu=True))[1]
+        sanitize = stages.stages(stages.Options(tmp_path, gpu=True))[-1]
         assert sanitize.skip == "compute-sanitizer is not installed"
 
     def test_every_tool_over_the_selection(self, tmp_path):
-        sanitize = stages.stages(stages.Options(tmp_path, gpu=True))[1]
+        sanitize = stages.stages(stages.Options(tmp_path, gpu=True))[-1]
         assert [step.command[step.command.index("--tool") + 1] for step in sanitize.steps] == [*stages.TOOLS]
         assert all(set(stages.SANITIZED) <= {*step.command} and step.whole for step in sanitize.steps)
 
@@ -334,6 +334,12 @@ class TestStages:
         made = stages.stages(stages.Options(tmp_path, gpu=False, data=tmp_path / "cifar"))
         given = [stage.name for stage in made if str(tmp_path / "cifar") in stage.steps[-1].command]
         assert given == ["table4", "figures"]
+
+    def test_what_is_on_pythons_path_stays_there(self, tmp_path, monkeypatch):
+        """Such as packages that were installed to a folder of their own."""
+        monkeypatch.setenv("PYTHONPATH", "/some/site")
+        made = stages.stages(stages.Options(tmp_path, gpu=True))
+        assert made[0].steps[0].env["PYTHONPATH"] == os.pathsep.join([str(BENCH), "/some/site"])
 
     def test_every_benchmark_has_a_stage(self, tmp_path):
         made = stages.stages(stages.Options(tmp_path, gpu=False))
