@@ -39,27 +39,34 @@ def rows(claims: Mapping[str, Any]) -> list[Row]:
 
 
 def rows_of_readings(runs: Sequence[Path]) -> list[Row]:
-    """One for each run, the first with the default reading: what became of the claims of the others."""
+    """One for each run, the first with the default reading: the statements that all of them judge."""
     read = [_read(run) for run in runs]
     named = [{statement["name"]: statement for statement in claims["statements"]} for claims, _ in read]
-    names = [name for name, of in named[-1].items() if of["counts"]]
+    names = [name for name, of in named[0].items() if of["counts"] and all(name in other for other in named)]
+    if not names:
+        raise SystemExit(f"{', '.join(map(str, runs))}: judge no statement that all have in common")
     default = read[0][1]
+    words = [f"{name}, {named[0][name]['measured']}".replace("|", "\\|") for name in names]
     return [
         {"reading": _reading(about, default), "epochs": str(about["epochs"]), "seeds": _seeds(found, names)}
-        | {
-            f"{name}, {named[-1][name]['measured']}".replace("|", "\\|"): _judged(found[name])
-            for name in names
-        }
+        | {word: _judged(found[name]) for word, name in zip(words, names, strict=True)}
         for (_, about), found in zip(read, named, strict=True)
     ]
 
 
 def _read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What became of the claims, and the settings."""
-    claims, about = (
-        json.loads((run / name).read_text(encoding="utf-8")) for name in ("claims.json", "run.json")
-    )
-    if claims["data_generated"]:
+    try:
+        claims, about = (
+            json.loads((run / name).read_text(encoding="utf-8")) for name in ("claims.json", "run.json")
+        )
+        generated = claims["data_generated"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(
+            f"{run}: must be an output folder of examples.cifar10, with its claims.json and run.json "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if generated:
         raise SystemExit(f"{run}: made with generated images, which say nothing of the claims")
     return claims, about
 
@@ -113,6 +120,8 @@ def main() -> None:
     sections = {SECTION: rows(_read(arguments.run)[0])}
     if arguments.readings:
         sections[READINGS] = rows_of_readings([arguments.run, *arguments.readings])
+    if not arguments.readme.is_file():
+        raise SystemExit(f"{arguments.readme}: must be a file with {' ... '.join(markers(SECTION))}")
     text = arguments.readme.read_text(encoding="utf-8")
     for section, table in sections.items():
         new = replaced(text, section, markdown(table))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +12,33 @@ import pytest
 import torch
 
 Record = Callable[..., None]
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+MODES = ("eager", "compile", "graph")
+EXPONENTS = range(4, 41)
 
 
 def add(parser: pytest.Parser) -> None:
     group = parser.getgroup("sigscale benchmarks")
-    group.addoption("--device", help="cpu or cuda; by default cuda where there is one")
-    group.addoption("--dtypes", default="float32,bfloat16", help="also float16, float64")
+    group.addoption("--device", type=device, help="cpu, cuda or cuda:N; by default cuda where there is one")
+    group.addoption("--dtypes", type=dtypes, default=dtypes("float32,bfloat16"), help="also float16, float64")
     group.addoption(
-        "--exponents", help="log2 of the numbers of elements, such as 10,14,20; default by device"
+        "--exponents",
+        type=exponents,
+        default=(),
+        help="log2 of the numbers of elements, such as 10,14,20; default by device",
     )
-    group.addoption("--seconds", type=float, default=0.15, help="of interleaved rounds a case")
+    group.addoption("--seconds", type=seconds, default=0.15, help="of interleaved rounds a case")
     group.addoption(
-        "--modes", help="of Table 4: eager,compile,graph; by default no compile on a CPU or in a trial"
+        "--modes",
+        type=modes,
+        help="of Table 4: eager,compile,graph; by default no compile on a CPU or in a trial",
     )
     group.addoption(
-        "--data", type=Path, help="CIFAR-10 for Table 4; by default what is in the cache, or random images"
+        "--data",
+        type=folder,
+        help="CIFAR-10 for Table 4; by default what is in the cache, or random images",
     )
-    group.addoption("--threads", type=int, help="for CPU tensors; by default one for each core")
+    group.addoption("--threads", type=count, help="for CPU tensors; by default one for each core")
 
 
 @dataclass(frozen=True)
@@ -43,15 +55,73 @@ class Settings:
 
 def settings(config: pytest.Config) -> Settings:
     """The options, with what depends on the device filled in."""
-    device = torch.device(config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError("--device cuda: there is no GPU here; leave it out to use the CPU")
-    given, dtypes = config.getoption("--exponents"), config.getoption("--dtypes").split(",")
-    if given and not all(e.isdecimal() for e in given.split(",")):
-        raise pytest.UsageError(f"--exponents {given}: must be whole numbers such as 10,14,20")
-    if unknown := set(dtypes) - {"float16", "bfloat16", "float32", "float64"}:
-        raise pytest.UsageError(f"--dtypes {','.join(unknown)}: choose from float16,bfloat16,float32,float64")
-    exponents = tuple(int(e) for e in given.split(",")) if given else ()
+    default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Settings(
-        device, tuple(getattr(torch, name) for name in dtypes), exponents, config.getoption("--seconds")
+        config.getoption("--device") or default,
+        tuple(getattr(torch, name) for name in config.getoption("--dtypes")),
+        config.getoption("--exponents"),
+        config.getoption("--seconds"),
     )
+
+
+def device(text: str) -> torch.device:
+    there = torch.cuda.device_count()
+    if text == "cpu" or (text in ("cuda", *(f"cuda:{index}" for index in range(there))) and there):
+        return torch.device(text)
+    raise ArgumentTypeError(
+        f"{text!r}: must be cpu, or cuda or cuda:N for one of the {there} GPUs PyTorch sees here; leave it "
+        "out for the best there is"
+    )
+
+
+def dtypes(text: str) -> tuple[str, ...]:
+    return _names(text, DTYPES)
+
+
+def modes(text: str) -> str:
+    return ",".join(_names(text, MODES))
+
+
+def _names(text: str, of: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if any(name not in of for name in names):
+        raise ArgumentTypeError(f"{text!r}: must be one of {', '.join(of)}, or several with commas between")
+    return names
+
+
+def exponents(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) in EXPONENTS for part in parts):
+        raise ArgumentTypeError(
+            f"{text!r}: must be whole numbers from {EXPONENTS[0]} to {EXPONENTS[-1]}, such as 10,14,20"
+        )
+    return tuple(map(int, parts))
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text!r}: must be a positive number of seconds, such as 0.15")
+    return value
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r}: must be a whole number from 1 on, such as 2")
+    return int(text)
+
+
+def folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise ArgumentTypeError(f"{text!r}: is no folder; name one that exists")
+    return Path(text)
+
+
+def file_to_write(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise ArgumentTypeError(f"{text!r}: must be a file in a folder that exists")
+    return path

@@ -45,11 +45,19 @@ def load(path: Path) -> Run:
         if not runs:
             raise SystemExit(f"{path} holds no results of benchmarks: make them with `make evidence`")
         return replace(runs[0], results=[result for run in runs for result in run.results], code={})
-    run = json.loads(path.read_text())
-    results = [r for benchmark in run["benchmarks"] for r in benchmark["extra_info"].get("results", [])]
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        results = [r for benchmark in run["benchmarks"] for r in benchmark["extra_info"].get("results", [])]
+        machine = run["machine_info"]
+        loaded = Run(machine["provenance"], results, machine.get("code", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(
+            f"{path}: must be what `pytest bench --benchmark-only --benchmark-json={path}` writes "
+            f"({type(error).__name__}: {error})"
+        ) from error
     if not results:
         raise SystemExit(f"{path} holds no results: make it with `pytest bench --benchmark-json={path}`")
-    return Run(run["machine_info"]["provenance"], results, run["machine_info"].get("code", {}))
+    return loaded
 
 
 def provenance_line(provenance: dict[str, str]) -> str:
@@ -83,13 +91,13 @@ def write(folder: Path, run: Run) -> None:
 
 def update_readme(readme: Path, run: Run) -> None:
     """Replace what stands between the markers of each section that was measured."""
-    text, missing = readme.read_text(), []
+    text, missing = readme.read_text(encoding="utf-8"), []
     for section, table_of in SECTIONS.items():
         if table := table_of(run.results):
             new = replaced(text, section, f"{markdown(table)}\n\n{provenance_line(run.provenance)}")
             missing += [" ... ".join(markers(section))] * (new is None)
             text = text if new is None else new
-    readme.write_text(text)
+    readme.write_text(text, encoding="utf-8")
     if missing:
         raise SystemExit(f"{readme} has no {', '.join(missing)} to write between; all else is written")
 
@@ -103,6 +111,10 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, help="file with the markers")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where REPORT.md is old")
     arguments = parser.parse_args()
+    if arguments.run is None and (arguments.name or arguments.readme):
+        parser.error("--name and --readme take RUN, the results to be written")
+    if arguments.readme and not arguments.readme.is_file():
+        parser.error(f"--readme {arguments.readme}: must be a file with markers such as {markers('')[0]}")
     if arguments.run is None:
         raise SystemExit(rendering.main(RESULTS, check=arguments.check))
     run = load(arguments.run)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+import options
 from measure import TRIAL_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
-ALL = "eager,compile,graph"
+ALL = ",".join(options.MODES)
 LONGER = 30  # times the seconds of other cases, since steps are long and unsteady
 
 
@@ -28,15 +29,20 @@ def arguments_of_pytest(given: Sequence[str] | None = None) -> list[str]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, help="CIFAR-10; by default what is in the cache, or random images"
+        "--data", type=options.folder, help="CIFAR-10; by default what is in the cache, or random images"
     )
-    parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
-    parser.add_argument("--modes", help=f"some of {ALL}, by default all; on a CPU compile takes minutes")
+    parser.add_argument("--device", type=options.device, help="cpu, cuda or cuda:N; a GPU by default")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="of interleaved rounds, by default 60; a trial below 3"
+        "--modes", type=options.modes, help=f"some of {ALL}, by default all; on a CPU compile takes minutes"
     )
-    parser.add_argument("--out", type=Path, help="JSON to write, for report.py")
-    parser.add_argument("--threads", type=int, help="on a CPU; by default one for each core")
+    parser.add_argument(
+        "--seconds",
+        type=options.seconds,
+        default=60.0,
+        help="of interleaved rounds, by default 60; a trial below 3",
+    )
+    parser.add_argument("--out", type=options.file_to_write, help="JSON to write, for report.py")
+    parser.add_argument("--threads", type=options.count, help="on a CPU; by default one for each core")
     chosen = parser.parse_args(given)
     trial = chosen.seconds < LONGER * TRIAL_SECONDS
     named = {
@@ -47,8 +53,8 @@ def arguments_of_pytest(given: Sequence[str] | None = None) -> list[str]:
         "data": chosen.data and chosen.data.resolve(),
         "benchmark-json": chosen.out and chosen.out.resolve(),
     }
-    options = [f"--{name}={value}" for name, value in named.items() if value is not None]
-    return ["bench/test_table4.py", "--benchmark-only", "-q", *options]
+    given_on = [f"--{name}={value}" for name, value in named.items() if value is not None]
+    return ["bench/test_table4.py", "--benchmark-only", "-q", *given_on]
 
 
 if __name__ == "__main__":

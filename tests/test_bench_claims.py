@@ -111,3 +111,19 @@ def test_a_readme_without_markers_stays_as_it_is(run, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"has no <!-- bench:claims:begin --> \.\.\."):
         claims.main()
     assert readme.read_text() == "no markers"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_folders_of_something_else(run, tmp_path, monkeypatch, content):
+    folder = run("a", [STATEMENT])
+    (folder / "claims.json").unlink()
+    if content is not None:
+        (folder / "claims.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"must be an output folder of examples\.cifar10"):
+        readme_of(tmp_path, monkeypatch, folder)
+
+
+def test_readings_of_other_claims(run, tmp_path, monkeypatch):
+    other = run("other", [{**STATEMENT, "name": "C1a"}])
+    with pytest.raises(SystemExit, match="judge no statement that all have in common"):
+        readme_of(tmp_path, monkeypatch, run("a", [STATEMENT]), "--readings", other)

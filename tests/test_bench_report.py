@@ -126,3 +126,23 @@ def test_commands_name_no_places():
     given = ["bench", "--data", "/somewhere", "-q", "--benchmark-json=/x.json", "--data=/y", "--seconds", "1"]
     assert without_places(given) == ["bench", "-q", "--seconds", "1"]
     assert without_places(["--benchmark-json", "/x.json", "bench"]) == ["bench"]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"x": 1}'])
+def test_files_of_something_else(tmp_path, content):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit, match=r"run.json: must be what `pytest bench"):
+        report.load(path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--name", "x"], ["--readme", "/nowhere.md"], ["x.json", "--readme", "/y"]]
+)
+def test_options_that_say_too_little(monkeypatch, arguments, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 2
+    assert "--readme" in capsys.readouterr().err
