@@ -69,7 +69,7 @@ class Attachment:
     def __init__(self, penalty: WeightPenalty, optimizer: Optimizer) -> None:
         self.penalty = penalty
         self._members = frozenset(map(id, penalty.parameters))
-        self._raised: list[tuple[Group, float]] = []
+        self._raised: list[tuple[int, float, float]] = []  # groups by number, their own weight_decay, ours
         self._held: dict[int, Held] = {}
         self._optimizer = weakref.ref(optimizer)
         self._handles = (
@@ -160,20 +160,22 @@ class Attachment:
                 self._pull(quick, scale, known_plain=True)
                 return quick
         pulls, slow, raised, kind = Pulls(), Pulls(), [], type(optimizer)
-        for group in optimizer.param_groups:
+        for index, group in enumerate(optimizer.param_groups):
             mine, gradients, others = self._penalised(group["params"])
             if not mine:
                 continue
             pulls.add(group, mine, gradients)
             if self._by_weight_decay(kind, group, others):
-                raised.append(group)
+                raised.append(index)
             else:
                 slow.add(group, mine, gradients)
         with torch.no_grad():
             self._pull(slow, scale)
-        for group in raised:
-            self._raised.append((group, group["weight_decay"]))
-            group["weight_decay"] += self.penalty.l2
+        for index in raised:
+            group = optimizer.param_groups[index]
+            own = group["weight_decay"]
+            group["weight_decay"] = own + self.penalty.l2
+            self._raised.append((index, own, group["weight_decay"]))
         return pulls
 
     def _pull(self, pulls: Pulls, scale: Tensor | None, *, known_plain: bool = False) -> None:
@@ -230,9 +232,11 @@ class Attachment:
 
     def _lower(self, *_: object) -> None:
         """Give groups their own weight_decay back, so that what is between steps is the user's alone."""
-        while self._raised:
-            group, own = self._raised.pop()
-            group["weight_decay"] = own
+        optimizer = self._optimizer()
+        while self._raised and optimizer is not None:
+            index, own, raised = self._raised.pop()
+            if optimizer.param_groups[index]["weight_decay"] == raised:  # else another was loaded since
+                optimizer.param_groups[index]["weight_decay"] = own
 
 
 def check_attachable(penalty: WeightPenalty, optimizer: Any) -> None:

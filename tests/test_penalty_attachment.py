@@ -63,6 +63,26 @@ def test_a_copy_of_an_optimizer_has_no_penalty():
     assert attachment.ways == ("weight_decay",)
 
 
+def test_what_is_loaded_after_an_interrupted_step_stays():
+    net = model()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    ss.WeightPenalty(net, 0.3).attach(optimizer)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["weight_decay"] = 0.7
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = optimizer.register_step_pre_hook(interrupt)
+    loss_of(net).backward()
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    hook.remove()
+    optimizer.load_state_dict(state)
+    optimizer.step()
+    assert optimizer.param_groups[0]["weight_decay"] == 0.7
+
+
 def test_an_interrupted_step_leaves_nothing_behind():
     net, stock = model(), model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
