@@ -42,6 +42,30 @@ def command(out, *more):
     return cli.main(["--out", str(out), "--epochs", "2", "--batch", "8", "--device", "cpu", *more])
 
 
+@pytest.mark.usefixtures("loaded", "undrawn")
+@pytest.mark.parametrize("flushed", [False, True])
+def test_subnormal_numbers_are_afterwards_what_they_were(tmp_path, monkeypatch, flushed):
+    seen, train_epoch = [], train.Run.train_epoch
+
+    def watched(run, after_step):
+        seen.append(subnormal())
+        train_epoch(run, after_step)
+
+    def subnormal():
+        return float(torch.full((), 2.0**-140) * torch.ones(()))
+
+    monkeypatch.setattr(train.Run, "train_epoch", watched)
+    torch.set_flush_denormal(flushed)
+    try:
+        before = subnormal()
+        assert (before == 0) == flushed
+        assert command(tmp_path / "out", "--figure", "2") == 0
+        assert subnormal() == before
+    finally:
+        torch.set_flush_denormal(False)
+    assert set(seen) == {0.0}
+
+
 def arrays(folder):
     """All numbers of all runs: {file: {name: values}}"""
     found = {}

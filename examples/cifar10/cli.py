@@ -33,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = options.parse(argv)
     try:
         memory.keep()
-        memory.flush_subnormal_numbers()
-        with processes.together(arguments.device) as all_:
+        with memory.subnormal_numbers_flushed(), processes.together(arguments.device) as all_:
             _experiment(arguments, all_)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
