@@ -108,7 +108,7 @@ def test_launch(
 
 
 def providers(function: str, call: str, device: torch.device) -> dict[str, Call]:
-    """sigscale and what a user would write by hand; on a GPU also compiled, and all must agree."""
+    """sigscale and what a user would write by hand; on a GPU all must agree, the first is compiled too."""
     x = torch.randn(SHAPE[device.type], device=device, requires_grad=call != "no grad")
     written = expressions(sigscale.FUNCTIONS[function])
     g = torch.randn_like(x) if call == "forward+backward" else None
@@ -116,7 +116,7 @@ def providers(function: str, call: str, device: torch.device) -> dict[str, Call]
     if g is not None:
         fused, sketch = getattr(sigscale, function), sigscale.QuantileSketch(device=device)
         chosen[SKETCH] = lambda x: fused(x, ALPHA, grad_sketch=sketch)
-    if device.type == "cuda":
+    if device.type == "cuda" and function == next(iter(sigscale.FUNCTIONS)):  # seconds a call
         torch.compiler.reset()
         chosen["compile"] = torch.compile(written["eager"])
     bound = {name: bind(of_x, x, g) for name, of_x in chosen.items()}

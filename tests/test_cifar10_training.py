@@ -1,5 +1,7 @@
 """Epoch after epoch of several seeds at once: reproducible, resumable, and never asking the device."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,11 +48,16 @@ class TestReproducibility:
         assert same(resumed, trained(pipeline))
 
     @pytest.mark.gpu
-    def test_resumed_run_on_a_gpu(self, tmp_path):
-        """Where the first one went on from a graph, and the second one has to capture it anew."""
+    def test_resumed_run_on_a_gpu(self, tmp_path, monkeypatch):
+        """Where the first one went on from graphs, and the second one has to capture them anew.
+
+        So few records leave steps to replay, so many epochs evaluations.
+        """
+        monkeypatch.setattr(train, "RECORDS", 5)
         folder, device = Folder(tmp_path), torch.device("cuda")
         folder.begin({})
-        runs = [Run(SCALED, (0, 1), SETTINGS, CIFAR.to(device), device) for _ in range(2)]
+        settings = replace(SETTINGS, epochs=7)
+        runs = [Run(SCALED, (0, 1), settings, CIFAR.to(device), device) for _ in range(2)]
         runs[0].train_epoch()
         folder.save(runs[0])
         folder.restore(runs[1])
