@@ -57,6 +57,7 @@ def test_what_is_refused(option, text, rule):
 
 
 def test_pytest_ends_before_anything_is_collected():
+    pytest.importorskip("pytest_benchmark")
     command = [sys.executable, "-m", "pytest", BENCH, "--benchmark-only", "-q", "--seconds", "never"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=BENCH.parent)
     assert ended.returncode == 4
