@@ -30,20 +30,20 @@ FINDINGS = 99  # compute-sanitizer's exit code where it found something
 # Small tensors through every family of kernels.  None captures a graph: tensors get memory of their own
 # (PYTORCH_NO_CUDA_MEMORY_CACHING), so that a read beyond a tensor's end is seen, which a capture cannot have.
 SANITIZED = (
-    "tests/test_layout.py::test_around_a_block",  # pointwise: whole blocks, tails, every dtype
-    "tests/test_layout.py::test_any_view",  # pointwise, of every function, unaligned and strided
-    "tests/test_learned.py::test_counted",  # backward with alpha's gradient and a sketch
-    "tests/test_learned.py::test_only_what_is_asked_for",
-    "tests/test_grad_sketch.py::test_any_layout",  # backward that counts
-    "tests/test_sketch_state.py::test_one_sketch_for_many_tensors_is_the_merged_one",
-    "tests/test_sketch_errors.py::test_shapes_of_results",  # reading a sketch
-    "tests/test_quantile.py::test_selection_from_many",  # exact selection, every digit
-    "tests/test_quantile.py::test_a_list_of_tensors",
-    "tests/test_multi_tensor.py::test_counts",  # many tensors in one launch
-    "tests/test_multi_tensor.py::test_summaries",
-    "tests/test_penalty_kernel.py::test_l2_is_what_pytorch_adds",
-    "tests/test_penalty_kernel.py::test_small_factors",
-    "tests/test_cifar10_convolution.py::test_value_and_gradients",
+    "tests/activations/test_layout.py::test_around_a_block",  # pointwise: whole blocks, tails, every dtype
+    "tests/activations/test_layout.py::test_any_view",  # pointwise, of every function, unaligned and strided
+    "tests/activations/test_learned.py::test_counted",  # backward with alpha's gradient and a sketch
+    "tests/activations/test_learned.py::test_only_what_is_asked_for",
+    "tests/quantiles/test_grad_sketch.py::test_any_layout",  # backward that counts
+    "tests/quantiles/test_sketch_state.py::test_one_sketch_for_many_tensors_is_the_merged_one",
+    "tests/quantiles/test_sketch_errors.py::test_shapes_of_results",  # reading a sketch
+    "tests/quantiles/test_quantile.py::test_selection_from_many",  # exact selection, every digit
+    "tests/quantiles/test_quantile.py::test_a_list_of_tensors",
+    "tests/kernels/test_multi_tensor.py::test_counts",  # many tensors in one launch
+    "tests/kernels/test_multi_tensor.py::test_summaries",
+    "tests/kernels/test_penalty_kernel.py::test_l2_is_what_pytorch_adds",
+    "tests/kernels/test_penalty_kernel.py::test_small_factors",
+    "tests/examples/test_cifar10_convolution.py::test_value_and_gradients",
 )
 SANITIZED_QUICK = SANITIZED[:1]
 QUICK = ("--exponents", "10", "--seconds", "0.01", "--dtypes", "float32")

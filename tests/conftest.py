@@ -44,8 +44,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of CIFAR-10 have no more records than those of `cifar10_disk.py`."""
-    from cifar10_disk import RECORDS
     from examples.cifar10 import layouts
+    from tests.oracles.cifar10_disk import RECORDS
 
     monkeypatch.setattr(layouts, "RECORDS", RECORDS)
 

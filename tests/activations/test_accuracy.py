@@ -1,0 +1,224 @@
+"""Errors of every function, dtype and alpha against correctly rounded results."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+import sigscale as ss
+from sigscale.kernels import launch
+from sigscale.kernels._optional import INTERPRETED
+from tests.oracles import truth
+
+FP32_ULP = {"tanh": 2.5, "sigmoid": 5.0, "arctan": 2.5, "softsign": 2.0}
+KERNEL_ULP = FP32_ULP | {"sigmoid": 3.0}
+SLOPE_ERROR = 3e-6
+SAMPLE = 2**16 if INTERPRETED else 2**20
+
+functions = pytest.mark.parametrize("name", list(truth.VALUES))
+alphas = pytest.mark.parametrize("alpha", truth.ALPHAS)
+narrow = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+
+
+def activation(name, x, alpha, device):
+    return getattr(ss, name)(x.to(device), alpha).cpu()
+
+
+def slopes(name, x, alpha, device, save="input"):
+    """f'(x / alpha) as the backward pass gives it for a gradient of ones."""
+    x = x.to(device)
+    saved = x if save == "input" else launch.forward(ss.FUNCTIONS[name], x, alpha)
+    ones = torch.ones_like(saved)
+    return launch.backward(ss.FUNCTIONS[name], ones, saved, alpha, from_output=save == "output").cpu()
+
+
+def test_every_function_has_a_truth():
+    assert set(truth.VALUES) == set(truth.SLOPES) == set(ss.FUNCTIONS)
+
+
+@functions
+def test_the_truth_is_true(name):
+    """fp64 NumPy against 200 digits: its error is far below an ulp of fp32."""
+    exact = {
+        "tanh": mpmath.tanh,
+        "sigmoid": lambda u: 1 / (1 + mpmath.exp(-u)),
+        "arctan": mpmath.atan,
+        "softsign": lambda u: u / (1 + abs(u)),
+    }[name]
+    u = np.concatenate([s * np.geomspace(1e-30, 80.0, 60) for s in (1, -1)])
+    with mpmath.workdps(200):
+        want = np.array([float(exact(mpmath.mpf(v))) for v in u])
+        slope = np.array([float(mpmath.diff(exact, mpmath.mpf(v))) for v in u])
+    np.testing.assert_allclose(truth.value(name, u, 1.0), want, rtol=1e-14)
+    np.testing.assert_allclose(truth.slope(name, u, 1.0), slope, rtol=1e-13)
+
+
+@functions
+@narrow
+def test_every_16_bit_input(name, dtype, device):
+    x = truth.every_16_bit(dtype)
+    misrounded = 0
+    for alpha in truth.ALPHAS:
+        error = truth.ulps(activation(name, x, alpha, device), truth.value(name, x.double().numpy(), alpha))
+        assert error.max() <= 0.51, f"alpha = {alpha}: {error.max():.4f} ulp at {x[int(error.argmax())]}"
+        misrounded += int((error > 0.5 + 1e-9).sum())
+    assert misrounded <= 1e-4 * len(truth.ALPHAS) * x.numel()
+
+
+@functions
+@alphas
+@narrow
+def test_every_16_bit_derivative(name, dtype, alpha, device):
+    x = truth.every_16_bit(dtype)
+    exact = truth.slope(name, x.double().numpy(), alpha)
+    got = slopes(name, x, alpha, device)
+    assert not (got < 0).any()
+    error = truth.ulps(got, exact)
+    smallest = torch.finfo(torch.float32).smallest_normal  # below, the hardware flushes to zero
+    error[torch.from_numpy(exact < 1.01 * smallest) & (got <= smallest)] = 0.0
+    assert error.max() <= 0.51, f"{error.max():.4f} ulp at {x[int(error.argmax())]}"
+
+
+@functions
+@alphas
+def test_fp32(name, alpha, device):
+    x = truth.stratified_fp32(SAMPLE)
+    error = truth.ulps(activation(name, x, alpha, device), truth.value(name, x.double().numpy(), alpha))
+    bound = (KERNEL_ULP if launch.takes_kernel(x.to(device)) else FP32_ULP)[name]
+    assert error.max() <= bound, f"{error.max():.3f} ulp at {x[int(error.argmax())]:.9g}"
+
+
+@functions
+@alphas
+def test_fp32_derivative(name, alpha, device):
+    x = truth.stratified_fp32(SAMPLE)
+    exact = truth.slope(name, x.double().numpy(), alpha)
+    got = slopes(name, x, alpha, device).double().numpy()
+    assert np.array_equal(np.isnan(got), np.isnan(exact))
+    normal = exact >= 2.0**-126
+    error = np.abs(got[normal] / exact[normal] - 1.0)
+    assert error.max() <= SLOPE_ERROR, f"{error.max():.3g} at {x[normal][int(error.argmax())]:.9g}"
+    assert np.nanmax(np.abs(got - exact)[~normal]) <= 2.0**-125
+
+
+@functions
+@alphas
+def test_fp32_derivative_from_output(name, alpha, device):
+    """As good as the rounding of the output allows: 4 ulp of alpha in y, through d slope / d y."""
+    x = truth.stratified_fp32(SAMPLE)
+    x = x[x.isfinite()]
+    exact = truth.slope(name, x.double().numpy(), alpha)
+    got = slopes(name, x, alpha, device, save="output").double().numpy()
+    assert np.min(got) >= 0
+    assert np.max(np.abs(got - exact)) <= 8 * 2.0**-23
+
+
+@functions
+@alphas
+def test_fp64(name, alpha, device):
+    x = torch.from_numpy(np.concatenate([s * np.geomspace(1e-300, 1e300, 20_000) for s in (1, -1)]))
+    exact = truth.value(name, x.numpy(), alpha)
+    error = truth.ulps(activation(name, x, alpha, device), exact)
+    # Two roundings by alpha; where f decays like e^u, the first is magnified by |u|.
+    assert torch.all((error <= 4 + (x / alpha).abs()) | (torch.from_numpy(exact).abs() < 2.0**-1000))
+    for save in ("input", "output"):
+        got = slopes(name, x, alpha, device, save).numpy()
+        np.testing.assert_allclose(got, truth.slope(name, x.numpy(), alpha), rtol=1e-12, atol=1e-15)
+
+
+@functions
+@pytest.mark.parametrize("dtype", list(truth.FORMATS), ids=lambda d: str(d).removeprefix("torch."))
+def test_limits_and_zeros(name, dtype, device):
+    function = ss.FUNCTIONS[name]
+    x = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, torch.nan], dtype=dtype)
+    y = activation(name, x, 1.7, device)
+    limits = np.array([function.upper, function.lower, function.value_at_zero])
+    assert truth.ulps(y[:3], 1.7 * limits).max() <= 1
+    assert y[4].isnan()
+    if function.symmetry == "odd":
+        assert torch.signbit(y[2:4]).tolist() == [False, True]
+    slope = slopes(name, x, 1.7, device)
+    assert slope[:4].tolist() == [0.0, 0.0, function.slope_at_zero, function.slope_at_zero]
+
+
+@functions
+@pytest.mark.parametrize("alpha", [2.0**-36, 1e-9, 1e9, 2.0**36])
+def test_extreme_alpha(name, alpha, device):
+    x = torch.tensor([0.0, 1e-15, 1.0, -3.0, 1e10, -1e30, 3e38, torch.inf])
+    y = activation(name, x, alpha, device)
+    assert truth.ulps(y, truth.value(name, x.double().numpy(), alpha)).max() <= FP32_ULP[name]
+
+
+def test_default_keeps_16_bit_gradients_alive(device):
+    """bf16 rounds tanh to 1 from |u| = 3.5 on; from the saved input the slope survives to |u| = 40."""
+    x = torch.tensor([4.0, 8.0, 40.0, -80.0], dtype=torch.bfloat16, device=device, requires_grad=True)
+    ss.tanh(x, 2.0).sum().backward()
+    exact = truth.slope("tanh", x.detach().cpu().double().numpy(), 2.0)
+    assert truth.ulps(x.grad.cpu(), exact).max() <= 0.51
+    x.grad = None
+    ss.tanh(x, 2.0, save="output").sum().backward()
+    assert x.grad[1:].eq(0).all()
+
+
+def test_where_16_bit_gradients_vanish(device):
+    """The limits of |x / alpha| in the README: 3.5 from the output, beyond 8 by PyTorch's own formula."""
+    x = torch.tensor([6.75, 7.0], dtype=torch.bfloat16, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(ss.tanh(x, 2.0, save="output").sum(), x)
+    assert dx.ne(0).tolist() == [True, False]
+    x = torch.tensor([16.0, 40.0], dtype=torch.bfloat16, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(ss.tanh(x, 2.0).sum(), x, create_graph=True)
+    assert dx.ne(0).tolist() == [True, False]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="perturbs the interpreter's arithmetic")
+@functions
+@alphas
+def test_fp32_survives_the_hardware(name, alpha, monkeypatch):
+    """The special-function unit errs by up to 2^-22 (exp2), 2^-23 (reciprocal) and flushes subnormals."""
+    from sigscale.kernels import elementary, functions
+
+    def erring(function, bound):
+        def perturbed(*arguments):
+            result = function(*arguments)
+            data = result.handle.data
+            signs = np.where(data.view(np.uint32) * np.uint32(2654435761) >> 31, bound, -bound)
+            data[...] = data * (1.0 + signs)
+            data[np.abs(data) < 2.0**-126] = 0.0
+            return result
+
+        return perturbed
+
+    reciprocal = erring(elementary.quotient, 2.0**-23)
+    exp2 = erring(elementary.exp2, 2.0**-22)
+    for module in (elementary, functions):
+        monkeypatch.setattr(module, "exp2", exp2)
+        monkeypatch.setattr(module, "quotient", lambda x, y: x * reciprocal(1.0, y))
+    test_fp32(name, alpha, "cpu")
+    test_fp32_derivative(name, alpha, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "chunk", "stride"),
+    [("cpu", 2**10, 2**26), pytest.param("cuda", 2**27, 2**27, marks=pytest.mark.gpu)],
+)
+@functions
+@alphas
+def test_every_fp32_input(name, alpha, device, chunk, stride):
+    """All 2^32 bit patterns, forward and derivative; without a GPU, stretches of them."""
+    function = ss.FUNCTIONS[name]
+    value, slope = (0.0, 0.0), (0.0, 0.0)  # the largest error, and where
+    for first in range(-(2**31), 2**31, stride):
+        x = torch.arange(first, first + chunk, dtype=torch.int32, device=device).view(torch.float32)
+        u = x.double() / alpha
+        error = truth.ulps(getattr(ss, name)(x, alpha), alpha * truth.VALUES[name](u, torch))
+        value = max(value, (error.max().item(), x[error.argmax()].item()))
+        exact = truth.SLOPES[name](u, torch)
+        got = launch.backward(function, torch.ones_like(x), x, alpha, from_output=False).double()
+        error = torch.where(exact >= 2.0**-126, (got / exact - 1.0).abs(), 0.0)
+        slope = max(slope, (error.max().item(), x[error.argmax()].item()))
+    print(f"{name}, alpha = {alpha}: {value[0]:.3f} ulp at {value[1]:.9g}")
+    print(f"{name}, alpha = {alpha}: slope off by {slope[0]:.3g} at {slope[1]:.9g}")
+    assert value[0] <= (KERNEL_ULP if launch.takes_kernel(x) else FP32_ULP)[name]
+    assert slope[0] <= SLOPE_ERROR

@@ -1,0 +1,348 @@
+"""`python -m examples.cifar10` from its options to its files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sigscale as ss
+from examples.cifar10 import cli, data, download, figures, heatmaps, options, train
+from examples.cifar10.beyond import ALSO
+from examples.cifar10.data import GENERATED, Cifar10
+from examples.cifar10.folder import Folder
+from examples.cifar10.pipelines import FIGURES
+from examples.cifar10.train import NUMBERS, Settings
+from tests.oracles.cifar10 import PIPELINES, split
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """70 + 30 images in place of whatever would be loaded; change `cifar` to change the data."""
+    loaded = {"cifar": Cifar10(split(70), split(30), "a test", "0")}
+    monkeypatch.setattr(data, "load", lambda directory, allow_generated: loaded["cifar"])
+    return loaded
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures, which take seconds, are not drawn."""
+    for module in (figures, heatmaps):
+        monkeypatch.setattr(
+            module, "draw", lambda what, of, stem, **texts: [stem.with_suffix(s) for s in (".png", ".svg")]
+        )
+
+
+def command(out, *more):
+    return cli.main(["--out", str(out), "--epochs", "2", "--batch", "8", "--device", "cpu", *more])
+
+
+@pytest.mark.usefixtures("loaded", "undrawn")
+@pytest.mark.parametrize("flushed", [False, True])
+def test_subnormal_numbers_are_afterwards_what_they_were(tmp_path, monkeypatch, flushed):
+    seen, train_epoch = [], train.Run.train_epoch
+
+    def watched(run, after_step):
+        seen.append(subnormal())
+        train_epoch(run, after_step)
+
+    def subnormal():
+        return float(torch.full((), 2.0**-140) * torch.ones(()))
+
+    monkeypatch.setattr(train.Run, "train_epoch", watched)
+    torch.set_flush_denormal(flushed)
+    try:
+        before = subnormal()
+        assert (before == 0) == flushed
+        assert command(tmp_path / "out", "--figure", "2") == 0
+        assert subnormal() == before
+    finally:
+        torch.set_flush_denormal(False)
+    assert set(seen) == {0.0}
+
+
+def arrays(folder):
+    """All numbers of all runs: {file: {name: values}}"""
+    found = {}
+    for path in sorted((folder / "runs").glob("*.npz")):
+        with np.load(path) as archive:
+            found[path.name] = {name: archive[name].tolist() for name in archive.files}
+    return found
+
+
+@pytest.mark.usefixtures("loaded")
+class TestRun:
+    def test_files_and_table(self, tmp_path, capsys):
+        assert command(tmp_path, "--seeds", "2") == 0
+        printed = capsys.readouterr().out
+        assert "tanh, alpha = 2, r = 0.01" in printed.splitlines()[-5]
+        names = [pipeline.name for pipeline in FIGURES["3"].pipelines]
+        stems = sorted(f"{name}-seed{seed:02d}" for name in names for seed in (0, 1))
+        assert [path.stem for path in sorted((tmp_path / "runs").glob("*.json"))] == stems
+        about = json.loads((tmp_path / "runs" / f"{stems[0]}.json").read_text())
+        assert (about["lr"], about["device"], about["trained_with_seeds"]) == (0.001, "cpu", [0, 1])
+        assert set(about["versions"]) == {"python", "torch", "sigscale", "numpy"}
+        curves = arrays(tmp_path)[f"{stems[0]}.npz"]
+        assert tuple(curves) == NUMBERS
+        assert all(len(curve) == 2 for curve in curves.values())
+        for picture in ("figure3", "figure3-layers"):
+            assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+            assert "<svg" in (tmp_path / f"{picture}.svg").read_text()
+        assert "figure3.png" in (tmp_path / "report.md").read_text()
+        history = ss.GradientHistory.load(tmp_path / "gradients" / "combined-relu-r-seeds0-1.npz")
+        assert history.step_count == len(history) == 2 * 8
+        assert not list((tmp_path / "checkpoints").iterdir())
+        assert not list(tmp_path.rglob("*.part"))
+
+    def test_figures_that_share_pipelines(self, tmp_path):
+        assert command(tmp_path, "--figure", "4,3") == 0
+        assert len(arrays(tmp_path)) == 6
+        assert {path.stem for path in tmp_path.glob("*.png")} >= {"figure3", "figure4"}
+
+    def test_interrupted_and_resumed(self, tmp_path, capsys, monkeypatch):
+        assert command(tmp_path / "whole", "--seeds", "2") == 0
+        save, saves = Folder.save, []
+
+        def save_and_interrupt(folder, run):
+            save(folder, run)
+            saves.append(run)
+            if len(saves) == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Folder, "save", save_and_interrupt)
+        assert command(tmp_path / "parts", "--seeds", "2") == 130
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith("interrupted; to go on: python -m examples.cifar10 --out ")
+        assert message.endswith(" --resume")
+        assert command(tmp_path / "parts", "--seeds", "2") == 2
+        assert "Continue, extend or report them with --resume" in capsys.readouterr().err
+        assert command(tmp_path / "parts", "--seeds", "2", "--resume") == 0
+        assert len(saves) == 2 * 4
+        assert arrays(tmp_path / "parts") == arrays(tmp_path / "whole")
+        for file in ("figure3.png", "figure3-layers.png"):
+            assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_seeds_are_added(self, tmp_path):
+        """In the same folder and from others, whose runs are copied."""
+        assert command(tmp_path / "one", "--figure", "2", "--seeds", "1") == 0
+        assert command(tmp_path / "one", "--figure", "2", "--seeds", "1-1", "--resume") == 0
+        assert command(tmp_path / "two", "--figure", "2", "--seeds", "2-2") == 0
+        first, second = arrays(tmp_path / "one"), arrays(tmp_path / "two")
+        assert command(tmp_path / "all", "--figure", "2", "--seeds", "3", "--merge", *folders(tmp_path)) == 0
+        assert arrays(tmp_path / "all") == first | second
+        assert len(first) == 4
+        assert len(list((tmp_path / "all" / "gradients").iterdir())) == 6
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_merging_what_does_not_belong_together(self, tmp_path, capsys):
+        assert command(tmp_path / "one", "--figure", "2") == 0
+        assert command(tmp_path / "two", "--figure", "2", "--lr", "0.1") == 0
+        assert command(tmp_path / "all", "--figure", "2", "--merge", *folders(tmp_path)) == 2
+        assert "lr 0.001 there, 0.1 now" in (error := capsys.readouterr().err) or "lr 0.1 there" in error
+        assert not arrays(tmp_path / "all")
+        assert command(tmp_path / "none", "--merge", str(tmp_path / "nothing")) == 2
+        assert "nothing: holds no runs" in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
+        file = next((tmp_path / "one" / "runs").glob("*.npz"))
+        assert command(tmp_path / "copy", "--figure", "2") == 0
+        (tmp_path / "copy" / "runs" / file.name).write_bytes(b"something else")
+        assert command(tmp_path / "one", "--figure", "2", "--resume", "--merge", str(tmp_path / "copy")) == 2
+        assert "are different results of one run" in capsys.readouterr().err
+
+    def test_sources_that_contradict_each_other(self, tmp_path, capsys, undrawn):
+        for name in ("one", "two"):
+            assert command(tmp_path / name, "--figure", "2") == 0
+        file = next((tmp_path / "two" / "runs").glob("*.npz"))
+        file.write_bytes(b"something else")
+        assert command(tmp_path / "all", "--figure", "2", "--merge", *folders(tmp_path)) == 2
+        assert "are different results of one run" in capsys.readouterr().err
+        assert not (tmp_path / "all").exists()
+
+    def test_one_command_at_a_time(self, tmp_path, capsys, undrawn):
+        assert command(tmp_path, "--figure", "2") == 0
+        with Folder(tmp_path).alone():
+            assert command(tmp_path, "--figure", "2", "--resume") == 2
+        assert "another command is at work here" in capsys.readouterr().err
+        assert command(tmp_path, "--figure", "2", "--resume") == 0
+
+    def test_only_whole_records_are_drawn(self, tmp_path, undrawn):
+        """Not those of groups that were begun, and whose seeds were then trained in another group."""
+        assert command(tmp_path, "--figure", "2", "--seeds", "2") == 0
+        folder, gradients = Folder(tmp_path), tmp_path / "gradients"
+        (gradients / "deep-tanh-seeds0-0.npz").write_bytes(
+            (gradients / "deep-tanh-seeds0-1.npz").read_bytes()
+        )
+        (gradients / "deep-tanh-seeds0-1 (copy).npz").write_bytes(b"")
+        assert len(folder.histories("deep-tanh", folder.outcomes(["deep-tanh"]))) == 1
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_folder_of_another_run_is_left_alone(self, tmp_path, capsys, loaded):
+        assert command(tmp_path) == 0
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+        assert command(tmp_path) == 2
+        assert "holds runs of these settings" in capsys.readouterr().err
+        for more in (["--lr", "0.5"], ["--lr", "0.5", "--resume"]):
+            assert command(tmp_path, *more) == 2
+            assert "holds another run (lr 0.001 there, 0.5 now)" in capsys.readouterr().err
+        loaded["cifar"] = Cifar10(split(70), split(30), "a test", "1")
+        assert command(tmp_path, "--resume") == 2
+        assert "data_sha256 '0' there, '1' now" in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+
+    def test_generated_images_are_called_so(self, tmp_path, capsys, loaded):
+        loaded["cifar"] = Cifar10(split(70), split(30), GENERATED, "2")
+        assert command(tmp_path) == 0
+        assert "GENERATED IMAGES, NOT CIFAR-10" in capsys.readouterr().out
+        for file in ("figure3.svg", "figure3-layers.svg", "report.md"):
+            assert "GENERATED IMAGES" in (tmp_path / file).read_text()
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_damaged_result(self, tmp_path, capsys):
+        assert command(tmp_path, "--figure", "2") == 0
+        file = tmp_path / "runs" / "deep-tanh-seed00.npz"
+        whole = file.read_bytes()
+        for content in (b"PK", b"", whole[:-50], whole[:200]):
+            file.write_bytes(content)
+            assert command(tmp_path, "--figure", "2", "--resume") == 2
+            assert "deep-tanh-seed00.npz: missing or damaged" in capsys.readouterr().err
+        file.write_bytes(whole)
+        gradients = tmp_path / "gradients" / "deep-tanh-seeds0-0.npz"
+        gradients.write_bytes(gradients.read_bytes()[:-50])
+        assert command(tmp_path, "--figure", "2", "--resume") == 2
+        assert "deep-tanh-seeds0-0.npz: damaged" in capsys.readouterr().err
+        (tmp_path / "runs" / "deep-tanh-seed00 (copy).json").write_text("{}")
+        gradients.unlink()
+        assert command(tmp_path, "--figure", "2", "--resume") == 0
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nMore words."),
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+            MemoryError(),
+        ],
+        ids=["GPU", "CPU", "Python"],
+    )
+    def test_out_of_memory(self, tmp_path, capsys, monkeypatch, error):
+        def full(self, after_step):
+            raise error
+
+        monkeypatch.setattr(train.Run, "train_epoch", full)
+        assert command(tmp_path, "--seeds", "6") == 2
+        first, last = capsys.readouterr().err.splitlines()[-2:]
+        assert first == f"error: out of memory on cpu ({str(error).splitlines()[0] if str(error) else ''})"
+        assert last == "Lower --together, say to 3, or --batch, and go on with --resume."
+
+    def test_disk_full(self, tmp_path, capsys, monkeypatch):
+        def full(path, data):
+            with open("/dev/full", "wb") as file:
+                file.write(data)
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        assert command(tmp_path) == 2
+        first, last = capsys.readouterr().err.splitlines()[-2:]
+        checkpoint = tmp_path / "checkpoints" / "combined-tanh-seeds0-0.pt"
+        assert first == f"error: [Errno 28] No space left on device: '{checkpoint}'"
+        assert last == "Make room on that disk and go on with --resume; no file is half written."
+        assert not list(tmp_path.rglob("*.part"))
+
+
+def folders(path):
+    return [str(path / "one"), str(path / "two")]
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--seeds", "0"], "argument --seeds: '0': must be how many, such as 25, or spans"),
+            (["--figure", "5"], "argument --figure: '5': the paper's figures are 1, 2, 3, 4; name one"),
+            (["--epochs", "-3"], "argument --epochs: '-3': must be a whole number from 1 on"),
+            (["--epochs", "0"], "argument --epochs: '0': must be a whole number from 1 on"),
+            (["--batch", "2.5"], "argument --batch: '2.5': must be a whole number from 1 on"),
+            (["--lr", "nan"], "argument --lr: 'nan': must be a positive number"),
+            (["--lr", "fast"], "argument --lr: 'fast': must be a positive number"),
+            (["--device", "tpu"], "argument --device: 'tpu': must be cpu, or cuda or cuda:N for one of the"),
+            (["--device", "cuda:99"], "argument --device: 'cuda:99': must be cpu"),
+            (["--pixels", "bits"], "argument --pixels: invalid choice: 'bits'"),
+        ],
+    )
+    def test_options(self, capsys, arguments, message):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(arguments)
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.usefixtures("loaded")
+    def test_batch_larger_than_the_data(self, tmp_path, capsys):
+        assert command(tmp_path / "out", "--batch", "71") == 2
+        assert "--batch 71: a batch cannot have more than the 70 training images" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_out_is_checked_before_the_data_is_loaded(self, tmp_path, capsys):
+        (tmp_path / "file").touch()
+        assert command(tmp_path / "file" / "out", "--data", "/nowhere") == 2
+        assert "file is not a folder. Name another" in capsys.readouterr().err
+        (tmp_path / "runs").mkdir()
+        assert command(tmp_path, "--data", "/nowhere") == 2
+        assert "runs is there, but not the run.json" in capsys.readouterr().err
+        (tmp_path / "run.json").write_text("{")
+        assert command(tmp_path, "--data", "/nowhere") == 2
+        assert "run.json: not readable as JSON" in capsys.readouterr().err
+
+    def test_wrong_data_folder_is_never_replaced(self, tmp_path, capsys):
+        assert command(tmp_path / "out", "--quick", "--data", str(tmp_path)) == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no CIFAR-10 there.")
+
+    def test_without_data_and_network(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(download, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+        assert command(tmp_path / "out") == 2
+        assert "download failed" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def parsed(*arguments):
+    return options.parse(arguments)
+
+
+def test_quick_changes_defaults_only():
+    assert options.settings(parsed()) == Settings()
+    assert options.settings(parsed("--quick")) == options.QUICK
+    assert options.settings(parsed("--quick", "--lr", "0.1", "--bias")).lr == 0.1
+    assert options.settings(parsed("--no-bias")).bias is False
+    assert train.PIXELS[0] == Settings.pixels
+    quick = parsed("--quick")
+    assert (options.figures(quick), quick.seeds) == ([FIGURES["1"]], (0, 1, 2, 3))
+    given = parsed("--quick", "--figure", "2", "--seeds", "7-8")
+    assert (options.figures(given), given.seeds) == ([FIGURES["2"]], (7, 8))
+    assert parsed().seeds == (0,)
+
+
+def test_figures_asked_for():
+    assert options.figures(parsed()) == [FIGURES["3"]]
+    assert options.figures(parsed("--figure", "2,1")) == [FIGURES["1"], FIGURES["2"]]
+    assert options.figures(parsed("--figure", "all", "--also")) == [*FIGURES.values(), *ALSO.values()]
+
+
+def test_pipelines_have_names_of_their_own():
+    figures = [*FIGURES.values(), *ALSO.values()]
+    assert len({figure.name for figure in figures}) == len(figures)
+    for figure in figures:
+        labels = [pipeline.label for pipeline in figure.pipelines]
+        assert len(set(labels)) == len(labels)
+    assert len(PIPELINES) == 10
+
+
+def test_module_has_help():
+    found = subprocess.run(
+        [sys.executable, "-m", "examples.cifar10", "--help"], capture_output=True, text=True
+    )
+    assert found.returncode == 0
+    assert "a few minutes" in " ".join(found.stdout.split())

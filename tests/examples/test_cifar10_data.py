@@ -1,0 +1,156 @@
+"""CIFAR-10 on disk: both layouts, folders and archives, and every kind of damage."""
+
+import functools
+import hashlib
+import io
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from examples.cifar10 import data, layouts
+from examples.cifar10.errors import DataError
+from tests.oracles.cifar10_disk import FILES, RECORDS, batch, pack, write, write_binary
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes what Python 2 wrote: byte strings where Python 3 has str or bytes, numpy under its old name."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_text(self, value):
+        raw = value.encode() if isinstance(value, str) else value
+        self.write(pickle.BINSTRING + struct.pack("<i", len(raw)) + raw)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_text
+
+
+def python2_pickle(value):
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(value)
+    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def as_python(records, dump=python2_pickle):
+    return dump({"labels": records[:, 0].tolist(), "data": records[:, 1:].copy()})
+
+
+@pytest.mark.usefixtures("small")
+class TestLayouts:
+    def check(self, cifar):
+        assert cifar.train.images.shape == (5 * RECORDS, 3, 32, 32)
+        assert cifar.train.images.is_contiguous(memory_format=torch.channels_last)
+        assert cifar.test.labels.tolist() == batch(5)[:, 0].tolist()
+        assert torch.equal(cifar.test.images, torch.from_numpy(batch(5)[:, 1:].reshape(-1, 3, 32, 32)))
+        assert torch.equal(cifar.train.labels[RECORDS : 2 * RECORDS], torch.from_numpy(batch(1)[:, 0]).long())
+        whole = b"".join(batch(index).tobytes() for index in range(6))
+        assert cifar.sha256 == hashlib.sha256(whole).hexdigest()
+        assert not cifar.generated
+
+    def test_binary_folder_named_or_holding(self, tmp_path):
+        folder = write_binary(tmp_path)
+        self.check(data.load(folder))
+        self.check(data.load(tmp_path))
+
+    @pytest.mark.parametrize(
+        "dump", [python2_pickle, functools.partial(pickle.dumps, protocol=2), pickle.dumps]
+    )
+    def test_python_folder(self, tmp_path, dump):
+        write(layouts.PYTHON, tmp_path, functools.partial(as_python, dump=dump))
+        self.check(data.load(tmp_path))
+
+    @pytest.mark.parametrize("layout", layouts.LAYOUTS, ids=lambda layout: layout.archive)
+    def test_archive_is_read_in_place(self, tmp_path, layout):
+        write(layout, tmp_path / "made", np.ndarray.tobytes if layout is layouts.BINARY else as_python)
+        archive = pack(layout, tmp_path / "made")
+        place = tmp_path / "place"
+        place.mkdir()
+        archive = archive.rename(place / layout.archive)
+        self.check(data.load(place))
+        self.check(data.load(archive))
+        assert list(place.iterdir()) == [archive]
+
+    def test_usual_places(self, nowhere):
+        write_binary(nowhere / "data")
+        self.check(data.load(None))
+        write_binary(data.cache_folder())
+        assert data.load(None).source == str(data.cache_folder() / "cifar-10-batches-bin")
+
+
+def damage(folder, change):
+    change(write_binary(folder) / "data_batch_3.bin")
+
+
+@pytest.mark.usefixtures("small")
+class TestDamage:
+    def test_truncated(self, tmp_path):
+        damage(tmp_path, lambda file: file.write_bytes(file.read_bytes()[:-1]))
+        with pytest.raises(
+            DataError, match=r"data_batch_3\.bin: 122,919 bytes; .* 40 records x 3,073 bytes = 122,920"
+        ):
+            data.load(tmp_path)
+
+    def test_label_out_of_range(self, tmp_path):
+        records = batch(2)
+        records[7, 0] = 10
+        damage(tmp_path, lambda file: file.write_bytes(records.tobytes()))
+        with pytest.raises(
+            DataError, match=r"data_batch_3\.bin: record 7 has label 10; .* 0 to 9\. Replace it"
+        ):
+            data.load(tmp_path)
+
+    def test_missing(self, tmp_path):
+        damage(tmp_path, lambda file: file.unlink())
+        with pytest.raises(DataError, match=r"data_batch_3\.bin missing.*the 6 files data_batch_1\.bin"):
+            data.load(tmp_path)
+
+    def test_nothing_there(self, tmp_path):
+        with pytest.raises(DataError, match=r"no CIFAR-10 there.*cifar-10-batches-bin.*Correct --data"):
+            data.load(tmp_path, allow_generated=True)
+
+    def test_truncated_archive(self, tmp_path):
+        write_binary(tmp_path)
+        archive = pack(layouts.BINARY, tmp_path)
+        archive.write_bytes(archive.read_bytes()[:50_000])
+        with pytest.raises(DataError, match=r"binary\.tar\.gz: not a whole .tar.gz archive .*50,000 bytes"):
+            data.load(archive)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (as_python(batch(2))[:-500], "unreadable .*a pickled dict of data, uint8"),
+            (pickle.dumps([1, 2]), "data and labels not found"),
+            (pickle.dumps({"data": batch(2)[:, 1:]}), "data and labels not found"),
+            (
+                as_python(batch(2)[:-1]),
+                r"data is uint8 \(39, 3072\), labels are int64 \(39,\); .*uint8 \(40, 3,072\)",
+            ),
+            (pickle.dumps(print), "it asks for builtins.print, which no CIFAR-10 batch needs"),
+            (as_python(batch(2).astype(np.int64) + 1), "data is int64"),
+        ],
+    )
+    def test_python_layout(self, tmp_path, content, message):
+        (write(layouts.PYTHON, tmp_path, as_python) / "data_batch_3").write_bytes(content)
+        with pytest.raises(DataError, match="data_batch_3: .*" + message):
+            data.load(tmp_path)
+
+
+def test_official_size_is_asked_for(tmp_path):
+    (tmp_path / "cifar-10-batches-bin").mkdir()
+    for name in FILES:
+        (tmp_path / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(b"<html>")
+    with pytest.raises(
+        DataError, match=r"6 bytes; a batch is 10,000 records x 3,073 bytes = 30,730,000 bytes"
+    ):
+        data.load(tmp_path)
+
+
+def test_generated_images_only_when_allowed(nowhere):
+    cifar = data.load(None, allow_generated=True)
+    assert cifar.generated
+    assert len(cifar.train.labels) == 16_000
+    assert set(cifar.test.labels.tolist()) == set(range(10))
+    assert cifar.sha256 == data.load(None, allow_generated=True).sha256

@@ -1,0 +1,135 @@
+"""What a GPU would execute, executed without one: the compiled kernels against their plain-PyTorch twins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+import sigscale as ss
+from sigscale.kernels import (
+    launch,
+    launch_learned,
+    reference,
+    reference_counts,
+    reference_learned,
+    summary,
+    tables,
+)
+from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels.bins import bin_count
+from tests.oracles import emulated
+from tests.oracles.adversarial import CASES, DTYPES
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+CHOSEN = ("nans", "heavy tails", "subnormals", "half zeros", "edges", "one element", "constant")
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    return emulated.use(monkeypatch)
+
+
+def expected_counts(x, m):
+    counts = torch.zeros(bin_count(m), dtype=torch.int64)
+    reference_counts.count(counts, x, m)
+    return counts
+
+
+@pytest.mark.parametrize("m", [2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sketch(dtype, m, ran):
+    cases = [*CHOSEN, "beyond fp32", "rounding up"] if dtype is torch.float64 else CHOSEN
+    for x in (CASES[case](dtype) for case in cases):
+        x = torch.cat([x, x.flip(0)]).repeat(3)
+        assert torch.equal(ss.QuantileSketch(m).update(x).counts, expected_counts(x, m))
+    assert set(ran) == {"sketch_kernel"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("from_output", [False, True])
+@pytest.mark.parametrize("name", ss.FUNCTIONS)
+def test_backward(name, from_output, dtype, ran):
+    """Where NumPy's exponential and reciprocal stand for the hardware's."""
+    function = ss.FUNCTIONS[name]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5001, generator=generator, dtype=torch.float64).mul(3).to(dtype)
+    g = torch.randn(5001, generator=generator, dtype=torch.float64).to(dtype)
+    g[::7], g[5], g[8] = 0, torch.nan, -torch.inf
+    saved = reference.forward(function, x, 1.7) if from_output else x
+    counts = torch.zeros(bin_count(3), dtype=torch.int64)
+    dx = launch.backward(function, g, saved, 1.7, from_output=from_output, counts=counts)
+    assert torch.equal(counts, expected_counts(dx, 3))
+    plain = launch.backward(function, g, saved, 1.7, from_output=from_output)
+    torch.testing.assert_close(dx, plain, rtol=0, atol=0, equal_nan=True)
+    twin = reference.backward(function, g, saved, 1.7, from_output=from_output)
+    torch.testing.assert_close(dx, twin, equal_nan=True)
+    assert ran == ["backward_sketch_kernel", "backward_kernel"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:-1])
+@pytest.mark.parametrize("name", ss.FUNCTIONS)
+def test_forward(name, dtype, ran):
+    """fp64 is left out: its functions are a library's, whose threads go separate ways."""
+    x = torch.randn(5001, generator=torch.Generator().manual_seed(0)).mul(3).to(dtype)
+    torch.testing.assert_close(getattr(ss, name)(x, 1.7), reference.forward(ss.FUNCTIONS[name], x, 1.7))
+    assert ran == ["forward_kernel"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:-1])
+@pytest.mark.parametrize("shape", [(5001,), (3, 24, 50), (40, 7, 9)], ids=str)
+def test_learned_alpha(shape, dtype, ran):
+    """One alpha; rows that tiles fill and groups of channels; rows that they do not fill, and no groups."""
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(shape, generator=generator).mul(2).to(dtype) for _ in range(2))
+    alpha = torch.rand(shape[1] if len(shape) > 1 else 1, generator=generator) + 0.5
+    for function in ss.FUNCTIONS.values():
+        y = launch_learned.forward(function, x, alpha)
+        torch.testing.assert_close(y, reference_learned.forward(function, x, alpha))
+        counts = torch.zeros(bin_count(3), dtype=torch.int64)
+        for counted in ({}, {"counts": counts}):
+            dx, dalpha = launch_learned.backward(function, g, x, alpha, dx=True, dalpha=True, **counted)
+            twin = reference_learned.backward(function, g, x, alpha, dx=True, dalpha=True)
+            torch.testing.assert_close(dx, twin[0])
+            torch.testing.assert_close(dalpha, twin[1], rtol=1e-4, atol=1e-3)
+        assert torch.equal(counts, expected_counts(dx, 3))
+    assert set(ran) == {"learned_forward_kernel", "learned_backward_kernel"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quantiles(dtype, ran):
+    for case in (*CHOSEN, "infinities", "signed zeros", "distinct"):
+        x = CASES[case](dtype)
+        x = torch.cat([x, x.flip(0), x])
+        wide = x.float() if dtype.itemsize == 2 else x
+        q = [0.0, 0.05, 0.3, 0.5, 1.0]
+        for ours, theirs in ((ss.quantile, torch.quantile), (ss.nanquantile, torch.nanquantile)):
+            expected = theirs(wide, torch.tensor(q, dtype=wide.dtype)).to(dtype)
+            torch.testing.assert_close(ours(x, q), expected, rtol=0, atol=0, equal_nan=True)
+    assert set(ran) == {"digit_kernel", "narrow_kernel"}
+
+
+def test_many_tensors(ran):
+    torch.manual_seed(0)
+    tensors = [CASES[case](dtype) for dtype in DTYPES for case in CHOSEN]
+    tensors += [torch.randn(tables.CHUNK + 5), torch.randn(70)[1:], torch.randn(30, 40).t(), torch.empty(0)]
+    rows = [i % 9 for i in range(len(tensors))]
+    counts = torch.zeros(9, bin_count(3), dtype=torch.int64)
+    expected = torch.zeros_like(counts)
+    launch.count_many(counts, rows, tensors, 3)
+    for row, tensor in zip(rows, tensors, strict=True):
+        reference_counts.count(expected[row], launch.dense(tensor), 3)
+    assert torch.equal(counts, expected)
+    small = [tensor for tensor in tensors if 0 < tensor.numel() <= 20_000]
+    for result, tensor in zip(ss.foreach_quantile(small, 0.3), small, strict=True):
+        wide = tensor.float() if tensor.dtype.itemsize == 2 else tensor
+        expected = torch.quantile(wide, 0.3).to(tensor.dtype)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    q, thresholds = torch.tensor([0.0, 0.3]).double(), torch.tensor([1e-3]).double()
+    scale = torch.full((9,), 4.0, dtype=torch.float64)
+    for magnitude in (True, False):
+        table = launch.summarize(counts, scale, q, thresholds, 3, magnitude=magnitude)
+        twin = summary.summary(counts, scale, q, thresholds, 3, magnitude=magnitude)
+        torch.testing.assert_close(table[:, 5:], twin[:, 5:], rtol=1e-15, atol=0, equal_nan=True)
+        torch.testing.assert_close(table[:, :4], twin[:, :4], rtol=0, atol=0)
+    assert {"multi_sketch_kernel", "multi_select_kernel", "summarize_kernel"} <= set(ran)

@@ -1,0 +1,69 @@
+"""The path of a GPU without one: CPU tensors, kernels compiled for sm_80, their PTX executed by `ptx.py`."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from sigscale.kernels import launch, launch_learned, tables
+from tests.oracles import ptx, sass
+
+NAMES = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
+    torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def use(patch: pytest.MonkeyPatch) -> list[str]:
+    """From now on kernels are emulated; gives the list of the names of those that ran."""
+    ran: list[str] = []
+    memory = ptx.Memory()
+
+    def place(tensor: torch.Tensor) -> int:
+        flat = tensor.detach().as_strided(
+            (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0
+        )
+        memory.place(flat.view(INTEGERS[tensor.element_size()]).numpy())
+        return tensor.data_ptr()
+
+    def emulated(kernel, what, grid, tensors, *arguments, num_warps):
+        names = kernel.arg_names[: len(tensors)]
+        pointers = tuple(zip(names, (f"*{NAMES[tensor.dtype]}" for tensor in tensors), strict=True))
+        rest = zip(kernel.params[len(tensors) :], arguments, strict=True)
+        constants, numbers = {}, []
+        for parameter, argument in rest:
+            if parameter.is_constexpr:
+                constants[parameter.name] = argument
+            else:
+                numbers.append(argument)
+        if grid:
+            ran.append(kernel.__name__)
+            text = compiled(kernel, num_warps, pointers, tuple(constants.items()))
+            before = len(memory.arrays)
+            addresses = [place(tensor) for tensor in tensors]
+            ptx.run(text, grid, [*addresses, *numbers, 0, 0], memory)
+            del memory.arrays[before:]
+
+    def addresses(tensors, device):
+        for tensor in tensors:
+            place(tensor)
+        return torch.tensor([tensor.data_ptr() for tensor in tensors])
+
+    def counting(x, m):
+        block = 32 * launch.SKETCH_WARPS[m] * launch.SKETCH_ELEMENTS[x.element_size()]
+        return min(-(-x.numel() // block), 2), block, True
+
+    for module in (launch, launch_learned):
+        patch.setattr(module, "takes_kernel", lambda x: True)
+        patch.setattr(module, "launch", emulated)
+        patch.setattr(module, "counting", counting)
+    patch.setattr(tables, "addresses", addresses)
+    return ran
+
+
+@cache
+def compiled(kernel, num_warps, pointers, constants) -> str:
+    return sass.compiled(kernel, "sm_80", num_warps, dict(pointers), dict(constants)).asm["ptx"]
