@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .constants import made_once
+from .device import made_once
 
 MANTISSA_BITS = (2, 3, 4, 5)
 

@@ -6,7 +6,7 @@ errors named are those with the coefficients rounded to fp32.
 
 from __future__ import annotations
 
-from ._optional import INTERPRETED, tl
+from ._triton import INTERPRETED, tl
 
 
 def constant(value):

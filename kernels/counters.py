@@ -6,7 +6,7 @@ counts in global memory at its end. Elsewhere, and in the interpreter, `count_po
 
 from __future__ import annotations
 
-from ._optional import tl, triton
+from ._triton import tl, triton
 from .coefficients import constant
 
 CHUNK = constant(1024)  # words cleared or flushed at a time; at least one a thread

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._optional import tl, triton
+from ._triton import tl, triton
 from .coefficients import (
     ARCTAN,
     ARCTAN_BF16,
@@ -31,7 +31,7 @@ from .coefficients import (
     TANH_FP16,
     TANH_NEAR_ZERO,
 )
-from .elementary import (
+from .math import (
     at_least,
     at_most,
     atan64,

@@ -13,11 +13,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import reference, reference_counts, select, summary, tables
-from ._optional import INTERPRETED
-from .cached import ALIGNMENT, launch
+from . import reference, reference_sketch, select, summary, tables
+from ._triton import INTERPRETED
+from .activation import backward_kernel, forward_kernel
+from .launcher import ALIGNMENT, launch
 from .multi_tensor import multi_select_kernel, multi_sketch_kernel
-from .pointwise import backward_kernel, forward_kernel
 from .registry import Function
 from .select import digit_kernel, narrow_kernel
 from .sketch import backward_sketch_kernel, sketch_kernel
@@ -68,7 +68,7 @@ def backward(
     if not takes_kernel(saved):
         dx = reference.backward(function, g, saved, alpha, from_output=from_output)
         if counts is not None:
-            reference_counts.count(counts, dx, m)
+            reference_sketch.count(counts, dx, m)
         return dx
     saved = dense(saved)
     dx = torch.empty_like(saved)
@@ -103,7 +103,7 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
     """Add the values of x, on the same device, to the counts of a sketch with m mantissa bits."""
     x = dense(x)
     if not takes_kernel(x):
-        return reference_counts.count(counts, x, m)
+        return reference_sketch.count(counts, x, m)
     grid, block, shared = counting(x, m)
     arguments = (x.numel(), m, shared, block)
     return launch(sketch_kernel, ("count", m), grid, (x, counts), *arguments, num_warps=SKETCH_WARPS[m])
@@ -113,7 +113,7 @@ def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m
     """Add the values of each tensor to its row of counts (rows, bins): one launch for each dtype."""
     if not takes_kernel(counts):
         for row, tensor in zip(rows, tensors, strict=True):
-            reference_counts.count(counts[row], dense(tensor), m)
+            reference_sketch.count(counts[row], dense(tensor), m)
         return
     for group, places in by_kind(tensors):
         first = group[0]
@@ -199,7 +199,7 @@ def order_statistics(x: Tensor, ranks_of: Callable[[Tensor], Tensor]) -> tuple[T
     x = dense(x)
     x = x.as_strided((x.numel(),), (1,))
     if not takes_kernel(x):
-        return reference_counts.order_statistics(x, ranks_of)
+        return reference_sketch.order_statistics(x, ranks_of)
     passes = select.digits(8 * x.element_size())
     counted = torch.zeros(1 << passes[0][1], dtype=torch.int64, device=x.device)
     _count_digit(x, counted, counted, 1, *passes[0], first=True)

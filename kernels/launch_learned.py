@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference_counts, reference_learned
-from .cached import launch
+from . import reference_learned, reference_sketch
 from .launch import (
     BACKWARD_BLOCK,
     FORWARD_BLOCK,
@@ -23,6 +22,7 @@ from .launch import (
     multiprocessors,
     takes_kernel,
 )
+from .launcher import launch
 from .learned import UNIT, learned_backward_kernel, learned_forward_kernel
 from .registry import Function
 
@@ -105,7 +105,7 @@ def backward(
     if not takes_kernel(x):
         in_x, in_alpha = reference_learned.backward(function, g, x, alpha, dx=dx, dalpha=dalpha)
         if counts is not None and in_x is not None:
-            reference_counts.count(counts, dense(in_x), m)
+            reference_sketch.count(counts, dense(in_x), m)
         return in_x, in_alpha
     if counts is not None and m > COUNTED_BITS:
         in_x, in_alpha = backward(function, g, x, alpha, dx=dx, dalpha=dalpha)

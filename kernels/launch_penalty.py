@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from . import reference_penalty, tables
-from .cached import ALIGNMENT, launch
 from .launch import dense, takes_kernel
+from .launcher import ALIGNMENT, launch
 from .penalty import penalty_kernel
 from .reference_penalty import PLAIN, Tensors
 

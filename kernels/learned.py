@@ -15,11 +15,11 @@ can wait for the device to complain.
 
 from __future__ import annotations
 
-from ._optional import tl, triton
+from ._triton import tl, triton
+from .activation import activation
 from .coefficients import ALPHA_MAX, ALPHA_MIN, constant
 from .counters import open_counters
-from .elementary import at_least, at_most, fma, narrow, widen
-from .pointwise import activation
+from .math import at_least, at_most, fma, narrow, widen
 from .sketch import close_counters, count, words
 
 UNIT = 8  # elements of which a row has a multiple, so that each begins at a multiple of 16 bytes

@@ -13,7 +13,7 @@ the count of a tile.
 
 from __future__ import annotations
 
-from ._optional import tl, triton
+from ._triton import tl, triton
 from .counters import open_counters
 from .select import sort_key, value_of_key
 from .sketch import bin_count, close_counters, count_tile, words

@@ -8,8 +8,8 @@ one rounding to the type of the tensors at the end. sign(0) and sign(NaN) are 0,
 
 from __future__ import annotations
 
-from ._optional import tl, triton
-from .elementary import fma, narrow, widen
+from ._triton import tl, triton
+from .math import fma, narrow, widen
 from .multi_tensor import tensor_at
 
 

@@ -16,7 +16,7 @@ number does not depend on the data, and neither does the result on the order in 
 
 from __future__ import annotations
 
-from ._optional import tl, triton
+from ._triton import tl, triton
 from .counters import (
     CHUNK,
     add_counted,

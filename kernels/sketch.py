@@ -12,7 +12,8 @@ bit, in whatever order programs run.
 from __future__ import annotations
 
 from . import bins
-from ._optional import tl, triton
+from ._triton import tl, triton
+from .activation import gradient
 from .counters import (
     CHUNK,
     add_counted,
@@ -24,8 +25,7 @@ from .counters import (
     read,
     spare_word,
 )
-from .elementary import widen
-from .pointwise import gradient
+from .math import widen
 
 bin_count = triton.constexpr_function(bins.bin_count)
 zero_bin = triton.constexpr_function(bins.zero_bin)

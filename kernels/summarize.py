@@ -6,7 +6,7 @@ row are read once, cumulated, and every quantile is a search in registers.
 
 from __future__ import annotations
 
-from ._optional import tl, triton
+from ._triton import tl, triton
 from .sketch import bin_count, zero_bin
 
 

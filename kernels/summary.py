@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .bins import edges, zero_bin
-from .constants import made_once
+from .device import made_once
 from .tables import to_device, upload
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .constants import made_once
+from .device import made_once
 
 CHUNK = 1 << 16  # elements of one tensor that one program takes
 _captured: list[Tensor] = []  # what CUDA graphs copy from, for as long as they may be replayed

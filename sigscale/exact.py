@@ -12,7 +12,7 @@ from torch import Tensor
 from .autograd import is_plain
 from .checks import Quantiles, check_input, check_interpolation, check_one_dimensional, check_quantiles
 from .kernels import launch, tables
-from .kernels.constants import made_once
+from .kernels.device import made_once
 from .kernels.select import RANKS
 
 Interpolation = Literal["linear", "lower", "higher", "midpoint", "nearest"]

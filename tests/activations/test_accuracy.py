@@ -9,7 +9,7 @@ import torch
 
 import sigscale as ss
 from sigscale.kernels import launch
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from tests.oracles import truth
 
 FP32_ULP = {"tanh": 2.5, "sigmoid": 5.0, "arctan": 2.5, "softsign": 2.0}
@@ -177,7 +177,7 @@ def test_where_16_bit_gradients_vanish(device):
 @alphas
 def test_fp32_survives_the_hardware(name, alpha, monkeypatch):
     """The special-function unit errs by up to 2^-22 (exp2), 2^-23 (reciprocal) and flushes subnormals."""
-    from sigscale.kernels import elementary, functions
+    from sigscale.kernels import functions, math
 
     def erring(function, bound):
         def perturbed(*arguments):
@@ -190,9 +190,9 @@ def test_fp32_survives_the_hardware(name, alpha, monkeypatch):
 
         return perturbed
 
-    reciprocal = erring(elementary.quotient, 2.0**-23)
-    exp2 = erring(elementary.exp2, 2.0**-22)
-    for module in (elementary, functions):
+    reciprocal = erring(math.quotient, 2.0**-23)
+    exp2 = erring(math.exp2, 2.0**-22)
+    for module in (math, functions):
         monkeypatch.setattr(module, "exp2", exp2)
         monkeypatch.setattr(module, "quotient", lambda x, y: x * reciprocal(1.0, y))
     test_fp32(name, alpha, "cpu")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import sigscale as ss
 from sigscale.kernels import launch
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EXAMPLES = 40 if INTERPRETED else 150

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sigscale as ss
-from sigscale.kernels import cached, launch
+from sigscale.kernels import launch, launcher
 
 pytest.importorskip("triton")
 
@@ -54,10 +54,10 @@ def gpu(monkeypatch):
     stand_in = SimpleNamespace(
         runtime=SimpleNamespace(driver=SimpleNamespace(active=driver)), knobs=SimpleNamespace(runtime=hooks)
     )
-    monkeypatch.setattr(cached, "triton", stand_in)
+    monkeypatch.setattr(launcher, "triton", stand_in)
     monkeypatch.setattr(launch, "takes_kernel", lambda x: True)
     monkeypatch.setattr(launch, "forward_kernel", kernel)
-    monkeypatch.setattr(cached, "_launches", {})
+    monkeypatch.setattr(launcher, "_launches", {})
     return SimpleNamespace(kernel=kernel, compiled=compiled, hooks=hooks)
 
 
@@ -68,7 +68,7 @@ def test_first_by_triton_then_cached(gpu):
     assert not gpu.compiled.runs
     (grid, arguments, options) = gpu.kernel.calls[0]
     assert grid == (-(-5000 // launch.FORWARD_BLOCK[4]),)
-    assert options == {"num_warps": launch.NUM_WARPS} | cached.OPTIONS
+    assert options == {"num_warps": launch.NUM_WARPS} | launcher.OPTIONS
     y = ss.tanh(x, 1.9)
     assert len(gpu.kernel.calls) == 1
     (run,) = gpu.compiled.runs
@@ -107,7 +107,7 @@ def test_each_device_has_its_own_launch(gpu, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "get_device", lambda self: index[0])
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
     monkeypatch.setattr(torch.cuda, "device", Device)
-    monkeypatch.setattr(cached.triton.runtime.driver.active, "get_current_device", lambda: current[0])
+    monkeypatch.setattr(launcher.triton.runtime.driver.active, "get_current_device", lambda: current[0])
     x = torch.randn(64)
     for index[0] in (0, 1, 0, 1):
         ss.tanh(x)
@@ -118,7 +118,7 @@ def test_each_device_has_its_own_launch(gpu, monkeypatch):
 
 def test_beyond_32_bit_offsets_is_left_to_triton(gpu, monkeypatch):
     """There AMD's kernels are compiled apart."""
-    monkeypatch.setattr(cached, "OFFSET_REACH", 1000)
+    monkeypatch.setattr(launcher, "OFFSET_REACH", 1000)
     ss.tanh(torch.randn(64))
     ss.tanh(torch.randn(250))
     ss.tanh(torch.randn(250))
@@ -159,7 +159,7 @@ def test_falls_back_where_triton_has_changed(gpu, missing):
 
 
 def test_falls_back_without_the_drivers_streams(gpu):
-    del cached.triton.runtime.driver.active.get_current_stream
+    del launcher.triton.runtime.driver.active.get_current_stream
     x = torch.randn(64)
     ss.tanh(x)
     ss.tanh(x)
@@ -176,8 +176,8 @@ def test_both_ways_agree_on_a_gpu(monkeypatch):
     x = torch.randn(100_000, device="cuda")
     ss.tanh(x)
     again = ss.tanh(x)
-    assert any(cached._launches.values())
-    monkeypatch.setattr(cached, "_observed", lambda: True)
+    assert any(launcher._launches.values())
+    monkeypatch.setattr(launcher, "_observed", lambda: True)
     assert torch.equal(ss.tanh(x), again)
 
 

@@ -11,12 +11,12 @@ from sigscale.kernels import (
     launch,
     launch_learned,
     reference,
-    reference_counts,
     reference_learned,
+    reference_sketch,
     summary,
     tables,
 )
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.bins import bin_count
 from tests.oracles import emulated
 from tests.oracles.adversarial import CASES, DTYPES
@@ -32,7 +32,7 @@ def ran(monkeypatch):
 
 def expected_counts(x, m):
     counts = torch.zeros(bin_count(m), dtype=torch.int64)
-    reference_counts.count(counts, x, m)
+    reference_sketch.count(counts, x, m)
     return counts
 
 
@@ -118,7 +118,7 @@ def test_many_tensors(ran):
     expected = torch.zeros_like(counts)
     launch.count_many(counts, rows, tensors, 3)
     for row, tensor in zip(rows, tensors, strict=True):
-        reference_counts.count(expected[row], launch.dense(tensor), 3)
+        reference_sketch.count(expected[row], launch.dense(tensor), 3)
     assert torch.equal(counts, expected)
     small = [tensor for tensor in tensors if 0 < tensor.numel() <= 20_000]
     for result, tensor in zip(ss.foreach_quantile(small, 0.3), small, strict=True):

@@ -9,8 +9,8 @@ import pytest
 triton = pytest.importorskip("triton")
 from sigscale import FUNCTIONS
 from sigscale.kernels import launch
-from sigscale.kernels._optional import INTERPRETED
-from sigscale.kernels.pointwise import backward_kernel, forward_kernel
+from sigscale.kernels._triton import INTERPRETED
+from sigscale.kernels.activation import backward_kernel, forward_kernel
 from tests.oracles import sass
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

@@ -9,7 +9,7 @@ import pytest
 triton = pytest.importorskip("triton")
 from sigscale import FUNCTIONS
 from sigscale.kernels import launch, select
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.multi_tensor import multi_select_kernel, multi_sketch_kernel
 from sigscale.kernels.select import digit_kernel, narrow_kernel
 from sigscale.kernels.sketch import backward_sketch_kernel, sketch_kernel

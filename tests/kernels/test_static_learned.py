@@ -10,7 +10,7 @@ import pytest
 triton = pytest.importorskip("triton")
 from sigscale import FUNCTIONS
 from sigscale.kernels import launch, launch_learned
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.learned import learned_backward_kernel, learned_forward_kernel
 from tests.oracles import sass
 

@@ -9,7 +9,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 from sigscale.kernels import launch, launch_penalty
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.penalty import penalty_kernel
 from tests.kernels.test_penalty_kernel import DTYPES, pairs
 from tests.oracles import emulated, sass

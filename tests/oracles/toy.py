@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sigscale.kernels._optional import tl, triton
+from sigscale.kernels._triton import tl, triton
 from sigscale.kernels.registry import Function
 
 

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigscale as ss
-from sigscale.kernels import launch, reference_counts
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels import launch, reference_sketch
+from sigscale.kernels._triton import INTERPRETED
 from tests.oracles.adversarial import CASES, IDS, TABLE
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -97,7 +97,7 @@ def test_long_rows_are_selected_from(device, monkeypatch):
 @pytest.mark.parametrize("case", ["normal", "half zeros", "constant", "heavy tails", "nans", "sorted"])
 def test_selection_from_many(case, dtype, device, monkeypatch):
     """Where values are counted, not sorted: every rank of the sorted tensor."""
-    monkeypatch.setattr(reference_counts, "SORTED", 50)
+    monkeypatch.setattr(reference_sketch, "SORTED", 50)
     x = CASES[case](dtype)
     x = x.repeat(-(-3000 // x.numel())).to(device)
     ascending = x.sort().values
@@ -116,7 +116,7 @@ values = st.floats(width=32, allow_subnormal=True)
 def test_any_values(sorted_up_to, numbers, q):
     x = torch.tensor(numbers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference_counts, "SORTED", sorted_up_to)
+        patch.setattr(reference_sketch, "SORTED", sorted_up_to)
         for function in OF_TORCH:
             for interpolation in MODES:
                 result = function(x, q, interpolation=interpolation)

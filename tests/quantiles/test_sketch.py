@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import sigscale as ss
 from sigscale.kernels import bins
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from tests.oracles import adversarial, truth
 from tests.oracles.adversarial import CASES, DTYPES, MANTISSA_BITS
 

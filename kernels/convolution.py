@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sigscale.kernels import launch
-from sigscale.kernels._optional import HAS_TRITON, tl, triton
+from . import launch
+from ._triton import HAS_TRITON, tl, triton
 
 PIXELS_A_PROGRAM = 512
 TILE = 128  # pixels in one step of the weights' gradient, one for each thread

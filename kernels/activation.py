@@ -10,8 +10,8 @@ The scalars arrive as the bits of float64 numbers, since Triton passes a Python 
 
 from __future__ import annotations
 
-from ._optional import tl, triton
-from .elementary import narrow, widen
+from ._triton import tl, triton
+from .math import narrow, widen
 
 
 @triton.jit

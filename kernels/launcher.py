@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._optional import require_triton, triton
+from ._triton import require_triton, triton
 
 # What Triton compiles apart, and a cached launch must not mix: pointers that allow 128-bit accesses and those
 # that do not, and (for AMD) tensors within the reach of 32-bit byte offsets and larger ones.

@@ -7,7 +7,7 @@ interpreter has neither hardware approximations nor libdevice, so it takes NumPy
 
 from __future__ import annotations
 
-from ._optional import INTERPRETED, libdevice, tl, triton
+from ._triton import INTERPRETED, libdevice, tl, triton
 from .coefficients import EXP2, LN2, LOG2E, ROUNDER
 
 if INTERPRETED:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .bins import bin_count, zero_bin
-from .constants import made_once
+from .device import made_once
 
 CHUNK = 1 << 18  # elements counted at a time; their words fit the second-level caches of two cores
 SORTED = 1 << 14  # elements that are sorted rather than counted
