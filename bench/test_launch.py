@@ -20,7 +20,8 @@ import sigscale
 from cases import ALPHA, SKETCH, bind, expressions
 from measure import Call, host_timer, interleaved, synchronize
 from options import Record, settings
-from sigscale.kernels import launch, launcher
+from sigscale.kernels import device as devices
+from sigscale.kernels import launcher
 
 triton = pytest.importorskip("triton")
 
@@ -48,8 +49,12 @@ def device(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> torc
     if device.type == "cpu":
         driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 0)
         runtime = SimpleNamespace(driver=SimpleNamespace(active=driver))
-        monkeypatch.setattr(launcher, "triton", SimpleNamespace(runtime=runtime, knobs=triton.knobs))
-        monkeypatch.setattr(launch, "takes_kernel", lambda x: True)
+        monkeypatch.setattr(
+            launcher,
+            "triton",
+            SimpleNamespace(runtime=runtime, knobs=triton.knobs, __version__=launcher.VERSIONS_READ[-1]),
+        )
+        monkeypatch.setattr(devices, "takes_kernel", lambda x: True)
         monkeypatch.setattr(launcher, "_launches", NoOps())
     return device
 

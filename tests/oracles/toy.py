@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sigscale.kernels._triton import tl, triton
-from sigscale.kernels.registry import Function
+from sigscale.kernels.functions import Function
 
 
 @triton.jit

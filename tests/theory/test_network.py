@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import sigscale as ss
 from sigscale import theory
-from sigscale.kernels.registry import Function
+from sigscale.kernels.functions import Function
 from tests.oracles.truth import SLOPES, VALUES
 
 NAMES = list(ss.FUNCTIONS)

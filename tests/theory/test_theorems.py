@@ -10,7 +10,7 @@ import torch
 
 import sigscale as ss
 from sigscale import theory
-from sigscale.kernels.registry import Function
+from sigscale.kernels.functions import Function
 
 BOUNDARY = theory.theorem_1_boundary()
 U = 0.7717023192091043  # where u sech^2(u) is largest, 0.4477
