@@ -24,7 +24,7 @@ from cases import ALPHA, BACKWARD, TRAINING
 from distributions import generate, grid
 from measure import Call
 from quantile_cases import EXPONENTS, FIVE
-from sigscale.kernels import launch
+from sigscale.kernels import activation
 
 __all__ = ["EXPONENTS", "Case", "calls", "cases"]
 MANTISSA_BITS = 3
@@ -113,11 +113,11 @@ def by_launch(
 ) -> tuple[Gradient, Gradient]:
     """From what is kept by default: x in 16 bits, else the output."""
     entry, from_output = sigscale.FUNCTIONS[function], x.dtype.itemsize > 2
-    saved = launch.forward(entry, x, ALPHA) if from_output else x
+    saved = activation.forward(entry, x, ALPHA) if from_output else x
     counts = sketch.counts_on(x.device)
     return (
-        lambda: launch.backward(entry, g, saved, ALPHA, from_output=from_output),
-        lambda: launch.backward(
+        lambda: activation.backward(entry, g, saved, ALPHA, from_output=from_output),
+        lambda: activation.backward(
             entry, g, saved, ALPHA, from_output=from_output, counts=counts, m=MANTISSA_BITS
         ),
     )

@@ -31,7 +31,7 @@ from torch.nn.functional import softsign
 import peers
 import sigscale
 from measure import FLUSH_BYTES, Call
-from sigscale.kernels.registry import Function
+from sigscale.kernels.functions import Function
 
 ALPHA = 2.0
 FORWARD, BACKWARD, TRAINING = "forward", "backward", "forward+backward"

@@ -21,7 +21,7 @@ from torch import Tensor
 import sigscale
 from cases import ALPHA, BACKWARD, BY_HAND, TRAINING
 from measure import Call
-from sigscale.kernels import launch, launch_learned
+from sigscale.kernels import activation
 
 EXPONENTS = {"cpu": [10, 14, 17, 20, 22], "cuda": [*range(10, 29, 2)]}
 SHAPES = {
@@ -111,13 +111,13 @@ def by_launch(function: str, x: Tensor, g: Tensor, alpha: Tensor) -> dict[str, G
     entry = sigscale.FUNCTIONS[function]
 
     def learned() -> Sequence[Tensor]:
-        dx, dalpha = launch_learned.backward(entry, g, x, alpha, dx=True, dalpha=True)
+        dx, dalpha = learned.backward(entry, g, x, alpha, dx=True, dalpha=True)
         assert dx is not None
         assert dalpha is not None
         return dx, dalpha
 
     return {
-        "fixed alpha": lambda: (launch.backward(entry, g, x, ALPHA, from_output=False),),
+        "fixed alpha": lambda: (activation.backward(entry, g, x, ALPHA, from_output=False),),
         "sigscale": learned,
     }
 

@@ -23,11 +23,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from comparison import OURS
-from examples.cifar10.convolution import convolve
 from examples.cifar10.data import Cifar10, Split
 from examples.cifar10.pipelines import FIGURES
 from examples.cifar10.train import Run, Settings
 from measure import Call
+from sigscale.kernels.convolution import convolve
 
 SEEDS, BATCH = 25, 32
 SIDES = (32, 16, 8)

@@ -20,7 +20,8 @@ import sigscale
 from cases import ALPHA, SKETCH, bind, expressions
 from measure import Call, host_timer, interleaved, synchronize
 from options import Record, settings
-from sigscale.kernels import cached, launch
+from sigscale.kernels import device as devices
+from sigscale.kernels import launcher
 
 triton = pytest.importorskip("triton")
 
@@ -38,7 +39,7 @@ class NoOps(dict[Any, Any]):
 
     def __init__(self) -> None:
         compiled = SimpleNamespace(run=lambda *arguments: None, function=0, packed_metadata=(4, 1, 0))
-        self.no_op = cached.cached_launch(compiled)
+        self.no_op = launcher.cached_launch(compiled)
 
 
 @pytest.fixture
@@ -48,9 +49,13 @@ def device(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> torc
     if device.type == "cpu":
         driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 0)
         runtime = SimpleNamespace(driver=SimpleNamespace(active=driver))
-        monkeypatch.setattr(cached, "triton", SimpleNamespace(runtime=runtime, knobs=triton.knobs))
-        monkeypatch.setattr(launch, "takes_kernel", lambda x: True)
-        monkeypatch.setattr(cached, "_launches", NoOps())
+        monkeypatch.setattr(
+            launcher,
+            "triton",
+            SimpleNamespace(runtime=runtime, knobs=triton.knobs, __version__=launcher.VERSIONS_READ[-1]),
+        )
+        monkeypatch.setattr(devices, "takes_kernel", lambda x: True)
+        monkeypatch.setattr(launcher, "_launches", NoOps())
     return device
 
 
@@ -58,8 +63,8 @@ def device(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> torc
 def jit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Call], Call]:
     """Makes a call take Triton's own launcher, which is what it takes when somebody observes launches."""
     wanted = False
-    observed = cached._observed
-    monkeypatch.setattr(cached, "_observed", lambda: wanted or observed())
+    observed = launcher._observed
+    monkeypatch.setattr(launcher, "_observed", lambda: wanted or observed())
 
     def through_triton(call: Call) -> Call:
         def wrapped() -> None:

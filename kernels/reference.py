@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .registry import Function
+from .functions import Function
 
 CHUNK = 1 << 17  # elements; the fp32 temporaries of a chunk fit the second-level caches of two cores
 EXACT_REACH = 85.0  # of -u, where u is exact: beyond, exp(-u) overflows fp32 before f(u) underflows it

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .registry import Function
+from .functions import Function
 
 CHUNK = 1 << 16  # elements, whose temporaries fit the second-level cache of a core
 FAR = 2.0**60  # of abs(u), beyond which u f'(u) is 0 or its limit, and an infinite u would make NaN of it

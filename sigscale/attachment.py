@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from .kernels.launch_penalty import add_penalty, all_dense_on_cpu
+from .kernels.penalty import add_penalty, all_dense_on_cpu
 from .kernels.reference_penalty import PLAIN
 
 if TYPE_CHECKING:

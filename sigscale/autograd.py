@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .kernels import launch, launch_learned, reference
-from .kernels.registry import Function
+from .kernels import activation, device, learned, reference
+from .kernels.functions import Function
 from .sketch import QuantileSketch
 
 # Of PyTorch's first vmap, on which autograd.functional.jacobian(vectorize=True) still relies.
@@ -28,7 +28,7 @@ class Activation(torch.autograd.Function):
         keep_output: bool,
         sketch: QuantileSketch | None,
     ) -> Tensor:
-        y = launch.forward(function, x, alpha)
+        y = activation.forward(function, x, alpha)
         ctx.save_for_backward(y if keep_output else x)
         ctx.settings = function, alpha, keep_output, sketch
         return y
@@ -42,10 +42,12 @@ class Activation(torch.autograd.Function):
             if sketch is not None:
                 count_gradient(sketch, dx)
         elif sketch is None:
-            dx = launch.backward(function, g, saved, alpha, from_output=keep_output)
+            dx = activation.backward(function, g, saved, alpha, from_output=keep_output)
         else:
             counts, bits = sketch.counts_on(saved.device), sketch.mantissa_bits
-            dx = launch.backward(function, g, saved, alpha, from_output=keep_output, counts=counts, m=bits)
+            dx = activation.backward(
+                function, g, saved, alpha, from_output=keep_output, counts=counts, m=bits
+            )
         return dx, None, None, None, None
 
 
@@ -58,7 +60,7 @@ class LearnedActivation(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, alpha)
         ctx.settings = function, sketch
-        return launch_learned.forward(function, x, alpha)
+        return learned.forward(function, x, alpha)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -72,10 +74,10 @@ class LearnedActivation(torch.autograd.Function):
             if sketch is not None and dx is not None:
                 count_gradient(sketch, dx)
         elif sketch is None:
-            dx, dalpha = launch_learned.backward(function, g, x, alpha, **wanted)
+            dx, dalpha = learned.backward(function, g, x, alpha, **wanted)
         else:
             wanted |= {"counts": sketch.counts_on(x.device), "m": sketch.mantissa_bits}
-            dx, dalpha = launch_learned.backward(function, g, x, alpha, **wanted)
+            dx, dalpha = learned.backward(function, g, x, alpha, **wanted)
         return dx, dalpha, None, None
 
 
@@ -105,10 +107,10 @@ def activate(
         return reference.composed(function, x if sketch is None else counted(x, sketch), alpha)
     if isinstance(alpha, Tensor):
         if not ((x.requires_grad or alpha.requires_grad) and torch.is_grad_enabled()):
-            return launch_learned.forward(function, x, alpha)
+            return learned.forward(function, x, alpha)
         return LearnedActivation.apply(x, alpha, function, sketch)  # type: ignore[no-any-return]
     if not (x.requires_grad and torch.is_grad_enabled()):
-        return launch.forward(function, x, alpha)
+        return activation.forward(function, x, alpha)
     keep_output = save == "output" if save else x.dtype.itemsize > 2
     return Activation.apply(x, function, alpha, keep_output, sketch)  # type: ignore[no-any-return]
 
@@ -122,6 +124,7 @@ def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
         )
     if not (x.requires_grad and torch.is_grad_enabled()):
         return x
+    device.check_supported(x.device, "grad_sketch")
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break()
     return CountGradient.apply(x, sketch)  # type: ignore[no-any-return]
@@ -163,11 +166,11 @@ def _batched(g: Tensor) -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether x is no more than its memory: not lazy, not a subclass, and nobody traces or transforms."""
+    """Whether kernels or twins can take x: plain memory on a supported device, not traced or transformed."""
     return (
         not torch.compiler.is_compiling()
         and type(x) in (Tensor, torch.nn.Parameter)
-        and not x.is_meta
+        and device.is_supported(x)
         and not x.is_neg()
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()

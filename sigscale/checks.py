@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels.coefficients import ALPHA_RANGE
+from .kernels.math import ALPHA_RANGE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Quantiles = float | Iterable[float] | Tensor

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .autograd import is_plain
 from .checks import Quantiles, check_input, check_interpolation, check_one_dimensional, check_quantiles
-from .kernels import launch, tables
-from .kernels.constants import made_once
+from .kernels import device as devices
+from .kernels import multi_tensor, select
+from .kernels.device import made_once, to_device
 from .kernels.select import RANKS
 
 Interpolation = Literal["linear", "lower", "higher", "midpoint", "nearest"]
@@ -64,6 +65,7 @@ def quantile(
         [1.0, 3.0]
     """
     check_input(x, "quantile")
+    devices.check_supported(x.device, "quantile()")
     numbers, shape = check_quantiles(q)
     check_interpolation(interpolation, nan_policy)
     check_one_dimensional(shape)
@@ -122,14 +124,15 @@ def foreach_quantile(
     tensors = [*tensors]
     for x in tensors:
         check_input(x, "foreach_quantile")
+        devices.check_supported(x.device, "foreach_quantile()")
     wanted = Wanted(numbers, interpolation, False)
     small = [
         place
         for place, x in enumerate(tensors)
-        if 0 < x.numel() <= SMALL and launch.takes_kernel(x) and is_plain(x)
+        if 0 < x.numel() <= SMALL and devices.takes_kernel(x) and is_plain(x)
     ]
     results = {}
-    for group, members in launch.by_kind([tensors[place] for place in small]):
+    for group, members in multi_tensor.by_kind([tensors[place] for place in small]):
         for member, quantiles in zip(members, _of_each(group, wanted), strict=True):
             results[small[member]] = quantiles.view(shape)
     for place, x in enumerate(tensors):
@@ -161,7 +164,7 @@ def _of_all(x: Tensor, wanted: Wanted) -> Tensor:
     each = RANKS // 2 if wanted.interpolation in ("linear", "midpoint") else RANKS
     if len(wanted.numbers) > MANY * each:
         return _by_sorting(x.detach().reshape(-1), wanted)
-    if not launch.takes_kernel(x):
+    if not devices.takes_kernel(x):
         each = MANY * each
     chunks = (wanted.numbers[i : i + each] for i in range(0, len(wanted.numbers), each))
     parts = [_by_selection(x.detach(), wanted._replace(numbers=chunk)) for chunk in chunks]
@@ -181,33 +184,27 @@ def _of_rows(x: Tensor, wanted: Wanted) -> Tensor:
 def _by_selection(x: Tensor, wanted: Wanted) -> Tensor:
     n = x.numel()
     rank_dtype = _rank_dtype(x.dtype, n)
-    order = positions = None
-
-    def ranks_of(valid: Tensor) -> Tensor:
-        nonlocal order, positions
-        if wanted.omit_nan:
-            numbers = _numbers(wanted.numbers, x.dtype, rank_dtype, x.device)
-            positions, ranks, order = _ascending(_positions(numbers, wanted.interpolation, valid, x.dtype))
-        else:
-            positions, ranks, order = _constant_ranks(wanted, n, x.dtype, rank_dtype, x.device)
-        return ranks
-
-    ascending, nans = launch.order_statistics(x, ranks_of)
-    assert positions is not None
-    assert order is not None
-    values = ascending[order]
+    selection = select.Selection(x)
+    if wanted.omit_nan:
+        numbers = _numbers(wanted.numbers, x.dtype, rank_dtype, x.device)
+        positions, ranks, order = _ascending(
+            _positions(numbers, wanted.interpolation, selection.valid, x.dtype)
+        )
+    else:
+        positions, ranks, order = _constant_ranks(wanted, n, x.dtype, rank_dtype, x.device)
+    values = selection.order_statistics(ranks)[order]
     k = len(wanted.numbers)
     result = _between(values[:k], values[-k:], positions.weight)
-    return result if wanted.omit_nan else result.masked_fill(nans > 0, torch.nan)
+    return result if wanted.omit_nan else result.masked_fill(selection.nans > 0, torch.nan)
 
 
 def _of_each(tensors: Sequence[Tensor], wanted: Wanted) -> Tensor:
     """The quantiles (tensors, k) of small tensors of one dtype, on a device with kernels."""
     dtype, device = tensors[0].dtype, tensors[0].device
-    sizes = tables.sizes(tuple(x.numel() for x in tensors), device).unsqueeze(-1)
+    sizes = multi_tensor.sizes(tuple(x.numel() for x in tensors), device).unsqueeze(-1)
     numbers = _numbers(wanted.numbers, dtype, _rank_dtype(dtype, SMALL), device)
     positions = _positions(numbers, wanted.interpolation, sizes, dtype)
-    values, nans = launch.order_statistics_of_many(tensors, torch.cat(positions[:2], 1))
+    values, nans = select.order_statistics_of_many(tensors, torch.cat(positions[:2], 1))
     k = len(wanted.numbers)
     result = _between(values[:, :k], values[:, k:], positions.weight)
     return result.masked_fill(nans.unsqueeze(-1) > 0, torch.nan)
@@ -272,7 +269,7 @@ def _numbers(
     numbers: tuple[float, ...], dtype: torch.dtype, rank_dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """The numbers rounded as torch.quantile rounds them; copied to the device the first time only."""
-    return tables.to_device(torch.tensor(numbers, dtype=_computed(dtype)).to(rank_dtype), device)
+    return to_device(torch.tensor(numbers, dtype=_computed(dtype)).to(rank_dtype), device)
 
 
 def _between(below: Tensor, above: Tensor, weight: Tensor | None) -> Tensor:

@@ -23,8 +23,7 @@ from .checks import (
     check_save,
     check_sketch,
 )
-from .kernels.functions import FUNCTIONS
-from .kernels.registry import Function
+from .kernels.functions import FUNCTIONS, Function
 from .sketch import QuantileSketch
 
 Save = Literal["input", "output"] | None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .checks import DTYPES
 from .history import GradientHistory
-from .kernels import launch
+from .kernels.sketch import count_many
 from .monitoring import options
 from .monitoring.alarm import OnVanishing
 from .monitoring.loss_scale import LossScale
@@ -250,7 +250,7 @@ class GradientMonitor:
     ) -> None:
         counts, rows, m = self._recorder.counts, self._rows, self._recorder.statistics.mantissa_bits
         there = {rows.of[name]: part for name, part in gradients.items() if part is not None}
-        launch.count_many(counts, list(there), list(there.values()), m)
+        count_many(counts, list(there), list(there.values()), m)
         self._reduction.add_up(counts[rows.totals : rows.first_parameter], counts[rows.totals : len(rows)])
         rows.sum_up(counts)
         self._recorder.record(factors and torch.where(self._are_parameters, factors[1], factors[0]))

@@ -14,8 +14,7 @@ from torch import Tensor
 from .alpha import Scaled
 from .checks import check_save
 from .functional import ActivationFunction, Save, functional
-from .kernels.functions import FUNCTIONS
-from .kernels.registry import Function
+from .kernels.functions import FUNCTIONS, Function
 from .recurrent import GRU as GRU
 from .recurrent import LSTM as LSTM
 from .recurrent import RNN as RNN

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .alpha import Scaled
 from .checks import check_learned_alpha
+from .kernels.device import is_capturing
 
 IS_TANH = {"RNN_TANH": (1,), "LSTM": (0, 0, 1, 0), "GRU": (0, 0, 1)}
 """Which blocks of a weight's rows belong to a tanh, by PyTorch's name for the cell."""
@@ -180,7 +181,7 @@ def may_cache(like: Tensor) -> bool:
     """Whether tensors made now, beside this one, can be kept: not those of a graph, which owns its memory."""
     if torch.compiler.is_compiling() or not owns_memory(like):
         return False
-    return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
+    return not is_capturing(like.device)
 
 
 def owns_memory(x: Tensor) -> bool:

@@ -11,31 +11,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    "_optional",
-    "coefficients",
-    "elementary",
-    "registry",
+    "_triton",
+    "device",
+    "math",
     "functions",
-    "pointwise",
-    "constants",
-    "bins",
-    "counters",
-    "sketch",
-    "learned",
-    "select",
-    "multi_tensor",
-    "penalty",
-    "tables",
-    "summary",
-    "summarize",
-    "cached",
     "reference",
-    "reference_counts",
     "reference_learned",
     "reference_penalty",
-    "launch",
-    "launch_penalty",
-    "launch_learned",
+    "reference_sketch",
+    "reference_select",
+    "launcher",
+    "multi_tensor",
+    "counters",
+    "sketch",
+    "summary",
+    "select",
+    "activation",
+    "learned",
+    "penalty",
+    "convolution",
 ]
 
 
@@ -58,7 +52,7 @@ def test_every_kernel_module_has_its_layer():
 @pytest.mark.parametrize("layer", LAYERS)
 def test_kernels_import_downwards_and_only_torch_and_triton(layer):
     allowed = {f".{lower}" for lower in LAYERS[: LAYERS.index(layer)]}
-    third_party = {"torch", "triton", "numpy"} if layer == "elementary" else {"torch", "triton"}
+    third_party = {"torch", "triton", "numpy"} if layer == "math" else {"torch", "triton"}
     for module in imports(ROOT / "kernels" / f"{layer}.py"):
         if module.startswith("."):
             assert module in allowed, f"{layer} imports {module}"
@@ -88,8 +82,8 @@ import torch, sigscale as ss
 x = torch.randn(5, requires_grad=True)
 ss.tanh(x).sum().backward()
 torch.testing.assert_close(x.grad, torch.cosh(x.detach() / 2) ** -2)
-from sigscale.kernels import launch
-launch.takes_kernel = lambda x: True
+from sigscale.kernels import device
+device.takes_kernel = lambda x: True
 try:
     ss.tanh(x.detach())
 except ImportError as error:

@@ -17,8 +17,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from sigscale.kernels import launch, summary
-from sigscale.kernels.bins import bin_count
+from sigscale.kernels import summary
+from sigscale.kernels.reference_sketch import bin_count
+from sigscale.kernels.sketch import count_many
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 VANISHED = 1e-8
@@ -64,18 +65,20 @@ class EpochGradients:
             if self.l1:
                 objective.add_(values.sign_(), alpha=self.l1)
             rows += list(objective)
-        launch.count_many(self.counts, range(len(rows)), rows, MANTISSA_BITS)
+        count_many(self.counts, range(len(rows)), rows, MANTISSA_BITS)
 
     def summary(self) -> Tensor:
         """(seeds, COLUMNS) in float64, on the device.
 
         The mean takes each value to be at the middle of its bin.  Infinities are values; NaN is left out.
         """
-        found = launch.summarize(
+        found = summary.summarize(
             self.counts, self._scale, self._q, self._thresholds, MANTISSA_BITS, magnitude=True
         )
-        _, _, infs, nans, *numbers = found.unbind(1)
-        table = torch.stack([*numbers, infs + nans], 1).view(self.kinds, self.seeds, len(STATISTICS))
+        leading = len(summary.STATISTICS)
+        column = dict(zip(summary.STATISTICS, found.unbind(1), strict=False))
+        numbers = [column["mean"], *found[:, leading:].unbind(1), column["infs"] + column["nans"]]
+        table = torch.stack(numbers, 1).view(self.kinds, self.seeds, len(STATISTICS))
         return torch.cat([table[-1], table[0]], 1)  # the objective's first
 
     def _side_by_side(self, tensors: Iterable[Tensor]) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import sigscale as ss
-from examples.cifar10.convolution import convolve
 from examples.cifar10.networks import SeparableConv2d
+from sigscale.kernels.convolution import convolve
 
 
 class Stacked(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from ..kernels.registry import Function
+from ..kernels.functions import Function
 from .report import Entry
 
 UNKNOWN, ITSELF = object(), object()

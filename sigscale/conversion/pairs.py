@@ -11,8 +11,7 @@ from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 
 from .. import nn as scaled_nn
 from ..alpha import Scaled
-from ..kernels.functions import FUNCTIONS
-from ..kernels.registry import Function
+from ..kernels.functions import FUNCTIONS, Function
 
 RECURRENT = ("RNN", "LSTM", "GRU")
 OWN_STATE = ("_alpha", "save", "grad_sketch", "_plain_class")  # what a module has for being scaled

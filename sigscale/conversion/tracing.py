@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from ..alpha import Scaled
-from ..kernels.registry import Function
+from ..kernels.functions import Function
 from ..patterns import named_modules
 from .calls import called
 from .copies import copied

@@ -12,8 +12,7 @@ from torch.fx.node import Argument, Target
 
 from ..conversion import tracing
 from ..functional import functional
-from ..kernels.functions import FUNCTIONS
-from ..kernels.registry import Function
+from ..kernels.functions import FUNCTIONS, Function
 from ..nn import Activation, module
 from ..recurrent import Recurrent
 

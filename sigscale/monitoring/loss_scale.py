@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.bins import zero_bin
+from ..kernels.reference_sketch import zero_bin
 from ..kernels.summary import distribution
 from .taps import Hook
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
+from ..kernels.device import SUPPORTED
 from ..nn import Activation
 from ..patterns import named_modules
 
@@ -41,7 +42,7 @@ def only_device(tracked: Iterable[Tensor], model: nn.Module) -> torch.device:
             f"{', '.join(sorted(map(str, found)))}: make a monitor for each device, with include=..."
         )
     (device,) = found
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in SUPPORTED:
         remedy = "materialize it first, with model.to_empty(device=...)"
         raise ValueError(
             f"a monitor counts on the CPU or on a CUDA or ROCm device; the model is on {device}: "

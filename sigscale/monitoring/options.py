@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checks import check_quantiles
 from ..history import quantile_name
-from ..kernels.bins import MANTISSA_BITS
+from ..kernels.reference_sketch import MANTISSA_BITS
 from .alarm import Alarm
 from .recorder import Statistics
 

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from ..history import Array
-from ..kernels import launch, summary
-from ..kernels.bins import bin_count
+from ..kernels import device as devices
+from ..kernels import summary
+from ..kernels.reference_sketch import bin_count
+from ..kernels.sketch import count_many
 
 
 class Statistics(NamedTuple):
@@ -45,7 +47,7 @@ class Copy(NamedTuple):
 
     ring: Tensor
     made: Tensor
-    arrived: torch.cuda.Event | None
+    arrived: torch.Event | None
 
 
 class Recorder:
@@ -71,10 +73,10 @@ class Recorder:
 
     def load(self, dtypes: Iterable[torch.dtype]) -> None:
         """Load the kernel that counts gradients of these types, which fails while a graph is captured."""
-        if self.device.type == "cuda":
+        if devices.is_gpu(self.device):
             for dtype in dtypes:
                 one = torch.zeros(1, dtype=dtype, device=self.device)
-                launch.count_many(self.counts, [0], [one], self.statistics.mantissa_bits)
+                count_many(self.counts, [0], [one], self.statistics.mantissa_bits)
             self.counts.zero_()
 
     def grow(self, rows: int) -> None:
@@ -116,7 +118,7 @@ class Recorder:
     @property
     def capturing(self) -> bool:
         """Whether a CUDA graph is being captured, so that the device computes nothing now."""
-        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return devices.is_capturing(self.device)
 
     def take(self, *, wait: bool = False) -> None:
         """Put what has reached the host to the records; all there is, if it may `wait` for the device."""
@@ -145,11 +147,11 @@ class Recorder:
         """(rows, columns) of the counts."""
         counts, scale, m = self.counts[: self.rows], self.scale[: self.rows], self.statistics.mantissa_bits
         if self.statistics.magnitude:
-            return launch.summarize(counts, scale, self._q, self._thresholds, m, magnitude=True)
+            return summary.summarize(counts, scale, self._q, self._thresholds, m, magnitude=True)
         # Shares below a threshold are of magnitudes all the same.
         none = self._q[:0]
-        signed = launch.summarize(counts, scale, self._q, none, m, magnitude=False)
-        shares = launch.summarize(counts, scale, none, self._thresholds, m, magnitude=True)
+        signed = summary.summarize(counts, scale, self._q, none, m, magnitude=False)
+        shares = summary.summarize(counts, scale, none, self._thresholds, m, magnitude=True)
         return torch.cat([signed, shares[:, len(summary.STATISTICS) :]], 1)
 
     def _send(self) -> None:
@@ -157,8 +159,7 @@ class Recorder:
         copy = self._spare.pop() if self._spare else self._buffers()
         copy.ring.copy_(self.ring, non_blocking=True)
         copy.made.copy_(self.made, non_blocking=True)
-        if copy.arrived is not None:
-            copy.arrived.record(torch.cuda.current_stream(self.device))
+        devices.mark(copy.arrived, self.device)
         self._under_way.append(copy)
 
     def _keep(self, ring: Array, made: int) -> None:
@@ -174,10 +175,10 @@ class Recorder:
             self.records.append((numbers, values))
 
     def _buffers(self) -> Copy:
-        pinned = self.device.type == "cuda"
+        pinned = devices.is_gpu(self.device)
         ring = torch.empty(self.ring.shape, dtype=self.ring.dtype, device="cpu", pin_memory=pinned)
         made = torch.empty(1, dtype=torch.int64, device="cpu", pin_memory=pinned)
-        return Copy(ring, made, torch.cuda.Event() if pinned else None)
+        return Copy(ring, made, devices.arrival(self.device))
 
     @torch.inference_mode(False)
     def _allocate(self, rows: int) -> None:
@@ -194,4 +195,4 @@ class Recorder:
             scale[:old].copy_(self.scale[:old])
             ring[:, :old].copy_(self.ring[:, :old])
         self.counts, self.last, self.scale, self.ring = counts, last, scale, ring
-        self._spare = [self._buffers(), self._buffers()] if self.device.type == "cuda" else []
+        self._spare = [self._buffers(), self._buffers()] if devices.is_gpu(self.device) else []

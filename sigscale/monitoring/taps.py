@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..autograd import count_gradient, counted
 from ..checks import DTYPES
+from ..kernels.device import is_capturing
 from ..nn import Activation
 from ..sketch import QuantileSketch
 
@@ -99,7 +100,7 @@ class RowSketch(QuantileSketch):
         self._counts, self.note_capture = counts, note_capture
 
     def counts_on(self, device: torch.device) -> Tensor:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if is_capturing(device):
             self.note_capture()
         return super().counts_on(device)
 

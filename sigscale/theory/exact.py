@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..kernels.functions import FUNCTIONS
-from ..kernels.registry import Function
+from ..kernels.functions import FUNCTIONS, Function
 from .checks import checked_count
 from .network import Activation, chain
 

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.functions import FUNCTIONS
-from ..kernels.registry import Function
+from ..kernels.functions import FUNCTIONS, Function
 from .checks import checked_count, checked_number, checked_tensor, checked_theta, checked_together
 
 Numbers = Tensor | float | Sequence[Any]

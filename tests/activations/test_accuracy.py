@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import sigscale as ss
-from sigscale.kernels import launch
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
+from sigscale.kernels.activation import backward, forward
+from sigscale.kernels.device import takes_kernel
 from tests.oracles import truth
 
 FP32_ULP = {"tanh": 2.5, "sigmoid": 5.0, "arctan": 2.5, "softsign": 2.0}
@@ -29,9 +30,9 @@ def activation(name, x, alpha, device):
 def slopes(name, x, alpha, device, save="input"):
     """f'(x / alpha) as the backward pass gives it for a gradient of ones."""
     x = x.to(device)
-    saved = x if save == "input" else launch.forward(ss.FUNCTIONS[name], x, alpha)
+    saved = x if save == "input" else forward(ss.FUNCTIONS[name], x, alpha)
     ones = torch.ones_like(saved)
-    return launch.backward(ss.FUNCTIONS[name], ones, saved, alpha, from_output=save == "output").cpu()
+    return backward(ss.FUNCTIONS[name], ones, saved, alpha, from_output=save == "output").cpu()
 
 
 def test_every_function_has_a_truth():
@@ -86,7 +87,7 @@ def test_every_16_bit_derivative(name, dtype, alpha, device):
 def test_fp32(name, alpha, device):
     x = truth.stratified_fp32(SAMPLE)
     error = truth.ulps(activation(name, x, alpha, device), truth.value(name, x.double().numpy(), alpha))
-    bound = (KERNEL_ULP if launch.takes_kernel(x.to(device)) else FP32_ULP)[name]
+    bound = (KERNEL_ULP if takes_kernel(x.to(device)) else FP32_ULP)[name]
     assert error.max() <= bound, f"{error.max():.3f} ulp at {x[int(error.argmax())]:.9g}"
 
 
@@ -177,7 +178,7 @@ def test_where_16_bit_gradients_vanish(device):
 @alphas
 def test_fp32_survives_the_hardware(name, alpha, monkeypatch):
     """The special-function unit errs by up to 2^-22 (exp2), 2^-23 (reciprocal) and flushes subnormals."""
-    from sigscale.kernels import elementary, functions
+    from sigscale.kernels import functions, math
 
     def erring(function, bound):
         def perturbed(*arguments):
@@ -190,9 +191,9 @@ def test_fp32_survives_the_hardware(name, alpha, monkeypatch):
 
         return perturbed
 
-    reciprocal = erring(elementary.quotient, 2.0**-23)
-    exp2 = erring(elementary.exp2, 2.0**-22)
-    for module in (elementary, functions):
+    reciprocal = erring(math.quotient, 2.0**-23)
+    exp2 = erring(math.exp2, 2.0**-22)
+    for module in (math, functions):
         monkeypatch.setattr(module, "exp2", exp2)
         monkeypatch.setattr(module, "quotient", lambda x, y: x * reciprocal(1.0, y))
     test_fp32(name, alpha, "cpu")
@@ -215,10 +216,10 @@ def test_every_fp32_input(name, alpha, device, chunk, stride):
         error = truth.ulps(getattr(ss, name)(x, alpha), alpha * truth.VALUES[name](u, torch))
         value = max(value, (error.max().item(), x[error.argmax()].item()))
         exact = truth.SLOPES[name](u, torch)
-        got = launch.backward(function, torch.ones_like(x), x, alpha, from_output=False).double()
+        got = backward(function, torch.ones_like(x), x, alpha, from_output=False).double()
         error = torch.where(exact >= 2.0**-126, (got / exact - 1.0).abs(), 0.0)
         slope = max(slope, (error.max().item(), x[error.argmax()].item()))
     print(f"{name}, alpha = {alpha}: {value[0]:.3f} ulp at {value[1]:.9g}")
     print(f"{name}, alpha = {alpha}: slope off by {slope[0]:.3g} at {slope[1]:.9g}")
-    assert value[0] <= (KERNEL_ULP if launch.takes_kernel(x) else FP32_ULP)[name]
+    assert value[0] <= (KERNEL_ULP if takes_kernel(x) else FP32_ULP)[name]
     assert slope[0] <= SLOPE_ERROR

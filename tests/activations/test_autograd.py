@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sigscale as ss
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 
 functions = pytest.mark.parametrize("name", list(ss.FUNCTIONS))
 saves = pytest.mark.parametrize("save", ["input", "output"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sigscale as ss
-from sigscale.kernels import launch_learned
+from sigscale.kernels.learned import UNIT, row_width
 from tests.oracles import truth
 
 functions = pytest.mark.parametrize("name", list(ss.FUNCTIONS))
@@ -98,9 +98,9 @@ def test_any_geometry(outer, channels, inner, last, seed):
 
 @given(period=st.integers(1, 1 << 20), block=st.sampled_from([512, 1024, 2048, 8192]))
 def test_rows_fill_their_tiles(period, block):
-    width = launch_learned.row_width(period, block)
+    width = row_width(period, block)
     assert width % period == 0
-    assert width % launch_learned.UNIT == 0
+    assert width % UNIT == 0
     assert width / (-(-width // block) * block) >= 0.5
     if period <= block // 8 or period % block == 0:
         assert width / (-(-width // block) * block) >= 0.85

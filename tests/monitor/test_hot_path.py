@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigscale as ss
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from tests.oracles.collected import Twin, assert_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

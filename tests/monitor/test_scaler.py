@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sigscale as ss
-from sigscale.kernels.bins import bin_count
+from sigscale.kernels.reference_sketch import bin_count
 from sigscale.monitoring.loss_scale import unscaled
 
 pytestmark = pytest.mark.usefixtures("one_thread")

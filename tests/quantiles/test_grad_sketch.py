@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import sigscale as ss
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from tests.activations.test_layout import views
 from tests.oracles import adversarial
 from tests.oracles.adversarial import DTYPES, MANTISSA_BITS, bits

@@ -11,8 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigscale as ss
-from sigscale.kernels import launch, reference_counts
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels import reference_select
+from sigscale.kernels._triton import INTERPRETED
+from sigscale.kernels.device import takes_kernel
+from sigscale.kernels.select import Selection, order_statistics_of_many
 from tests.oracles.adversarial import CASES, IDS, TABLE
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -97,14 +99,14 @@ def test_long_rows_are_selected_from(device, monkeypatch):
 @pytest.mark.parametrize("case", ["normal", "half zeros", "constant", "heavy tails", "nans", "sorted"])
 def test_selection_from_many(case, dtype, device, monkeypatch):
     """Where values are counted, not sorted: every rank of the sorted tensor."""
-    monkeypatch.setattr(reference_counts, "SORTED", 50)
+    monkeypatch.setattr(reference_select, "SORTED", 50)
     x = CASES[case](dtype)
     x = x.repeat(-(-3000 // x.numel())).to(device)
     ascending = x.sort().values
     for ranks in torch.arange(x.numel(), device=device)[:: x.numel() // RANKS].split(10):
-        values, nans = launch.order_statistics(x, lambda n, ranks=ranks: ranks)
-        assert_same(values, ascending[ranks])
-        assert nans == x.isnan().sum()
+        selection = Selection(x)
+        assert_same(selection.order_statistics(ranks), ascending[ranks])
+        assert selection.nans == x.isnan().sum()
 
 
 values = st.floats(width=32, allow_subnormal=True)
@@ -116,7 +118,7 @@ values = st.floats(width=32, allow_subnormal=True)
 def test_any_values(sorted_up_to, numbers, q):
     x = torch.tensor(numbers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference_counts, "SORTED", sorted_up_to)
+        patch.setattr(reference_select, "SORTED", sorted_up_to)
         for function in OF_TORCH:
             for interpolation in MODES:
                 result = function(x, q, interpolation=interpolation)
@@ -131,7 +133,7 @@ def test_many_quantiles(device):
 
 def test_beyond_what_float32_counts(device):
     """Ranks above 2^24 would alias in float32."""
-    if launch.takes_kernel(torch.empty(0)) and device == "cpu":
+    if takes_kernel(torch.empty(0)) and device == "cpu":
         pytest.skip("long in the interpreter")
     n = 2**24 + 3
     x = torch.arange(n, dtype=torch.float64, device=device).flip(0)
@@ -150,10 +152,7 @@ def test_beyond_32_bits():
     x[-3:] = 1
     x[:2] = -1
     assert ss.quantile(x, [0.0, 0.5, 1.0]).tolist() == [-1.0, 0.0, 1.0]
-    assert launch.order_statistics(x, lambda n: torch.tensor([1, 2], device="cuda"))[0].tolist() == [
-        -1.0,
-        0.0,
-    ]
+    assert Selection(x).order_statistics(torch.tensor([1, 2], device="cuda")).tolist() == [-1.0, 0.0]
 
 
 @pytest.mark.gpu
@@ -243,13 +242,13 @@ class Transfers(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-@pytest.mark.skipif(not launch.takes_kernel(torch.empty(0)), reason="the twin on CPUs may read its tensors")
+@pytest.mark.skipif(not takes_kernel(torch.empty(0)), reason="the twin on CPUs may read its tensors")
 def test_kernels_decide_nothing_on_the_host():
     x = torch.randn(500)
     ss.quantile(x, GRID), ss.nanquantile(x, GRID)
     with Transfers() as transfers:
-        launch.order_statistics(x, lambda n: torch.tensor([3]))
-        launch.order_statistics_of_many([x], torch.tensor([[3]]))
+        Selection(x).order_statistics(torch.tensor([3]))
+        order_statistics_of_many([x], torch.tensor([[3]]))
     assert not transfers.seen
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sigscale as ss
-from sigscale.kernels import bins
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels import reference_sketch
+from sigscale.kernels._triton import INTERPRETED
 from tests.oracles import adversarial, truth
 from tests.oracles.adversarial import CASES, DTYPES, MANTISSA_BITS
 
@@ -216,13 +216,13 @@ def test_where_subnormal_numbers_are_flushed_to_zero(dtype):
         pytest.skip("not on this processor")
     try:
         sketches = [ss.QuantileSketch(m).update(x) for m in MANTISSA_BITS]
-        edges = [bins.edges.__wrapped__(m, magnitude=False) for m in MANTISSA_BITS]
+        edges = [reference_sketch.edges.__wrapped__(m, magnitude=False) for m in MANTISSA_BITS]
     finally:
         torch.set_flush_denormal(False)
     for sketch, found in zip(sketches, edges, strict=True):
         m = sketch.mantissa_bits
         assert_counts(sketch, adversarial.counts(x, m))
-        true = adversarial.edges_of(np.arange(bins.bin_count(m) - 1), m)
+        true = adversarial.edges_of(np.arange(reference_sketch.bin_count(m) - 1), m)
         np.testing.assert_array_equal(torch.stack(found).numpy(), true)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import multiprocessing
 
 import sigscale as ss
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from tests.activations.test_layout import views
 from tests.oracles import adversarial
 from tests.oracles.adversarial import CASES, DTYPES, MANTISSA_BITS

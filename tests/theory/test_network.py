@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import sigscale as ss
 from sigscale import theory
-from sigscale.kernels.registry import Function
+from sigscale.kernels.functions import Function
 from tests.oracles.truth import SLOPES, VALUES
 
 NAMES = list(ss.FUNCTIONS)
@@ -241,7 +241,7 @@ class TestExact:
         ("formula", "shown"), [("foo(u)", "foo"), ("u +", r"u \+"), ("erf(u", r"erf\(u")]
     )
     def test_a_formula_that_cannot_be_read(self, formula, shown):
-        function = Function("odd_one", formula, *[None] * 6, -1, 1, 0, 1, "odd")
+        function = Function("odd_one", formula, *[None] * 8, 3, 3, -1, 1, 0, 1, "odd")
         ss.FUNCTIONS.register(function)
         try:
             with pytest.raises(ValueError, match=f"cannot evaluate the formula '{shown}"):

@@ -2,14 +2,14 @@
 
     y[b, s, o, h, w] = sum over i, dy, dx of  weight[s, o, i, dy, dx] x[b, s, i, h + dy - 1, w + dx - 1]
 
-Libraries make of it a grouped convolution, whose kernels are built for many channels a group.  On a GPU the
-kernels below do it with the arithmetic that is needed and no more: a program holds a block of pixels of one
-network, reads its 27 neighbours (from the first-level cache) and writes 3 values.  Bytes moved an element:
+Libraries treat it as a grouped convolution, whose kernels are built for many channels per group. On a GPU the
+kernels below do just the arithmetic needed: a program holds a block of pixels of one network, reads their 27
+neighbors (from the first-level cache) and writes 3 values. Elements moved, of N in x:
 
-    forward, gradient of x    reads 1, writes 1
-    gradient of the weights   reads x and g, writes 9 sums a program
+    convolution_kernel        y, or the gradient of x     reads N, writes N
+    weight_gradient_kernel    the gradient of weight      reads x and g, writes 9 sums per program
 
-On a CPU, and without Triton, PyTorch's grouped convolution does it; in the layout (b, h, w, s, i), whose
+On a CPU, and without Triton, PyTorch's grouped convolution takes over; in the layout (b, h, w, s, i), whose
 vectors run over the networks, it wastes little.
 """
 
@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sigscale.kernels import launch
-from sigscale.kernels._optional import HAS_TRITON, tl, triton
+from . import device
+from ._triton import HAS_TRITON, tl, triton
 
 PIXELS_A_PROGRAM = 512
-TILE = 128  # pixels in one step of the weights' gradient, one for each thread
-PROGRAMS = 768  # about as many for the weights' gradient: some for each multiprocessor
+TILE = 128  # pixels in one step of the weights' gradient, one per thread
+PROGRAMS = 768  # for the weights' gradient, roughly: a few per multiprocessor
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-TAPS = 16  # 9, and what makes it a power of two
+TAPS = 16  # 9, rounded up to a power of two
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def shifted(q, dy, dx, SIDE: tl.constexpr):
 def convolution_kernel(
     x_ptr, weight_ptr, y_ptr, pixels, seeds, SIDE: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """y from x or, if `BACKWARD`, the gradient of x from that of y: a convolution with the weights turned."""
+    """y from x; with BACKWARD, the gradient of x from that of y: a convolution with rotated weights."""
     seed = tl.program_id(1)
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     image, q = p // (SIDE * SIDE), p % (SIDE * SIDE)
@@ -76,7 +76,7 @@ def convolution_kernel(
 def weight_gradient_kernel(
     x_ptr, g_ptr, sums_ptr, pixels, share, seeds, SIDE: tl.constexpr, TAPS: tl.constexpr, TILE: tl.constexpr
 ):
-    """Of one network and input channel, the sums over a share of the pixels: (3 output channels, TAPS)."""
+    """The sums of one network and input channel over a share of the pixels: (3 output channels, TAPS)."""
     seed, channel = tl.program_id(1) // 3, tl.program_id(1) % 3
     start = tl.program_id(0) * share
     tap = tl.arange(0, TAPS)[:, None]
@@ -120,7 +120,7 @@ class Convolution(torch.autograd.Function):
 
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
     """The convolution of s networks: x (b, 3 s, h, h) and weight (3 s, 3, 3, 3) -> y (b, 3 s, h, h)."""
-    if HAS_TRITON and launch.takes_kernel(x):
+    if HAS_TRITON and device.takes_kernel(x):
         return Convolution.apply(x, weight)  # type: ignore[no-any-return]
     return F.conv2d(x, weight, padding=1, groups=len(weight) // 3)
 
