@@ -9,15 +9,15 @@ from typing import cast
 
 from torch import nn
 
-from .alpha import Scaled
-from .checks import check_alpha, check_num_parameters
+from ._alpha import Scaled
+from ._checks import check_alpha, check_num_parameters
+from ._names import Selection
 from .conversion.pairs import become_plain, plain_class
 from .conversion.plan import FREE, Plan, listed
 from .conversion.report import ConversionReport, Entry
 from .conversion.survey import check_parameters_may_change, survey
-from .monitoring.options import check_model
-from .monitoring.taps import check_free
-from .patterns import Selection
+from .monitor._hooks import check_free
+from .monitor._options import check_model
 
 Patterns = str | Iterable[str] | None
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .autograd import activate
-from .checks import (
+from ._autograd import activate
+from ._checks import (
     ALPHA_MAX,
     ALPHA_MIN,
     DTYPES,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 
 from .. import nn as scaled_nn
-from ..alpha import Scaled
+from .._alpha import Scaled
 from ..kernels.functions import FUNCTIONS
 from ..kernels.registry import Function
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from .. import nn as scaled_nn
-from ..alpha import Scaled
-from ..patterns import Selection, named_modules, wrappers
+from .._alpha import Scaled
+from .._names import Selection, named_modules, wrappers
 from .calls import Calls
 from .gates import suspicions
 from .pairs import become_scaled, is_gate, pairs, torch_functions

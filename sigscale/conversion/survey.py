@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..alpha import Scaled
-from ..checks import DTYPES
-from ..patterns import named_modules
+from .._alpha import Scaled
+from .._checks import DTYPES
+from .._names import named_modules
 from .pairs import pairs
 
 Place = tuple[torch.device | None, torch.dtype | None]

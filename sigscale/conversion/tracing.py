@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from ..alpha import Scaled
+from .._alpha import Scaled
+from .._names import named_modules
 from ..kernels.registry import Function
-from ..patterns import named_modules
 from .calls import called
 from .copies import copied
 

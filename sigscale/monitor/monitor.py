@@ -11,21 +11,21 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .checks import DTYPES
+from .._checks import DTYPES
+from .._names import Selection, named_parameters
+from ..kernels import launch
+from ..sketch import QuantileSketch
+from . import _options as options
+from ._alarm import OnVanishing
+from ._hooks import Tap, check_trackable, forget_compiled
+from ._loss_scale import LossScale
+from ._names import named_activations, only_device
+from ._reader import Reader
+from ._recorder import Recorder
+from ._reduction import Group, Reduction
+from ._rows import ParameterGradients, Rows
+from ._table import last_step
 from .history import GradientHistory
-from .kernels import launch
-from .monitoring import options
-from .monitoring.alarm import OnVanishing
-from .monitoring.loss_scale import LossScale
-from .monitoring.names import named_activations, only_device
-from .monitoring.reader import Reader
-from .monitoring.recorder import Recorder
-from .monitoring.reduction import Group, Reduction
-from .monitoring.rows import ParameterGradients, Rows
-from .monitoring.table import last_step
-from .monitoring.taps import Tap, check_trackable, forget_compiled
-from .patterns import Selection, named_parameters
-from .sketch import QuantileSketch
 
 OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
 

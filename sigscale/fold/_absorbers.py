@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..recurrent import GRU, IS_TANH, LSTM, RNN, exponents_of
+from ..nn.recurrent import GRU, IS_TANH, LSTM, RNN, exponents_of
 
 Factors = dict[str, Tensor]
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .checks import check_alpha, check_num_parameters
+from ._checks import check_alpha, check_num_parameters
 
 
 class Scaled(nn.Module):

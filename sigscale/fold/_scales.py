@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from .trace import Trace
+from ._trace import Trace
 
 ONE = torch.ones(1, dtype=torch.float64, device="cpu")
 

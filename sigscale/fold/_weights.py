@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .absorbers import Factors, absorber
-from .rules import operand
-from .scales import ONE, Scales
-from .trace import Trace, constant
+from ._absorbers import Factors, absorber
+from ._rules import operand
+from ._scales import ONE, Scales
+from ._trace import Trace, constant
 
 
 def rescaling(trace: Trace, scales: Scales) -> dict[str, Factors]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..kernels.registry import Function
-from ..nn import class_name
+from ..nn.activation import class_name
 
 PROBES = torch.tensor([-30.0, -1.5, -0.3, 0.0, 0.7, 2.0, 20.0], dtype=torch.float64, device="cpu")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import DTYPES
-from ..patterns import Selection, named_parameters
-from .reduction import Reduction
+from .._checks import DTYPES
+from .._names import Selection, named_parameters
+from ._reduction import Reduction
 
 TOTALS = {"activation": "all activations", "parameter": "all parameters"}
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 
-from ..history import GradientHistory, assembled
 from ..kernels import summary
 from ..sketch import QuantileSketch
-from . import options as options
-from .alarm import Alarm
-from .loss_scale import unscaled
-from .recorder import Recorder
-from .rows import Rows
+from . import _options as options
+from ._alarm import Alarm
+from ._loss_scale import unscaled
+from ._recorder import Recorder
+from ._rows import Rows
+from .history import GradientHistory, assembled
 
 
 class Reader:

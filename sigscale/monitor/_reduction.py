@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..patterns import wrappers
+from .._names import wrappers
 
 Group = Literal["auto"] | Any | None  # Any: ProcessGroup, which torch lacks where it is built without
 

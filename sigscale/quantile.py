@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .autograd import is_plain
-from .checks import Quantiles, check_input, check_interpolation, check_one_dimensional, check_quantiles
+from ._autograd import is_plain
+from ._checks import Quantiles, check_input, check_interpolation, check_one_dimensional, check_quantiles
 from .kernels import launch, tables
 from .kernels.constants import made_once
 from .kernels.select import RANKS

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import check_quantiles
-from ..history import quantile_name
+from .._checks import check_quantiles
 from ..kernels.bins import MANTISSA_BITS
-from .alarm import Alarm
-from .recorder import Statistics
+from ._alarm import Alarm
+from ._recorder import Statistics
+from .history import quantile_name
 
 
 def check_model(model: Any) -> None:

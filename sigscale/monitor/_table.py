@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..history import GradientHistory, quantile_name
+from .history import GradientHistory, quantile_name
 
 
 def last_step(history: GradientHistory) -> str:

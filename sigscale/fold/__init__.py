@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..alpha import Scaled
+from .._alpha import Scaled
+from .._names import wrappers
 from ..conversion.pairs import become_plain, plain_class
 from ..conversion.tracing import HOOKS
 from ..functional import functional
 from ..kernels.functions import FUNCTIONS
-from ..patterns import wrappers
-from .layers import equations
-from .stock import stock_module
-from .trace import Trace, called_function, constant, scaled_function, trace
-from .weights import rescale, rescaling
+from ._layers import equations
+from ._stock import stock_module
+from ._trace import Trace, called_function, constant, scaled_function, trace
+from ._weights import rescale, rescaling
 
 
 def fold(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:

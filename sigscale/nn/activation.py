@@ -1,7 +1,4 @@
-"""The alpha-scaled activations as modules: `sigscale.nn.Tanh`, `Sigmoid`, `Arctan`, `Softsign`.
-
-They are made from the registry in `sigscale.kernels.functions`; a function registered there appears here.
-"""
+"""The modules of `sigscale.nn` that apply an activation, made from the registry of functions."""
 
 from __future__ import annotations
 
@@ -11,15 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .alpha import Scaled
-from .checks import check_save
-from .functional import ActivationFunction, Save, functional
-from .kernels.functions import FUNCTIONS
-from .kernels.registry import Function
-from .recurrent import GRU as GRU
-from .recurrent import LSTM as LSTM
-from .recurrent import RNN as RNN
-from .sketch import QuantileSketch
+from .._alpha import Scaled
+from .._checks import check_save
+from ..functional import ActivationFunction, Save, functional
+from ..kernels.registry import Function
+from ..sketch import QuantileSketch
 
 
 class Activation(Scaled):
@@ -91,21 +84,10 @@ def module(function: Function) -> type[Activation]:
     members = {
         "activation": staticmethod(functional(function)),
         "__doc__": DOCSTRING.format(f=function, name=name),
-        "__module__": __name__,
+        "__module__": __name__.rpartition(".")[0],
     }
     return type(name, (Activation,), members)
 
 
 def class_name(function_name: str) -> str:
     return "".join(part.capitalize() for part in function_name.split("_"))
-
-
-def __getattr__(name: str) -> type[Activation]:
-    for function in FUNCTIONS.values():
-        if class_name(function.name) == name:
-            return module(function)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *map(class_name, FUNCTIONS)})

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..alpha import Scaled
-from . import rules
-from .absorbers import Absorber, absorber, obstacle
-from .rules import Rule, operand, unknown
-from .scales import ONE, Scales, as_scale
-from .trace import Trace, called_function, constant, scaled_function
+from .._alpha import Scaled
+from . import _rules as rules
+from ._absorbers import Absorber, absorber, obstacle
+from ._rules import Rule, operand, unknown
+from ._scales import ONE, Scales, as_scale
+from ._trace import Trace, called_function, constant, scaled_function
 
 
 def equations(trace: Trace) -> Scales:

@@ -14,8 +14,8 @@ from ..conversion import tracing
 from ..functional import functional
 from ..kernels.functions import FUNCTIONS
 from ..kernels.registry import Function
-from ..nn import Activation, module
-from ..recurrent import Recurrent
+from ..nn.activation import Activation, module
+from ..nn.recurrent import Recurrent
 
 # Methods and attributes of a tensor that do not depend on its values.
 DESCRIBING = {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "get_device", "element_size"}

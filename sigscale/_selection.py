@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import DTYPES
-from .patterns import Selection, named_parameters
+from ._checks import DTYPES
+from ._names import Selection, named_parameters
 
 LEARNED_SCALE = "log2_alpha"  # the name of the parameter in modules whose alpha learns
 MAX_FACTOR = torch.finfo(torch.float32).max

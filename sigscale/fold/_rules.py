@@ -11,8 +11,8 @@ import torch
 from torch import fx
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 
-from .scales import ONE, Scales
-from .trace import DESCRIBING, DESCRIBING_ATTRIBUTES
+from ._scales import ONE, Scales
+from ._trace import DESCRIBING, DESCRIBING_ATTRIBUTES
 
 Rule = Callable[[Scales, fx.Node], None]
 

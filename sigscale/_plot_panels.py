@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .history import Array
+from .monitor.history import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,9 +22,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..history import Array
 from ..kernels import launch, summary
 from ..kernels.bins import bin_count
+from .history import Array
 
 
 class Statistics(NamedTuple):

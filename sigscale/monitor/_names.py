@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
-from ..nn import Activation
-from ..patterns import named_modules
+from .._names import named_modules
+from ..nn.activation import Activation
 
 ELEMENTWISE = (
     *(activation.CELU, activation.ELU, activation.GELU, activation.Hardshrink, activation.Hardsigmoid),

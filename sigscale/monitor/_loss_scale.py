@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels.bins import zero_bin
 from ..kernels.summary import distribution
-from .taps import Hook
+from ._hooks import Hook
 
 UNTOUCHED = "READY"  # stage of an optimizer whose gradients scaler.unscale_() has not divided
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..autograd import count_gradient, counted
-from ..checks import DTYPES
-from ..nn import Activation
+from .._autograd import count_gradient, counted
+from .._checks import DTYPES
+from ..nn.activation import Activation
 from ..sketch import QuantileSketch
 
 

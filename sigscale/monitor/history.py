@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .files import atomic
+from .._files import atomic
 
 Array = npt.NDArray[np.float64]
 
