@@ -59,6 +59,14 @@ def _wrapped(module: nn.Module) -> str | None:
     return "module" if "module" in children and isinstance(module, WRAPPERS) else None
 
 
+def check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module; got {type(model).__name__}: pass the model itself, "
+            "not its parameters or its name"
+        )
+
+
 class Selection:
     """The names that match a pattern of `include`, or all if there is none, but none of `exclude`."""
 
@@ -66,8 +74,13 @@ class Selection:
         self.include, self.exclude = _patterns(include, "include"), _patterns(exclude, "exclude")
 
     def __contains__(self, name: str) -> bool:
-        wanted = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
-        return wanted and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        return self.includes(name) and not self.excludes(name)
+
+    def includes(self, name: str) -> bool:
+        return not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
+
+    def excludes(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
     def check(self, names: Iterable[str], things: str) -> None:
         """Raise ValueError if a pattern matches none of the names, which are those of `things`."""

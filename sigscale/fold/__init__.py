@@ -10,15 +10,17 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from .._alpha import Scaled
+from .._calls import unscale_calls
+from .._conversion import become_plain, plain_class
 from .._names import wrappers
-from ..conversion.pairs import become_plain, plain_class
-from ..conversion.tracing import HOOKS
 from ..functional import functional
 from ..kernels.functions import FUNCTIONS
 from ._layers import equations
 from ._stock import stock_module
 from ._trace import Trace, called_function, constant, scaled_function, trace
 from ._weights import rescale, rescaling
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def fold(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
@@ -106,6 +108,8 @@ def _check(model: nn.Module) -> None:
 
 def _plain(model: nn.Module, traced: Trace) -> nn.Module:
     """The rescaled copy without alphas; its graph, if forward calls functions of sigscale."""
+    for layer in model.modules():
+        unscale_calls(layer)
     plain: dict[nn.Module, nn.Module] = {}
     for node, _ in traced.layers():
         layer = model.get_submodule(str(node.target))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Target
 
-from ..conversion import tracing
+from .._calls import method_as_scaled
 from ..functional import functional
 from ..kernels.functions import FUNCTIONS
 from ..kernels.registry import Function
 from ..nn.activation import Activation, module
 from ..nn.recurrent import Recurrent
 
+TORCH, OURS = (str(Path(file).parent.parent) for file in (fx.__file__, __file__))
 # Methods and attributes of a tensor that do not depend on its values.
 DESCRIBING = {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "get_device", "element_size"}
 DESCRIBING_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad"}
@@ -57,11 +61,15 @@ class Trace(NamedTuple):
             return "the model's output"
         if called_function(node.target):
             return f"sigscale.{self.kind(node)}() at '{node.name}'"
-        return f"{self.kind(node)}() {tracing.place_of(node)}"
+        return f"{self.kind(node)}() {place_of(node)}"
 
 
-class Tracer(tracing.Tracer):
-    """Sees the modules of torch.nn and sigscale.nn as single calls; arguments with a default have it."""
+class Tracer(fx.Tracer):
+    """Sees the modules of torch.nn and sigscale.nn as single calls; arguments with a default have it.
+
+    Calls that `scale_activations` scales arrive as calls of sigscale's functions, from the mode that the
+    model's forward enters; tensor methods, which no mode sees on a proxy, are sent there.
+    """
 
     def __init__(self, given: int) -> None:
         super().__init__()
@@ -72,8 +80,20 @@ class Tracer(tracing.Tracer):
         return (
             scaled_function(m) is not None
             or isinstance(m, Recurrent)
-            or fx.Tracer.is_leaf_module(self, m, module_qualified_name)
+            or super().is_leaf_module(m, module_qualified_name)
         )
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, *args, **kwargs)
+        if kind in ("call_function", "call_method"):
+            node.meta["place"] = _place()
+        return node
+
+    def create_proxy(self, kind: str, target: Target, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        scaled = method_as_scaled(target) if kind == "call_method" else None
+        if scaled is not None:
+            return scaled(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **more)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.inside.append(self.path_of_module(m))
@@ -88,6 +108,25 @@ class Tracer(tracing.Tracer):
             if i > self.given and proxy.node.args and not str(proxy.node.target).startswith("*"):
                 arguments[i] = proxy.node.args[0]
         return function, arguments
+
+
+def _place() -> tuple[str, int] | None:
+    """The line of the model's code that is being traced; None if all of it is PyTorch's, as in a subclass."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not trace.__code__:
+        if not frame.f_code.co_filename.startswith((TORCH, OURS)):
+            return frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+    return None
+
+
+def place_of(node: fx.Node) -> str:
+    """Where a call is: a line of code or, if none is the user's, a module."""
+    if node.meta["place"] is not None:
+        file, line = node.meta["place"]
+        return f"at {Path(file).name}:{line}"
+    path, kind = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("", type(None)))
+    return f"in '{path}' ({kind.__name__})" if path else "in forward"
 
 
 def trace(model: nn.Module, inputs: tuple[Any, ...] | None) -> Trace:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._autograd import count_gradient, counted
 from .._checks import DTYPES
-from ..nn.activation import Activation
+from ..nn.activation import Activation, check_free
 from ..sketch import QuantileSketch
 
 
@@ -131,16 +131,6 @@ class Tap:
         if self.hook is not None:
             self.handle.remove()
         self.listen(False)
-
-
-def check_free(modules: Sequence[tuple[str, nn.Module]]) -> None:
-    """Raise ValueError if a sketch that is not a monitor's counts the gradient of a module's input."""
-    for name, module in modules:
-        if vars(module).get("grad_sketch") is not None:
-            raise ValueError(
-                f"the module {name!r} has a grad_sketch of its own, and counts into one sketch at a time: "
-                f"set its grad_sketch to None, or leave it out with exclude={name!r}"
-            )
 
 
 def forget_compiled(taps: Sequence[Tap]) -> None:

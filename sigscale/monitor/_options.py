@@ -8,21 +8,12 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import nn
 
 from .._checks import check_quantiles
 from ..kernels.bins import MANTISSA_BITS
 from ._alarm import Alarm
 from ._recorder import Statistics
 from .history import quantile_name
-
-
-def check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a torch.nn.Module; got {type(model).__name__}: pass the model itself, "
-            "not its parameters or its name"
-        )
 
 
 def check_scaler(scaler: Any) -> None:

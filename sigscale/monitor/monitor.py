@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import DTYPES
-from .._names import Selection, named_parameters
+from .._names import Selection, check_model, named_parameters
 from ..kernels import launch
 from ..sketch import QuantileSketch
 from . import _options as options
@@ -114,7 +114,7 @@ class GradientMonitor:
         warn_fraction: float = 0.9,
         on_vanishing: OnVanishing | None = None,
     ) -> None:
-        options.check_model(model)
+        check_model(model)
         options.check_scaler(scaler)
         alarm = options.check_alarm(warn_below, warn_fraction, on_vanishing)
         statistics = options.check_statistics(quantiles, thresholds, alarm, magnitude, mantissa_bits)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._alpha import Scaled
 from .._checks import check_save
@@ -91,3 +92,13 @@ def module(function: Function) -> type[Activation]:
 
 def class_name(function_name: str) -> str:
     return "".join(part.capitalize() for part in function_name.split("_"))
+
+
+def check_free(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise ValueError if a sketch that is not a monitor's counts the gradient of a module's input."""
+    for name, module in modules:
+        if vars(module).get("grad_sketch") is not None:
+            raise ValueError(
+                f"the module {name!r} has a grad_sketch of its own, and counts into one sketch at a time: "
+                f"set its grad_sketch to None, or leave it out with exclude={name!r}"
+            )

@@ -9,10 +9,10 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Entry:
-    """An activation of a model, by the name of its module or, in a traced model, of its call.
+    """An activation of a model, by the name of its module or of the module whose forward calls it.
 
-    `before` and `after` say what it was and is, `after` empty where nothing changed; `note` says why it was
-    left, or what about it deserves a look.
+    `before` and `after` say what it was and is, `after` empty where nothing changed; `note` says where a call
+    is, why something was left, or what about it deserves a look.
     """
 
     name: str
@@ -23,14 +23,14 @@ class Entry:
 
 @dataclass(frozen=True, repr=False)
 class ConversionReport:
-    """What was changed in a model, what was left and why, and what could not be seen.
+    """What changed in a model, what was left and why, and what is out of reach.
 
     Attributes:
-        model: the model to use from here on: the one that was passed, or with functional=True the traced one.
+        model: the model that was passed.
         changed, left: activations that are scaled (or plain) now, and those that are not.
         unseen: activations that no module computes.
-        parameters: the alphas that learn, for an optimizer; of `unscale_activations` those that went away.
-        dry_run: nothing was changed: the report says what would be.
+        parameters: the alphas that learn, for an optimizer; of `unscale_activations`, those it removed.
+        dry_run: whether the report says what would change, with nothing changed.
     """
 
     model: nn.Module
