@@ -19,7 +19,7 @@ import torch
 
 import sigscale as ss
 from sigscale import theory
-from sigscale.files import atomic
+from sigscale._files import atomic
 from sigscale.plot import STYLE
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ except ModuleNotFoundError as error:
     ) from error
 
 from .convert import scale_activations, unscale_activations
-from .exact import foreach_quantile, nanquantile, quantile
-from .folding.fold import fold
+from .fold import fold
 from .functional import ActivationFunction
-from .history import GradientHistory
 from .kernels.functions import FUNCTIONS
-from .monitor import GradientMonitor
+from .monitor.history import GradientHistory
+from .monitor.monitor import GradientMonitor
 from .penalty import WeightPenalty
+from .quantile import foreach_quantile, nanquantile, quantile
 from .sketch import QuantileSketch
 
 __version__ = _version("sigscale")

@@ -10,10 +10,10 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import _is_torch_function_mode_enabled, handle_torch_function, has_torch_function
 
-from .autograd import activate
-from .checks import (
+from ._autograd import activate
+from ._checks import (
     ALPHA_MAX,
     ALPHA_MIN,
     DTYPES,
@@ -55,7 +55,7 @@ def functional(function: Function) -> ActivationFunction:
         save: Save = None,
         grad_sketch: QuantileSketch | None = None,
     ) -> Tensor:
-        if not isinstance(x, Tensor) and has_torch_function((x,)):
+        if _is_torch_function_mode_enabled() or (not isinstance(x, Tensor) and has_torch_function((x,))):
             return handle_torch_function(activation, (x,), x, alpha, save=save, grad_sketch=grad_sketch)
         if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
             check_input(x, function.name)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .checks import DTYPES
+from ._checks import DTYPES
 
 T = TypeVar("T", nn.Module, Tensor)
 LEARNED_ALPHA = "log2_alpha"  # of activation modules; it is no weight and keeps its value

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .attachment import ATTACHED, Attachment, check_attachable, check_optimizer
+from ._attachment import ATTACHED, Attachment, check_attachable, check_optimizer
+from ._selection import check_factors, selected
 from .kernels import reference_penalty
-from .penalised import check_factors, selected
 
 
 class WeightPenalty:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import atomic
-from .history import COUNTS, GradientHistory, quantile_name, threshold_name
-from .monitor import GradientMonitor
-from .monitoring.rows import TOTALS
-from .panels import Scale, Steps, draw_curves, draw_key, draw_layers
+from ._files import atomic
+from ._plot_panels import Scale, Steps, draw_curves, draw_key, draw_layers
+from .monitor._rows import TOTALS
+from .monitor.history import COUNTS, GradientHistory, quantile_name, threshold_name
+from .monitor.monitor import GradientMonitor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import Quantiles, check_input, check_quantiles
+from ._checks import Quantiles, check_input, check_quantiles
 from .kernels import summary
 from .kernels.device import check_supported, device_of_backend
 from .kernels.reference_sketch import MANTISSA_BITS, bin_count, zero_bin

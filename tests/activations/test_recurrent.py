@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import sigscale as ss
-from sigscale.recurrent import pieces_of_buffer, rescaled
+from sigscale.nn.recurrent import pieces_of_buffer, rescaled
 from tests.oracles import cells
 
 NAMES = ("RNN", "LSTM", "GRU")

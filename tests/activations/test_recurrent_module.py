@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sigscale as ss
-from sigscale.recurrent import CACHE
+from sigscale.nn.recurrent import CACHE
 
 NAMES = ("RNN", "LSTM", "GRU")
 LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4

@@ -75,9 +75,7 @@ def test_operands_with_different_alphas(together):
 
 def test_branches_with_different_alphas():
     model = Forward(lambda m, x: m.second(m.one(m.first(x)) + F.relu(m.two(m.first(x)))))
-    refuses(
-        model, "'one' (Tanh) has alpha = 2", "'two' (Sigmoid) has alpha = 3", "add() at test_fold_refusals.py"
-    )
+    refuses(model, "'one' (Tanh) has alpha = 2", "'two' (Sigmoid) has alpha = 3", "add() at test_refusals.py")
 
 
 @pytest.mark.parametrize(

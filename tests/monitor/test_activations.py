@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import sigscale as ss
-from sigscale.monitoring.taps import count_overwritten
+from sigscale.monitor._hooks import count_overwritten
 from tests.oracles.collected import Twin, assert_row, assert_step, batch, network, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sigscale as ss
-from sigscale.history import quantile_name, threshold_name
+from sigscale.monitor.history import quantile_name, threshold_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

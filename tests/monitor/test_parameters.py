@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sigscale as ss
-from sigscale.history import assembled
-from sigscale.monitoring.recorder import Recorder, Statistics
+from sigscale.monitor._recorder import Recorder, Statistics
+from sigscale.monitor.history import assembled
 from tests.oracles.collected import Twin, assert_step, batch, network, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import sigscale as ss
-from sigscale.panels import Scale, Steps
+from sigscale._plot_panels import Scale, Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

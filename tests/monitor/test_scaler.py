@@ -11,7 +11,7 @@ from torch import nn
 
 import sigscale as ss
 from sigscale.kernels.reference_sketch import bin_count
-from sigscale.monitoring.loss_scale import unscaled
+from sigscale.monitor._loss_scale import unscaled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from sigscale.kernels.device import takes_kernel
 from sigscale.kernels.select import Selection, order_statistics_of_many
 from tests.oracles.adversarial import CASES, IDS, TABLE
 
+MODULE = sys.modules["sigscale.quantile"]  # the attribute of this name is the function
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MODES = ("linear", "lower", "higher", "midpoint", "nearest")
 SOME = MODES[::4] if INTERPRETED else MODES
@@ -90,8 +93,8 @@ def test_dimensions(dtype, q, device):
 def test_long_rows_are_selected_from(device, monkeypatch):
     x = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)).to(device)
     expected = ss.quantile(x, GRID, dim=1)
-    monkeypatch.setattr("sigscale.exact.LONG_ROW", 500)
-    monkeypatch.setattr("sigscale.exact._by_sorting", None)
+    monkeypatch.setattr(MODULE, "LONG_ROW", 500)
+    monkeypatch.setattr(MODULE, "_by_sorting", None)
     assert_same(ss.quantile(x, GRID, dim=1), expected)
 
 
@@ -199,8 +202,8 @@ def test_a_list_of_tensors(device):
 
 def test_rows_do_not_depend_on_their_number(device, monkeypatch):
     """Ranks are computed alike for a row alone and among others, also where PyTorch has them in float32."""
-    monkeypatch.setattr("sigscale.exact._ranks_in_float64", lambda: False)
-    monkeypatch.setattr("sigscale.exact.EXACT_FLOAT32", 5000)
+    monkeypatch.setattr(MODULE, "_ranks_in_float64", lambda: False)
+    monkeypatch.setattr(MODULE, "EXACT_FLOAT32", 5000)
     x = torch.randn(3, 4000, generator=torch.Generator().manual_seed(0)).to(device) * 1000
     alone = torch.stack([ss.quantile(row, GRID) for row in x], 1)
     assert_same(ss.quantile(x, GRID, dim=1), alone)

@@ -1,0 +1,111 @@
+"""The host's side of a monitor: what has been recorded, by step and by name."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from ..kernels import summary
+from ..sketch import QuantileSketch
+from . import _options as options
+from ._alarm import Alarm
+from ._loss_scale import unscaled
+from ._recorder import Recorder
+from ._rows import Rows
+from .history import GradientHistory, assembled
+
+
+class Reader:
+    """Reads a recorder, of which each step measured is the `every`-th one made."""
+
+    def __init__(self, recorder: Recorder, rows: Rows, every: int, alarm: Alarm | None) -> None:
+        self.recorder, self.rows, self.every, self.alarm = recorder, rows, every, alarm
+        self.first = 0  # number of the first step measured
+        self.earlier: GradientHistory | None = None
+        self._looked = self._lost = 0
+
+    def look(self, *, wait: bool) -> None:
+        """Take what has reached the host, and tell what there is to tell."""
+        recorder = self.recorder
+        recorder.take(wait=wait)
+        if recorder.lost > self._lost:
+            lost, self._lost = recorder.lost - self._lost, recorder.lost
+            warnings.warn(
+                f"{lost} steps were measured, and overwritten before they were read: "
+                f"the ring holds {recorder.slots}, and the history lacks them. Make the monitor with a "
+                "larger ring=, or call history() after at most so many replays of a CUDA graph",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        if self.alarm is None:
+            return
+        statistics, totals = recorder.statistics, self.rows.totals
+        column = len(summary.STATISTICS) + len(statistics.quantiles)
+        column += statistics.thresholds.index(self.alarm.below)
+        for numbers, values in recorder.records[self._looked :]:
+            self._looked += 1
+            for number, shares in zip(numbers.tolist(), values[:, totals:, column], strict=True):
+                layers = self.rows.names[totals : totals + len(shares)]
+                self.alarm.look(self.first + self.every * number, layers, shares[: len(layers)])
+
+    def history(self, calls: int) -> GradientHistory:
+        """What was recorded in so many calls of step()."""
+        self.look(wait=True)
+        recorder, rows, statistics = self.recorder, self.rows, self.recorder.statistics
+        numbers, values = assembled(recorder.records, len(rows), statistics.columns)
+        recorded = GradientHistory(
+            self.first + self.every * numbers,
+            [*rows.names],
+            [*rows.kinds],
+            statistics.quantiles,
+            statistics.thresholds,
+            values,
+            statistics.magnitude,
+            statistics.mantissa_bits,
+            # How often a CUDA graph was replayed, which measures every step, is known to the device only.
+            self.first + recorder.taken if self.every == 1 else calls,
+        )
+        return recorded if self.earlier is None else self.earlier.followed_by(recorded)
+
+    def resume(self, earlier: GradientHistory) -> int:
+        """Continue a history; how many steps had been made then."""
+        layers = self.rows.names[self.rows.totals :]
+        if not set(layers) & set(earlier.names):
+            raise ValueError(
+                f"the history must be of this model; got one of {', '.join(earlier.names[:4])}, ..., and the "
+                f"model has {', '.join(layers[:4])}, ...: load the file of the same training"
+            )
+        earlier.followed_by(self.history(0))
+        self.earlier = earlier
+        self.first = self.every * -(-earlier.step_count // self.every)
+        return earlier.step_count
+
+    def vanishing(self, below: float) -> dict[str, float]:
+        threshold = options.check_threshold(below, "below")
+        self._check_measured()
+        shares = self.recorder.shares_below(threshold)
+        layers = slice(self.rows.totals, None)
+        return dict(zip(self.rows.names[layers], shares[layers], strict=True))
+
+    def sketch(self, name: str) -> QuantileSketch:
+        row = self.rows.of.get(name)
+        if row is None:
+            raise ValueError(
+                f"name must be one of {', '.join(self.rows.names)}; got {name!r}: "
+                "choose a row of history().names"
+            )
+        self._check_measured()
+        scale = self.recorder.scale[row].item()
+        if math.isnan(scale):
+            raise RuntimeError(
+                f"the scaler skipped the last step, which left {name!r} without a known scale: "
+                "call monitor.step() before scaler.step(optimizer)"
+            )
+        sketch = QuantileSketch(self.recorder.statistics.mantissa_bits)
+        sketch._counts = unscaled(self.recorder.last[row], scale, sketch.mantissa_bits)
+        return sketch
+
+    def _check_measured(self) -> None:
+        self.look(wait=True)
+        if not self.recorder.taken:
+            raise RuntimeError("no step has been measured yet: call monitor.step() after loss.backward()")
