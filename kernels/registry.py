@@ -26,6 +26,11 @@ class Function:
     of u, `torch_scaled_value(x, alpha)` gives alpha f(x / alpha); where f(u) - u f'(u) cancels,
     `torch_alpha_slope(u, f(u), f'(u))` gives that.
 
+    `mp_value` and `mp_slope` are f and f' of an mpmath number, whose functions they find in its `context`:
+    to any precision, they are what the package computes and what the tests hold it to. In fp32,
+    alpha f(x / alpha) is off by at most `kernel_ulp` units in the last place where the kernel computes it and
+    by `torch_ulp` where PyTorch does.
+
     `torch_aliases` are names that PyTorch has for f besides `name`.
     """
 
@@ -37,6 +42,10 @@ class Function:
     torch_value: Callable[[Tensor], Tensor]
     torch_slope: Callable[[Tensor], Tensor]
     torch_gradient_of_value: Callable[[Tensor, Tensor], Tensor]
+    mp_value: Callable[[Any], Any]
+    mp_slope: Callable[[Any], Any]
+    kernel_ulp: float
+    torch_ulp: float
     lower: float
     upper: float
     value_at_zero: float

@@ -241,7 +241,7 @@ class TestExact:
         ("formula", "shown"), [("foo(u)", "foo"), ("u +", r"u \+"), ("erf(u", r"erf\(u")]
     )
     def test_a_formula_that_cannot_be_read(self, formula, shown):
-        function = Function("odd_one", formula, *[None] * 6, -1, 1, 0, 1, "odd")
+        function = Function("odd_one", formula, *[None] * 8, 3, 3, -1, 1, 0, 1, "odd")
         ss.FUNCTIONS.register(function)
         try:
             with pytest.raises(ValueError, match=f"cannot evaluate the formula '{shown}"):

@@ -348,7 +348,10 @@ class TestProperties:
         ids=["identity", "decreasing", "cubic", "even", "logarithmic", "one-sided"],
     )
     def test_a_function_that_is_registered_later(self, value, slope, verdicts):
-        ss.FUNCTIONS.register(Function("late", "?", None, None, None, value, slope, None, -1, 1, 0, 1, "odd"))
+        function = Function(
+            "late", "?", None, None, None, value, slope, None, None, None, 3, 3, -1, 1, 0, 1, "odd"
+        )
+        ss.FUNCTIONS.register(function)
         try:
             row = theory.properties()[-1]
         finally:
