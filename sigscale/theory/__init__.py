@@ -15,20 +15,20 @@ Where the text and this package differ:
 """
 
 from . import exact as exact
-from .conditions import Properties as Properties
-from .conditions import properties as properties
-from .domain import Boundary as Boundary
-from .domain import Counterexample as Counterexample
-from .domain import Search as Search
-from .domain import theorem_1_boundary as theorem_1_boundary
-from .domain import theorem_1_domain as theorem_1_domain
-from .network import Identity as Identity
-from .network import gradient as gradient
-from .network import identity as identity
-from .network import network as network
-from .network import partial as partial
-from .theorems import Theorem1 as Theorem1
-from .theorems import Theorem2 as Theorem2
-from .theorems import smallest_parameter as smallest_parameter
-from .theorems import theorem_1 as theorem_1
-from .theorems import theorem_2 as theorem_2
+from ._properties import Properties as Properties
+from ._properties import properties as properties
+from ._domain import Boundary as Boundary
+from ._domain import Counterexample as Counterexample
+from ._domain import Search as Search
+from ._domain import theorem_1_boundary as theorem_1_boundary
+from ._domain import theorem_1_domain as theorem_1_domain
+from ._network import Identity as Identity
+from ._network import gradient as gradient
+from ._network import identity as identity
+from ._network import network as network
+from ._network import partial as partial
+from ._theorems import Theorem1 as Theorem1
+from ._theorems import Theorem2 as Theorem2
+from ._theorems import smallest_parameter as smallest_parameter
+from ._theorems import theorem_1 as theorem_1
+from ._theorems import theorem_2 as theorem_2

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..kernels.functions import FUNCTIONS
 from ..kernels.registry import Function
-from .checks import checked_count
-from .network import Activation, chain
+from ._checks import checked_count
+from ._network import Activation, chain
 
 GUARD = 64  # bits beyond what is asked for
 LONGEST = 1 << 18  # bits; a derivative below a quarter of them may be given up

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels.functions import FUNCTIONS
 from ..kernels.registry import Function
-from .checks import checked_count, checked_number, checked_tensor, checked_theta, checked_together
+from ._checks import checked_count, checked_number, checked_tensor, checked_theta, checked_together
 
 Numbers = Tensor | float | Sequence[Any]
 

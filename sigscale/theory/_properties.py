@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.functions import FUNCTIONS
-from .network import Activation, float64
+from ._network import Activation, float64
 
 FARTHEST = 2.0**300  # where a limit at infinity is read off; its square is still a float64
 SCALE = 2.0**20  # the alpha at which a limit for large alpha is read off

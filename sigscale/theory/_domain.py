@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import checked_count
-from .theorems import checked_t, smallest_parameter, theorem_1
+from ._checks import checked_count
+from ._theorems import checked_t, smallest_parameter, theorem_1
 
 GRID = (0.01, 0.1, 1 / math.e, 0.5, 0.6, 0.62, 0.63, 0.65, 0.7, 0.73, 0.75, 0.8, 0.9, 0.99)
 DEPTH = 6  # layers of the deepest networks drawn

@@ -9,8 +9,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .checks import checked_count, checked_number, checked_tensor, checked_theta, checked_together
-from .network import Numbers, gradient, run
+from ._checks import checked_count, checked_number, checked_tensor, checked_theta, checked_together
+from ._network import Numbers, gradient, run
 
 LINEAR = 2.0**20  # alpha over the largest number in the network, from which on its layers are linear
 LARGEST = 2.0**500  # of d, times which the limit at any depth is a float64
