@@ -15,8 +15,6 @@ Where the text and this package differ:
 """
 
 from . import exact as exact
-from ._properties import Properties as Properties
-from ._properties import properties as properties
 from ._domain import Boundary as Boundary
 from ._domain import Counterexample as Counterexample
 from ._domain import Search as Search
@@ -27,6 +25,8 @@ from ._network import gradient as gradient
 from ._network import identity as identity
 from ._network import network as network
 from ._network import partial as partial
+from ._properties import Properties as Properties
+from ._properties import properties as properties
 from ._theorems import Theorem1 as Theorem1
 from ._theorems import Theorem2 as Theorem2
 from ._theorems import smallest_parameter as smallest_parameter
