@@ -1,4 +1,4 @@
-"""Checks of what the theory is given: each error names the value received, the rule and the remedy."""
+"""Checks of the theory's arguments: each error names the rule, the value received and the remedy."""
 
 from __future__ import annotations
 
@@ -20,62 +20,44 @@ def checked_tensor(numbers: Any, name: str, device: torch.device | None = None) 
         raise TypeError(f"{name} must be made of real numbers; got {tensor.dtype}: pass its real part")
     exact = torch.as_tensor(numbers, dtype=torch.float64, device=device).detach()  # not by way of float32
     if not exact.isfinite().all():
-        raise ValueError(f"{name} must be finite; got {_shown(numbers)}: leave infinities and NaN out")
+        shown = f"shape {tuple(numbers.shape)}" if isinstance(numbers, Tensor) else repr(numbers)
+        raise ValueError(f"{name} must be finite; got {shown}: leave infinities and NaN out")
     return exact
 
 
-def checked_theta(theta: Any) -> Tensor:
-    """The parameters, at least one of them, as a float64 tensor (..., l)."""
-    tensor = checked_tensor(theta, "theta")
-    if tensor.dim() == 0 or tensor.shape[-1] == 0:
-        raise ValueError(
-            f"theta must have a last dimension with a parameter for each layer; got shape "
-            f"{tuple(tensor.shape)}: pass [1.5] for a single layer"
-        )
-    return tensor
+def checked_network(theta: Any, **others: Any) -> list[Tensor]:
+    """Parameters (..., l), and numbers on their device that broadcast with theta's leading dimensions."""
+    weights = checked_tensor(theta, "theta")
+    if 0 in weights.shape[-1:] or not weights.dim():
+        rule = "theta must have a last dimension with a parameter for each layer"
+        raise ValueError(f"{rule}; got shape {tuple(weights.shape)}: pass [1.5] for a single layer")
+    tensors = {name: checked_tensor(given, name, weights.device) for name, given in others.items()}
+    try:
+        torch.broadcast_shapes(weights.shape[:-1], *(tensor.shape for tensor in tensors.values()))
+    except RuntimeError as error:
+        rule = f"shapes must broadcast with theta's leading dimensions {tuple(weights.shape[:-1])}"
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"{rule}; got {shapes}: pass one number per draw, or a single one") from error
+    return [weights, *tensors.values()]
 
 
 def checked_number(number: Any, name: str) -> float:
     """A real number, finite and > 0."""
     if isinstance(number, bool) or not isinstance(number, Real):
-        raise TypeError(
-            f"{name} must be a real number > 0; got {number!r} of type {type(number).__name__}: pass a float"
-        )
-    try:
-        value = float(number)
-    except OverflowError:
-        value = math.inf
-    if not (math.isfinite(value) and value > 0):
+        kind = type(number).__name__
+        raise TypeError(f"{name} must be a real number > 0; got {number!r} of type {kind}: pass a float")
+    if not 0 < number or number > torch.finfo(torch.float64).max:
         raise ValueError(f"{name} must be finite and > 0; got {number!r}: pass a number such as 2.0")
-    return value
+    return float(number)
 
 
-def checked_count(count: Any, name: str, last: int | None = None) -> int:
-    """An integer from 1 on, up to `last` if there is one."""
+def checked_count(count: Any, name: str, last: float = math.inf) -> int:
+    """An integer from 1 up, to `last` if given."""
     rule = f"{name} must be an integer from 1 " + (
-        "on" if last is None else f"to {last}, the number of layers"
+        f"to {last}, the number of layers" if last < math.inf else "on"
     )
     if isinstance(count, bool) or not isinstance(count, Integral):
         raise TypeError(f"{rule}; got {count!r} of type {type(count).__name__}: pass an int")
-    number = int(count)
-    if number < 1 or (last is not None and number > last):
+    if not 1 <= int(count) <= last:
         raise ValueError(f"{rule}; got {count!r}: the smallest is 1")
-    return number
-
-
-def checked_together(theta: Tensor, **others: Any) -> list[Tensor]:
-    """Real numbers on theta's device, whose shapes broadcast with theta's leading dimensions."""
-    tensors = {name: checked_tensor(given, name, theta.device) for name, given in others.items()}
-    try:
-        torch.broadcast_shapes(theta.shape[:-1], *(tensor.shape for tensor in tensors.values()))
-    except RuntimeError as error:
-        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-        raise ValueError(
-            f"shapes must broadcast with theta's leading dimensions {tuple(theta.shape[:-1])}; got {shapes}: "
-            "give each draw its own number, or all the same one"
-        ) from error
-    return list(tensors.values())
-
-
-def _shown(numbers: Any) -> str:
-    return f"shape {tuple(numbers.shape)}" if isinstance(numbers, Tensor) else repr(numbers)
+    return int(count)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ DEPTH = 6  # layers of the deepest networks drawn
 
 
 class Boundary(NamedTuple):
-    """The largest t at which a claim of Theorem 1 is true, for every x, theta, d, r and depth."""
+    """The largest t at which each claim of Theorem 1 is true, for every x, theta, d, r and depth."""
 
     first: float
     second: float
@@ -27,65 +26,33 @@ class Boundary(NamedTuple):
 def theorem_1_boundary() -> Boundary:
     """The first claim is true up to t = 0.7385, the second up to t = 0.6230, and no further.
 
-    Theorem 1 is stated for every t in (0, 1); its proof needs log(1/t) >= 1, t <= 0.3679. The truth lies
-    between. With u_i = theta^i f^(i-1), f^i = tanh(u_i), every partial derivative of g is
+    exp(-l) with l the smaller root of l exp(-l) = M / 2, and exp(-sqrt(M / 2)), where M = 0.4477 is the
+    maximum of u sech^2(u): the proof is in this folder's README.md.
 
-        (1 / theta^k) u_l sech^2(u_l) prod_(i = k .. l-1) 2 u_i / sinh(2 u_i),
-
-    whose last factors are at most 1. So it is at most M / |theta^k| with M = max_u u sech^2(u) = 0.4477,
-    attained where 2 u tanh(u) = 1, at depth 1 by x = u / theta. With L = log(1/t), |theta^k| >= 2 L.
-
-    - Second claim: r |theta^k| - |d| M / |theta^k| >= |d| (2 L - M / 2L), which is at least |d| L if and only
-      if L^2 >= M / 2. The boundary is t = exp(-sqrt(M / 2)).
-    - First claim: M / 2L <= exp(-L) if and only if L exp(-L) >= M / 2. The boundary is the smaller root. Near
-      the larger one, L = 2.5, and beyond it, the layers are saturated: |u_l| >= 2 L tanh(L) for l > 1, so
-      that the derivative is at most 4 exp(-4 L tanh(L)) < exp(-L), and at most sech^2(L) / 2 for l = 1.
-
-    Beyond a boundary theta = 2 L, x = u / theta, d = 1 at depth 1 is a counterexample, to the second claim
-    with r = 1 or with the larger r that makes the penalized derivative 0.
-
-    Returns:
-        Both boundaries.
-
-    Source: Theorem 1 of arXiv 2106.02260; the bound and the proof above are this package's.
+    Returns: both boundaries, which the paper says are 1, and its proof 1/e.
+    Source: Theorem 1 of arXiv 2106.02260; the boundaries are this package's.
 
     Example:
-        >>> from sigscale import theory
         >>> theory.theorem_1_boundary()
         Boundary(first=0.738..., second=0.623...)
     """
-    u = _bisected(lambda u: 2 * u * math.tanh(u) - 1, 0.0, 1.0)
-    half = u / math.cosh(u) ** 2 / 2
-    smaller_root = _bisected(lambda logarithm: logarithm * math.exp(-logarithm) - half, 0.0, 1.0)
-    return Boundary(math.exp(-smaller_root), math.exp(-math.sqrt(half)))
+    return Boundary(0.7384899368098137, 0.6230361610712328)
 
 
-def _bisected(rising: Callable[[float], float], low: float, high: float) -> float:
-    """The root of a rising function between low and high."""
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
-    return high
-
-
-@dataclass(frozen=True)
-class Counterexample:
-    """Numbers that satisfy the assumptions of Theorem 1 and violate a claim, at layer k."""
+class Counterexample(NamedTuple):
+    """Numbers that satisfy Theorem 1's assumptions and violate a claim at layer k, in units of |d|."""
 
     theta: tuple[float, ...]
     x: float
     d: float
     r: float
     k: int
-    found: float
-    """What the derivative is, in units of |d|."""
-    claimed: float
-    """What it is claimed to be at most (first claim) or at least (second)."""
+    found: float  # the derivative
+    claimed: float  # its upper bound (first claim) or lower bound (second)
 
 
-@dataclass(frozen=True)
-class Search:
-    """The outcome of a random search at one t; of each claim, how many draws violate it and the worst."""
+class Search(NamedTuple):
+    """The outcome at one t: for each claim, the number of draws that violate it, and the worst."""
 
     t: float
     draws: int
@@ -98,28 +65,17 @@ class Search:
 def theorem_1_domain(
     ts: Sequence[float] = GRID, draws: int = 14_000, seed: int = 0, function: str = "tanh"
 ) -> list[Search]:
-    """Search at random, for each t, for counterexamples to the two claims of Theorem 1.
+    """Search `draws` random networks for each t in `ts` for counterexamples to Theorem 1's two claims.
 
     Depths 1 to 6 come equally often. |x| is log-uniform from 0.03 to 30; half of the parameters have the
     smallest magnitude that the theorem allows, the others are up to a hundred times larger; r is |d| in half
     of the draws and larger in the others; signs are random, and |d| is 1, since the claims scale with it.
+    README.md in this folder lists the numbers found for every function.
 
-    Args:
-        ts: values of t in (0, 1).
-        draws: networks for each t, at least 1.
-        seed: of the draws, which are made on the CPU.
-        function: name of f; the theorem is stated for tanh, the text transfers it to the others.
-
-    Returns:
-        One outcome for each t, in the order given.
-
-    Raises:
-        TypeError, ValueError: an argument is of a wrong type, or out of its range.
-
+    Returns: one outcome for each t, in the order given.
     Source: Theorem 1 of arXiv 2106.02260, and what follows it about other functions.
 
     Example:
-        >>> from sigscale import theory
         >>> [(row.t, row.first > 0, row.second > 0) for row in theory.theorem_1_domain([0.3, 0.7, 0.9])]
         [(0.3, False, False), (0.7, False, True), (0.9, True, True)]
     """
@@ -130,21 +86,18 @@ def theorem_1_domain(
 
 
 def _search(t: float, draws: int, generator: torch.Generator, function: str) -> Search:
-    first, second = _Tally(), _Tally()
-    for depth in range(1, DEPTH + 1):
-        share = (draws + DEPTH - depth) // DEPTH
-        if share:
-            numbers = _draw(t, share, depth, generator)
-            result = theorem_1(t, *numbers, function=function)
-            assumed = result.assumed.unsqueeze(-1)
-            first.add(numbers, assumed & ~result.first, result.unregularized, result.upper)
-            second.add(numbers, assumed & ~result.second, result.regularized, result.lower)
-    return Search(t, draws, first.count, second.count, first.worst, second.worst)
+    first, second = [], []
+    for depth in range(1, min(DEPTH, draws) + 1):
+        numbers = _draw(t, (draws + DEPTH - depth) // DEPTH, depth, generator)
+        result = theorem_1(t, *numbers, function=function)
+        assumed = result.assumed.unsqueeze(-1)
+        first.append(_worst(numbers, assumed & ~result.first, result.unregularized, result.upper))
+        second.append(_worst(numbers, assumed & ~result.second, result.regularized, result.lower))
+    (count_first, worst_first), (count_second, worst_second) = map(_summary, (first, second))
+    return Search(t, draws, count_first, count_second, worst_first, worst_second)
 
 
-def _draw(
-    t: float, draws: int, depth: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _draw(t: float, draws: int, depth: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     """theta (draws, depth), x, d and r (draws,)."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -163,24 +116,19 @@ def _draw(
     return theta, x, sign(draws), factor(draws)
 
 
-class _Tally:
-    """How many draws violate a claim, and by how much the worst does."""
+def _worst(
+    numbers: tuple[Tensor, ...], violated: Tensor, found: Tensor, claimed: Tensor
+) -> tuple[int, Counterexample | None]:
+    """The number of draws that violate a claim, and the one that does so most."""
+    distance = torch.where(violated, (found - claimed.unsqueeze(-1)).abs(), -1.0)
+    row, layer = divmod(int(distance.argmax()), distance.shape[-1])
+    theta, x, d, r = (each[row].tolist() for each in numbers)
+    worst = Counterexample(tuple(theta), x, d, r, layer + 1, found[row, layer].item(), claimed[row].item())
+    return int(violated.any(-1).sum()), worst if violated[row, layer] else None
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.worst: Counterexample | None = None
 
-    def add(
-        self, numbers: tuple[Tensor, Tensor, Tensor, Tensor], violated: Tensor, found: Tensor, claimed: Tensor
-    ) -> None:
-        """`violated` and `found` are (draws, l), `claimed` is (draws,)."""
-        self.count += int(violated.any(-1).sum())
-        distance = torch.where(violated, (found - claimed.unsqueeze(-1)).abs(), -1.0)
-        row, layer = divmod(int(distance.argmax()), distance.shape[-1])
-        before = abs(self.worst.found - self.worst.claimed) if self.worst else 0.0
-        if distance[row, layer] > before:
-            theta, *others = (each[row] for each in numbers)
-            x, d, r, is_found, is_claimed = (
-                each.item() for each in (*others, found[row, layer], claimed[row])
-            )
-            self.worst = Counterexample(tuple(theta.tolist()), x, d, r, layer + 1, is_found, is_claimed)
+def _summary(outcomes: list[tuple[int, Counterexample | None]]) -> tuple[int, Counterexample | None]:
+    """The same over several depths."""
+    examples = [example for _, example in outcomes if example]
+    worst = max(examples, key=lambda example: abs(example.found - example.claimed), default=None)
+    return sum(count for count, _ in outcomes), worst
