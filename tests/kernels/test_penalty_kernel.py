@@ -8,6 +8,8 @@ import torch
 from sigscale.kernels import launch_penalty
 from sigscale.kernels.launch_penalty import BLOCK, CHUNK, add_penalty
 
+pytestmark = pytest.mark.interpreter
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -126,14 +126,14 @@ def torch_slope(name: str, u: Tensor) -> Tensor:
     return torch.where(u.abs() >= 2.0**FAR, 0.0, result)
 
 
-def value(name: str, x: np.ndarray, alpha: float) -> np.ndarray:
+def value(name: str, x: np.ndarray, alpha: float | np.ndarray) -> np.ndarray:
     """alpha f(x / alpha) in fp64."""
-    return alpha * torch_value(name, torch.from_numpy(x) / alpha).numpy()
+    return alpha * torch_value(name, torch.from_numpy(x / alpha)).numpy()
 
 
-def slope(name: str, x: np.ndarray, alpha: float) -> np.ndarray:
+def slope(name: str, x: np.ndarray, alpha: float | np.ndarray) -> np.ndarray:
     """f'(x / alpha) in fp64."""
-    return torch_slope(name, torch.from_numpy(x) / alpha).numpy()
+    return torch_slope(name, torch.from_numpy(x / alpha)).numpy()
 
 
 def ulps(result: torch.Tensor, exact: np.ndarray | torch.Tensor) -> torch.Tensor:
