@@ -1,12 +1,20 @@
-"""A function registered here works everywhere: one entry in the registry is all it takes."""
+"""A function of one's own works everywhere: one entry in the registry is all it takes."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import sigscale as ss
 from tests.oracles.toy import ALGEBRAIC
+
+TESTS = Path(__file__).parents[1]
+OF_ANY_FUNCTION = ("activations", "quantiles/test_grad_sketch.py", "theory", "test_api.py")
 
 
 @pytest.fixture
@@ -15,6 +23,7 @@ def toy():
     ss.FUNCTIONS.unregister("algebraic")
 
 
+@pytest.mark.interpreter
 def test_end_to_end(toy, device):
     layer = ss.nn.Algebraic(alpha=1.7)
     assert repr(layer) == "Algebraic(alpha=1.7)"
@@ -27,6 +36,18 @@ def test_end_to_end(toy, device):
         assert torch.autograd.gradgradcheck(lambda x, save=save: ss.algebraic(x, 1.7, save=save), x)
     x = torch.randn(1000, device=device)
     torch.testing.assert_close(layer(x), x / torch.sqrt(1 + (x / 1.7) ** 2))
+
+
+@pytest.mark.parametrize("interpreted", ["", "1"], ids=["twin", "interpreter"])
+def test_the_suite_takes_a_registered_function(interpreted):
+    """Registered before collection, it goes through every test that is parametrized by the registry."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.oracles.toy"]
+    command += ["-m", "not gpu", "-k", "algebraic", *(TESTS / suite for suite in OF_ANY_FUNCTION)]
+    environment = os.environ | {"TRITON_INTERPRET": interpreted}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert int(run.stdout.split(" passed")[0].split()[-1]) >= 30, run.stdout
 
 
 def test_gone_when_unregistered(toy):

@@ -43,6 +43,7 @@ def same(result, expected):
 
 
 @pytest.mark.parametrize("name", list(ss.FUNCTIONS))
+@pytest.mark.interpreter(name=["tanh"])
 def test_any_view(name, device):
     activation = getattr(ss, name)
 
@@ -75,6 +76,7 @@ def test_any_view(name, device):
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.interpreter
 def test_around_a_block(dtype, extra, device):
     """The masked tail begins where it must and writes no further."""
     for blocks in (0, 1, 3):
@@ -88,6 +90,7 @@ def test_around_a_block(dtype, extra, device):
         torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance / 10)
 
 
+@pytest.mark.interpreter
 def test_channels_last_is_neither_copied_nor_lost(device):
     x = torch.randn(2, 3, 5, 7, device=device).to(memory_format=torch.channels_last)
     assert dense(x) is x
@@ -96,6 +99,7 @@ def test_channels_last_is_neither_copied_nor_lost(device):
     torch.testing.assert_close(y, 2 * torch.tanh(x / 2))
 
 
+@pytest.mark.interpreter
 def test_gaps_are_copied_once_and_left_alone(device):
     memory = torch.randn(10, 10, device=device)
     x, before = memory[:, ::2], memory.clone()
@@ -104,12 +108,14 @@ def test_gaps_are_copied_once_and_left_alone(device):
     assert torch.equal(memory, before)
 
 
+@pytest.mark.interpreter
 def test_result_never_shares_memory_with_the_input(device):
     for alpha in (1.0, 2.0):
         x = torch.randn(64, device=device)
         assert ss.tanh(x, alpha).data_ptr() != x.data_ptr()
 
 
+@pytest.mark.interpreter
 def test_same_bits_every_time(device):
     x = torch.randn(100_001, device=device, dtype=torch.bfloat16)
     g = torch.randn_like(x)

@@ -10,6 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from sigscale.kernels import convolution
 from sigscale.kernels.convolution import PIXELS_A_PROGRAM, TILE, convolve
 
+pytestmark = pytest.mark.interpreter
+
 
 @pytest.mark.parametrize(("seeds", "images", "side"), [(1, 2, 8), (3, 9, 8), (2, 1, 16), (2, 1, 32)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -11,6 +11,8 @@ from sigscale.kernels.reference_sketch import bin_count
 from tests.oracles import adversarial
 from tests.oracles.adversarial import CASES, DTYPES
 
+pytestmark = pytest.mark.interpreter
+
 GRID = (0.0, 0.05, 0.25, 0.5, 0.95, 1.0)
 THRESHOLDS = (1e-8, 2.0**-3, 0.7, 100.0)
 

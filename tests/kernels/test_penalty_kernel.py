@@ -9,6 +9,8 @@ from sigscale.kernels import launcher
 from sigscale.kernels.device import takes_kernel
 from sigscale.kernels.penalty import BLOCK, CHUNK, add_penalty
 
+pytestmark = pytest.mark.interpreter
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

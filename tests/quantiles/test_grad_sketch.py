@@ -62,6 +62,7 @@ def assert_counted(sketch: ss.QuantileSketch, *gradients: torch.Tensor) -> None:
 @functions
 @dtypes
 @saves
+@pytest.mark.interpreter(name=["tanh", "softsign"])
 def test_the_gradient_is_counted_and_unchanged(name, dtype, save, device):
     for i, n in enumerate(SIZES if device == "cpu" else (*SIZES, 2**22 + 3)):
         x, g = input_and_gradient(n, dtype, device)
@@ -74,6 +75,7 @@ def test_the_gradient_is_counted_and_unchanged(name, dtype, save, device):
 
 @dtypes
 @pytest.mark.parametrize("m", MANTISSA_BITS)
+@pytest.mark.interpreter
 def test_every_mantissa_bits(m, dtype, device):
     x, g = input_and_gradient(9000, dtype, device)
     sketch = ss.QuantileSketch(m)
@@ -82,6 +84,7 @@ def test_every_mantissa_bits(m, dtype, device):
 
 @functions
 @dtypes
+@pytest.mark.interpreter(name=["tanh"])
 def test_adversarial_gradients(name, dtype, device):
     """At 0 slopes are powers of two: numbers arrive as they are, but for the exponent."""
     for case in (case for case, of in adversarial.TABLE if of is dtype):
@@ -92,6 +95,7 @@ def test_adversarial_gradients(name, dtype, device):
 
 @functions
 @saves
+@pytest.mark.interpreter(name=["softsign"])
 def test_any_layout(name, save, device):
     @settings(max_examples=EXAMPLES)
     @given(x=views(), how=st.sampled_from(["alike", "transposed", "expanded", "negative"]))
@@ -112,6 +116,7 @@ def test_any_layout(name, save, device):
     check()
 
 
+@pytest.mark.interpreter
 def test_backward_passes_add_up(device):
     """Over repeated passes and over activations that share a sketch, in any dtype; never in a forward."""
     sketch, counted = ss.QuantileSketch(), []
@@ -154,6 +159,7 @@ def test_threads_share_a_sketch(monkeypatch):
     assert sketch.count == 4 * 10 * 7
 
 
+@pytest.mark.interpreter
 def test_nothing_to_count(device):
     sketch = ss.QuantileSketch()
     x = torch.randn(5, device=device)
@@ -171,6 +177,7 @@ def test_nothing_to_count(device):
 
 @functions
 @saves
+@pytest.mark.interpreter(name=["tanh"])
 def test_differentiated_backward_passes_count_once(name, save, device):
     x = torch.linspace(-2, 2, 8, dtype=torch.float64, device=device).requires_grad_()
     sketch = ss.QuantileSketch()
@@ -189,6 +196,7 @@ def test_differentiated_backward_passes_count_once(name, save, device):
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.interpreter
 def test_checkpointing_counts_once(use_reentrant, device):
     sketch = ss.QuantileSketch()
     x = torch.randn(64, device=device, requires_grad=True)
@@ -239,6 +247,7 @@ def test_fake_and_meta_tensors_are_not_counted(device):
     assert_counted(sketch, gradient("tanh", x, g, sketch))
 
 
+@pytest.mark.interpreter
 def test_subclasses_and_lazy_negation_are_counted(device):
     class Tagged(torch.Tensor):
         pass
@@ -252,6 +261,7 @@ def test_subclasses_and_lazy_negation_are_counted(device):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.interpreter
 def test_what_cannot_be_counted_is_refused(device):
     sketch = ss.QuantileSketch()
     x = torch.randn(3, device=device, requires_grad=True)

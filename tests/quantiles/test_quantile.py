@@ -42,6 +42,7 @@ def assert_same(result, expected):
 
 
 @pytest.mark.parametrize(("case", "dtype"), TABLE, ids=IDS)
+@pytest.mark.interpreter
 def test_adversarial_tensors(case, dtype, device):
     x, grid = CASES[case](dtype).to(device), GRID[:: 3 if INTERPRETED else 1]
     if not x.numel():
@@ -72,6 +73,7 @@ def test_numpy_agrees(case, dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("q", [0.3, [0.3], [], GRID])
+@pytest.mark.interpreter(q=[0.3, GRID])
 def test_dimensions(dtype, q, device):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 70, 3, generator=generator).to(dtype)
@@ -90,6 +92,7 @@ def test_dimensions(dtype, q, device):
     assert_same(ss.quantile(zero_d, 0.5, 0, True), zero_d)
 
 
+@pytest.mark.interpreter
 def test_long_rows_are_selected_from(device, monkeypatch):
     x = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)).to(device)
     expected = ss.quantile(x, GRID, dim=1)
@@ -100,6 +103,7 @@ def test_long_rows_are_selected_from(device, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["normal", "half zeros", "constant", "heavy tails", "nans", "sorted"])
+@pytest.mark.interpreter
 def test_selection_from_many(case, dtype, device, monkeypatch):
     """Where values are counted, not sorted: every rank of the sorted tensor."""
     monkeypatch.setattr(reference_select, "SORTED", 50)
@@ -118,6 +122,7 @@ values = st.floats(width=32, allow_subnormal=True)
 @settings(max_examples=5 if INTERPRETED else 60)
 @given(st.lists(values, min_size=1, max_size=60), st.lists(st.floats(0, 1), min_size=1, max_size=7))
 @pytest.mark.parametrize("sorted_up_to", [0, 8192])
+@pytest.mark.interpreter
 def test_any_values(sorted_up_to, numbers, q):
     x = torch.tensor(numbers)
     with pytest.MonkeyPatch.context() as patch:
@@ -128,6 +133,7 @@ def test_any_values(sorted_up_to, numbers, q):
                 assert_same(result, by_torch(function, x, q, interpolation=interpolation))
 
 
+@pytest.mark.interpreter
 def test_many_quantiles(device):
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).to(device)
     q = torch.linspace(0, 1, 101).tolist()
@@ -186,6 +192,7 @@ def test_nothing_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.interpreter
 def test_a_list_of_tensors(device):
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(n, generator=generator) for n in (1, 2, 7, 100, 3000)]
@@ -225,6 +232,7 @@ def test_under_vmap(device):
     assert_same(torch.func.vmap(lambda row: ss.quantile(row, 0.3))(x), ss.quantile(x, 0.3, dim=1))
 
 
+@pytest.mark.interpreter
 def test_the_input_is_left_alone(device):
     x = CASES["nans"](torch.float32).repeat(1000).to(device)
     before = x.clone()
@@ -246,6 +254,7 @@ class Transfers(TorchDispatchMode):
 
 
 @pytest.mark.skipif(not takes_kernel(torch.empty(0)), reason="the twin on CPUs may read its tensors")
+@pytest.mark.interpreter
 def test_kernels_decide_nothing_on_the_host():
     x = torch.randn(500)
     ss.quantile(x, GRID), ss.nanquantile(x, GRID)
@@ -286,6 +295,7 @@ def test_many_more_quantiles_than_a_sort_is_worth(device):
     assert_same(ss.quantile(x, q), by_torch(ss.quantile, x, q))
 
 
+@pytest.mark.interpreter
 def test_fake_tensors():
     with FakeTensorMode():
         assert ss.quantile(torch.randn(100), [0.5, 0.1]).shape == (2,)

@@ -53,6 +53,7 @@ def test_the_truth_is_true():
 
 
 @cases
+@pytest.mark.interpreter
 def test_counts_are_exact(case, dtype, device):
     x = CASES[case](dtype)
     values = x.double().numpy()
@@ -88,6 +89,7 @@ def test_bounds_hold_the_order_statistics(case, dtype, device):
 
 
 @every_m
+@pytest.mark.interpreter(m=[3])
 def test_bounds_are_tight(m, device):
     """A factor of 1 + 2^-m for normal numbers, 2^(-126-m) below them; nothing for zeros and infinities."""
     x = CASES["distinct"](torch.float32)
@@ -190,6 +192,7 @@ def test_shares_below_a_threshold(case, dtype, device):
 
 @every_m
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.interpreter
 def test_every_16_bit_pattern(dtype, m, device):
     x = truth.every_16_bit(dtype)
     assert_counts(sketch_of(x, m, device), adversarial.counts(x, m))
@@ -197,6 +200,7 @@ def test_every_16_bit_pattern(dtype, m, device):
 
 @every_m
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.interpreter
 def test_patterns_of_all_kinds(dtype, m, device):
     """Random bits in every field, and the exponents around the ends of fp32 more often."""
     rng = np.random.default_rng(m)
@@ -226,6 +230,7 @@ def test_where_subnormal_numbers_are_flushed_to_zero(dtype):
         np.testing.assert_array_equal(torch.stack(found).numpy(), true)
 
 
+@pytest.mark.interpreter
 def test_fp32_and_narrower_tensors_feed_one_sketch(device):
     sketch, wide = ss.QuantileSketch(4), ss.QuantileSketch(4)
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
@@ -243,6 +248,7 @@ def test_fp32_and_narrower_tensors_feed_one_sketch(device):
     q=st.lists(st.floats(0, 1), min_size=1, max_size=4),
     magnitude=st.booleans(),
 )
+@pytest.mark.interpreter
 def test_any_values(values, dtype, m, q, magnitude):
     x = torch.tensor(values, dtype=torch.float64).to(dtype)
     sketch = sketch_of(x, m)

@@ -55,6 +55,7 @@ def test_any_split_and_any_order_of_merging(m, cuts, order):
 
 
 @every_m
+@pytest.mark.interpreter(m=[3])
 def test_one_sketch_for_many_tensors_is_the_merged_one(m, device):
     pieces = [CASES[case](dtype).to(device) for case in PIECES for dtype in DTYPES]
     one, merged = ss.QuantileSketch(m), ss.QuantileSketch(m)
@@ -173,10 +174,12 @@ def test_repr_is_readable(device):
 
 @settings(max_examples=EXAMPLES)
 @given(x=views(), m=st.sampled_from(MANTISSA_BITS))
+@pytest.mark.interpreter
 def test_any_view(x, m):
     np.testing.assert_array_equal(sketch_of(x, m).counts, adversarial.counts(x, m))
 
 
+@pytest.mark.interpreter
 def test_inputs_that_are_more_than_their_memory(device):
     x = X.to(device)
     want = sketch_of(X)
@@ -202,6 +205,7 @@ def test_inputs_that_are_more_than_their_memory(device):
     assert leaf.grad is None
 
 
+@pytest.mark.interpreter
 def test_grad_and_inference_modes(device):
     sketch = ss.QuantileSketch()
     for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):

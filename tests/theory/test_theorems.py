@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import mpmath
@@ -10,7 +11,6 @@ import torch
 
 import sigscale as ss
 from sigscale import theory
-from sigscale.kernels.functions import Function
 
 BOUNDARY = theory.theorem_1_boundary()
 U = 0.7717023192091043  # where u sech^2(u) is largest, 0.4477
@@ -129,18 +129,26 @@ class TestTheorem1:
             assert (result.first.item(), result.second.item()) == claims
             assert not result.holds
 
-    def test_the_logistic_function_breaks_it_at_every_t(self):
+    @pytest.mark.parametrize("t", [0.01, 0.05, 0.1, 0.3, 0.5])
+    def test_logistic_function_breaks_both_claims(self, t):
         """A first layer at -A has an output of e^-A, which a second one of e^A brings back: no bound in t."""
-        for t in (0.1, 1e-3, 1e-6):
-            least = 2 * math.log(1 / t)
-            theta = [-least, 1.5 * math.exp(least)]
-            result = theory.theorem_1(t, theta, 1.0, function="sigmoid")
-            assert result.assumed
-            assert result.unregularized[0] == pytest.approx(
-                1.5 * math.exp(1.5) / (1 + math.exp(1.5)) ** 2, rel=0.05
-            )
-            assert result.unregularized[0] > 0.2
-            assert result.first.tolist() == [False, True]
+        least = 2 * math.log(1 / t)
+        x = least / 0.224
+        theta = [-least, 1.543 * math.exp(least * x)]
+        result = theory.theorem_1(t, theta, x, d=-1.0, function="sigmoid")
+        assert result.assumed
+        bend = 1.543 * math.exp(-1.543) / (1 + math.exp(-1.543)) ** 2
+        assert result.unregularized[0] == pytest.approx(x * bend, rel=0.01)
+        assert result.unregularized[0] > 1.3 > t
+        assert result.regularized[0] < 0.01 < math.log(1 / t)
+        assert result.first.tolist() == result.second.tolist() == [False, True]
+
+    def test_logistic_function_breaks_the_first_claim_at_tiny_t(self):
+        least = 2 * math.log(1e6)
+        result = theory.theorem_1(1e-6, [-least, 1.5 * math.exp(least)], 1.0, function="sigmoid")
+        assert result.assumed
+        assert result.unregularized[0] > 0.2
+        assert result.first.tolist() == [False, True]
 
     @pytest.mark.parametrize(("name", "slope"), [("arctan", 1 / (1 + 25)), ("softsign", 1 / 36)])
     def test_slow_tails_break_the_first_claim_at_small_t(self, name, slope):
@@ -217,10 +225,15 @@ class TestDomain:
     def test_other_functions(self):
         """The boundary of the second claim, exp(-sqrt(M/2)), with M = 1/2 and 1/4; small t for the first."""
         for name, boundary in (("arctan", math.exp(-0.5)), ("softsign", math.exp(-math.sqrt(0.125)))):
-            ts = [0.01, boundary - 0.01, boundary + 0.02]
+            ts = [0.01, 0.1, 0.3, boundary - 0.01, boundary + 0.02]
             rows = theory.theorem_1_domain(ts, 6000, function=name)
-            assert [row.second > 0 for row in rows] == [False, False, True]
-            assert rows[0].first > 0
+            assert [row.first > 0 for row in rows[:4]] == [True, False, False, False]
+            assert [row.second > 0 for row in rows] == [False] * 4 + [True]
+
+    def test_logistic_function(self):
+        rows = theory.theorem_1_domain([0.01, 0.1, 0.3, 0.6], 14_000, function="sigmoid")
+        assert all(row.first > 0 for row in rows)
+        assert rows[-1].second > 0
 
 
 class TestTheorem2:
@@ -348,10 +361,9 @@ class TestProperties:
         ids=["identity", "decreasing", "cubic", "even", "logarithmic", "one-sided"],
     )
     def test_a_function_that_is_registered_later(self, value, slope, verdicts):
-        function = Function(
-            "late", "?", None, None, None, value, slope, None, None, None, 3, 3, -1, 1, 0, 1, "odd"
+        ss.FUNCTIONS.register(
+            dataclasses.replace(ss.FUNCTIONS["tanh"], name="late", torch_value=value, torch_slope=slope)
         )
-        ss.FUNCTIONS.register(function)
         try:
             row = theory.properties()[-1]
         finally:
