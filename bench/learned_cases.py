@@ -21,7 +21,7 @@ from torch import Tensor
 import sigscale
 from cases import ALPHA, BACKWARD, BY_HAND, TRAINING
 from measure import Call
-from sigscale.kernels import activation
+from sigscale.kernels import activation, learned
 
 EXPONENTS = {"cpu": [10, 14, 17, 20, 22], "cuda": [*range(10, 29, 2)]}
 SHAPES = {
@@ -110,7 +110,7 @@ def through_autograd(function: str, x: Tensor, g: Tensor, alpha: Tensor) -> dict
 def by_launch(function: str, x: Tensor, g: Tensor, alpha: Tensor) -> dict[str, Gradients]:
     entry = sigscale.FUNCTIONS[function]
 
-    def learned() -> Sequence[Tensor]:
+    def in_one_launch() -> Sequence[Tensor]:
         dx, dalpha = learned.backward(entry, g, x, alpha, dx=True, dalpha=True)
         assert dx is not None
         assert dalpha is not None
@@ -118,7 +118,7 @@ def by_launch(function: str, x: Tensor, g: Tensor, alpha: Tensor) -> dict[str, G
 
     return {
         "fixed alpha": lambda: (activation.backward(entry, g, x, ALPHA, from_output=False),),
-        "sigscale": learned,
+        "sigscale": in_one_launch,
     }
 
 

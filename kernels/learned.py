@@ -75,12 +75,9 @@ def learned_forward_kernel(
     while start < n:
         x, y = x_ptr + start + offs, y_ptr + start + offs
         if start + BLOCK > n:
-            mask = offs < tl.minimum(n - start, width - column)
-            activation(x, y, mask, alpha, inv, VALUE)
-        elif WHOLE:
-            activation(x, y, None, alpha, inv, VALUE)
+            activation(x, y, offs < tl.minimum(n - start, width - column), alpha, inv, VALUE)
         else:
-            activation(x, y, offs < width - column, alpha, inv, VALUE)
+            activation(x, y, None if WHOLE else offs < width - column, alpha, inv, VALUE)
         start += step
 
 
@@ -167,20 +164,13 @@ def learned_backward_kernel(
     while start < n:
         g, x, dx = g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs
         if start + BLOCK > n:
-            mask = offs < tl.minimum(n - start, width - column)
             total = backward_tile(
-                g, x, dx, mask, alpha, inv, total, base, counts_ptr,
-                VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
-            )  # fmt: skip
-        elif WHOLE:
-            total = backward_tile(
-                g, x, dx, None, alpha, inv, total, base, counts_ptr,
+                g, x, dx, offs < tl.minimum(n - start, width - column), alpha, inv, total, base, counts_ptr,
                 VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
             )  # fmt: skip
         else:
-            mask = offs < width - column
             total = backward_tile(
-                g, x, dx, mask, alpha, inv, total, base, counts_ptr,
+                g, x, dx, None if WHOLE else offs < width - column, alpha, inv, total, base, counts_ptr,
                 VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
             )  # fmt: skip
         start += step

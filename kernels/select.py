@@ -25,16 +25,7 @@ from torch import Tensor
 
 from . import counters, device, launcher, multi_tensor, reference_select
 from ._triton import tl, triton
-from .counters import (
-    CHUNK,
-    add_counted,
-    barrier,
-    count_portably,
-    increment,
-    open_counters,
-    read,
-    spare_word,
-)
+from .counters import CHUNK, add_counted, barrier, count_portably, increment, open_counters, read, spare_word
 from .multi_tensor import tensor_at
 
 DIGIT = 10  # bits of each digit after the first

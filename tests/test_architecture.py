@@ -61,6 +61,63 @@ def test_kernels_import_downwards_and_only_torch_and_triton(layer):
             assert top in third_party or top in sys.stdlib_module_names, f"{layer} imports {module}"
 
 
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other while they are loaded, in order; empty if there are none."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        found: list[str] = []
+        if module not in done:
+            found = next((c for to in sorted(edges[module]) if (c := search(to, [*path, module]))), [])
+            done.add(module)
+        return found
+
+    return next((found for module in edges if (found := search(module, []))), [])
+
+
+def test_no_circle_among_kernel_files():
+    edges = {
+        layer: {name[1:] for name in imports(ROOT / "kernels" / f"{layer}.py") if name.startswith(".")}
+        for layer in LAYERS
+    }
+    assert circle(edges) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_kernels_never_import_the_rest_of_sigscale():
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert not [name for name in imports(path) if name.startswith(("..", "sigscale"))], path
+
+
+def asks_for_the_accelerator(tree: ast.AST) -> list[str]:
+    """Expressions that ask which accelerator there is, such as torch.cuda and x.is_cuda."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if text in ("torch.cuda", "torch.version.hip", "torch.xpu", "torch.mps") or node.attr in (
+                "is_cuda",
+                "is_xpu",
+                "is_mps",
+            ):
+                found.append(text)
+        elif isinstance(node, ast.Constant) and node.value in ("cuda", "hip", "nccl"):
+            found.append(repr(node.value))
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [name for name in names if "cuda" in name]
+    return found
+
+
+def test_only_the_device_module_asks_for_the_accelerator():
+    for folder in ("kernels", "sigscale"):
+        for path in (ROOT / folder).rglob("*.py"):
+            asked = asks_for_the_accelerator(ast.parse(path.read_text()))
+            assert bool(asked) == (path == ROOT / "kernels" / "device.py"), f"{path}: {asked}"
+
+
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
 

@@ -124,7 +124,7 @@ def test_of_the_stages(tmp_path):
     assert "tests/test_sketch.py" in codes["sanitize"]
     assert not any(file.startswith("bench/") for file in codes["figures"])
     for name, files in codes.items():
-        assert "kernels/pointwise.py" in files, name
+        assert "kernels/activation.py" in files, name
         assert not {"bench/report.py", "bench/evidence.py"} & files.keys() or name in (
             "gpu-tests",
             "sanitize",

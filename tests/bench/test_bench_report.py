@@ -77,7 +77,7 @@ def test_the_report_does_not_change_with_the_code(results):
     stage = results / "nvidia-h200-2026-11-26/kernels/stage.json"
     assert "stale" not in before
     found = json.loads(stage.read_text())
-    found["code"]["files"]["kernels/pointwise.py"] = "another"
+    found["code"]["files"]["kernels/activation.py"] = "another"
     stage.write_text(json.dumps(found))
     assert rendering.report(results) == before
 
@@ -90,10 +90,10 @@ def test_staleness(results):
     ]
     stage = results / "nvidia-h200-2026-11-26/kernels/stage.json"
     found = json.loads(stage.read_text())
-    found["code"]["files"] |= {"kernels/pointwise.py": "another", "kernels/gone.py": "some"}
+    found["code"]["files"] |= {"kernels/activation.py": "another", "kernels/gone.py": "some"}
     stage.write_text(json.dumps(found))
     stale = [*rendering.staleness(results)][1]
-    assert stale.endswith("**stale**, since then changed: kernels/gone.py, kernels/pointwise.py")
+    assert stale.endswith("**stale**, since then changed: kernels/activation.py, kernels/gone.py")
 
 
 def test_a_run_with_its_code(results):
