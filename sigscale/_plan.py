@@ -29,7 +29,7 @@ from ._calls import (
 )
 from ._conversion import FREE, Found, become_scaled, cells, pairs, places, survey, unnamed
 from ._names import Selection, named_modules, wrappers
-from ._report import Entry
+from ._report import ConversionEntry as Entry
 
 TORCH, OURS = (str(Path(file).parent) for file in (torch.__file__, __file__))
 

@@ -8,7 +8,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Entry:
+class ConversionEntry:
     """An activation of a model, by the name of its module or of the module whose forward calls it.
 
     `before` and `after` say what it was and is, `after` empty where nothing changed; `note` says where a call
@@ -34,9 +34,9 @@ class ConversionReport:
     """
 
     model: nn.Module
-    changed: tuple[Entry, ...] = ()
-    left: tuple[Entry, ...] = ()
-    unseen: tuple[Entry, ...] = ()
+    changed: tuple[ConversionEntry, ...] = ()
+    left: tuple[ConversionEntry, ...] = ()
+    unseen: tuple[ConversionEntry, ...] = ()
     parameters: tuple[nn.Parameter, ...] = ()
     dry_run: bool = False
 

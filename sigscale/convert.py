@@ -21,8 +21,8 @@ from ._conversion import (
 )
 from ._names import Selection, check_model, named_modules
 from ._plan import Options, Plan, listed
+from ._report import ConversionEntry as Entry
 from ._report import ConversionReport as ConversionReport
-from ._report import Entry as Entry
 from .kernels.functions import FUNCTIONS
 from .nn.activation import check_free
 

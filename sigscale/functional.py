@@ -6,7 +6,7 @@ They are made from the registry in `sigscale.kernels.functions`; a function regi
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -121,11 +121,17 @@ def _times_alpha(bound: float) -> str:
     return "0" if bound == 0 else f"{bound:.4g} alpha".replace("1 alpha", "alpha")
 
 
-def __getattr__(name: str) -> ActivationFunction:
-    if name in FUNCTIONS:
-        return functional(FUNCTIONS[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+tanh: ActivationFunction
+sigmoid: ActivationFunction
+arctan: ActivationFunction
+softsign: ActivationFunction
 
+if not TYPE_CHECKING:  # a type checker knows the names above; other functions may be registered
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *FUNCTIONS})
+    def __getattr__(name: str) -> ActivationFunction:
+        if name in FUNCTIONS:
+            return functional(FUNCTIONS[name])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *FUNCTIONS})
