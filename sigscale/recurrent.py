@@ -67,10 +67,13 @@ class Recurrent(Scaled, nn.RNNBase):
             "in each call: use torch.export.export or torch.jit.trace, or script sigscale.fold(model)"
         )
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        tracer = tracer_of(input, hx)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tracer = tracer_of(*args, *kwargs.values())
         if tracer is not None and (path := tracer.path_of_module(self)):
-            return tracer.create_proxy("call_module", path, (input,) if hx is None else (input, hx), {})
+            return tracer.create_proxy("call_module", path, args, kwargs)  # hooks run when the graph does
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
         alpha = self.alpha
         if self.mode not in IS_TANH or (type(alpha) is float and alpha == 1.0):
             return super().forward(input, hx)
