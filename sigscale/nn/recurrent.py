@@ -14,11 +14,11 @@ what they return is multiplied by alpha. A projection is linear, and stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .._alpha import Scaled
@@ -62,6 +62,18 @@ class Recurrent(Scaled, nn.RNNBase):
         if "log2_alpha" in self._parameters:  # not yet where torch's constructor calls this
             self.reset_alpha()
 
+    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script asks every module
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}(alpha=...), which rescales its weights "
+            "in each call: use torch.export.export or torch.jit.trace, or script sigscale.fold(model)"
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tracer = tracer_of(*args, *kwargs.values())
+        if tracer is not None and (path := tracer.path_of_module(self)):
+            return tracer.create_proxy("call_module", path, args, kwargs)  # hooks run when the graph does
+        return super().__call__(*args, **kwargs)
+
     def forward(self, input: Any, hx: Any = None) -> Any:
         alpha = self.alpha
         if self.mode not in IS_TANH or (type(alpha) is float and alpha == 1.0):
@@ -71,7 +83,9 @@ class Recurrent(Scaled, nn.RNNBase):
             alpha = alpha.squeeze()  # a 0-d tensor leaves the dtype of what it multiplies
         self._update_flat_weights()
         plain = object.__new__(type(self))  # shares all but the weights, and leaves self to other threads
-        vars(plain).update(vars(self), _flat_weights=rescaled(self, alpha))
+        vars(plain).update(
+            vars(self), _flat_weights=rescaled(self, alpha), _update_flat_weights=keep_flat_weights
+        )
         if isinstance(hx, (tuple, list)):
             hx = tuple(state / alpha for state in hx)
         elif hx is not None:
@@ -90,15 +104,29 @@ class Recurrent(Scaled, nn.RNNBase):
         return f"{super().extra_repr()}, {self.alpha_repr()}{effect}"
 
 
+def tracer_of(*values: Any) -> fx.Tracer | None:
+    """The tracer of torch.fx that sees these values, to which the modules are leaves as those of torch.nn."""
+    for value in values:
+        if isinstance(value, fx.Proxy) and isinstance(value.tracer, fx.Tracer):
+            return value.tracer
+        if isinstance(value, (tuple, list)) and (tracer := tracer_of(*value)) is not None:
+            return tracer
+    return None
+
+
+def keep_flat_weights() -> None:
+    """Stands in for PyTorch's method, which would replace rescaled weights by those that the module names."""
+
+
 def rescaled(module: Recurrent, alpha: float | Tensor) -> list[Tensor]:
     """The weights, in PyTorch's order, with which the plain cells compute the scaled ones.
 
     Differentiable. Weights that lie in one buffer, as cuDNN wants them, are copied to one of the same layout.
     """
     weights, exponents = flat_weights(module), exponents_of(module)
-    pieces = pieces_of_buffer(weights)
+    pieces = None if torch.compiler.is_compiling() else pieces_of_buffer(weights)
     if pieces is None:
-        sizes = [len(weight) for weight in weights]
+        sizes = [weight.shape[0] for weight in weights]
         rows = factors(module, alpha, tuple(enumerate(sizes))).split(sizes)
         return [
             weight * (row.unsqueeze(1) if weight.dim() == 2 else row) if any(e) else weight
@@ -132,8 +160,9 @@ def pieces_of_buffer(weights: Sequence[Tensor]) -> Pieces | None:
         return None
     if len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
         return None
+    sizes = [weight.nbytes // weight.element_size() for weight in weights]  # numel() would be traced
     end = int(weights[0].untyped_storage().nbytes()) // weights[0].element_size()
-    if end > 2 * sum(weight.numel() for weight in weights):  # the buffer is that of more than this module
+    if end > 2 * sum(sizes):  # the buffer is that of more than this module
         return None
     pieces: list[tuple[int | None, int]] = []
     reached = 0
@@ -141,8 +170,8 @@ def pieces_of_buffer(weights: Sequence[Tensor]) -> Pieces | None:
         gap = int(weights[i].storage_offset()) - reached
         if gap < 0:  # a parameter that is used twice
             return None
-        pieces += [(None, gap), (i, weights[i].numel())]
-        reached += gap + weights[i].numel()
+        pieces += [(None, gap), (i, sizes[i])]
+        reached += gap + sizes[i]
     return tuple((i, size) for i, size in (*pieces, (None, end - reached)) if size)
 
 
@@ -179,7 +208,7 @@ def constant_pieces(module: Recurrent, alpha: float | None, pieces: Pieces) -> l
 
 def may_cache(like: Tensor) -> bool:
     """Whether tensors made now, beside this one, can be kept: not those of a graph, which owns its memory."""
-    if torch.compiler.is_compiling() or not owns_memory(like):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not owns_memory(like):
         return False
     return not is_capturing(like.device)
 

@@ -126,44 +126,20 @@ def test_the_cache_holds_no_module():
     assert len(CACHE) == held - 1
 
 
-def test_compile():
-    torch.compiler.reset()
-    model = nn.Sequential(nn.Linear(INPUT, INPUT), make("LSTM", learnable=True))
-    compiled, x = torch.compile(model, backend="eager"), inputs()
-    found = torch.autograd.grad(compiled(x)[0].sum(), [*model.parameters()])
-    wanted = torch.autograd.grad(model(x)[0].sum(), [*model.parameters()])
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(compiled(x)[0], model(x)[0])
-
-
 @pytest.mark.parametrize("name", NAMES)
-class TestTransformations:
-    @pytest.mark.filterwarnings(
-        "ignore:The tensor attributes self._flat_weights:UserWarning"
-    )  # also stock ones
-    def test_export(self, name):
-        module, x = make(name), inputs()
-        module(x)
-        exported = torch.export.export(module, (x,)).module()
-        torch.testing.assert_close(exported(x)[0], module(x)[0])
-        module(x)[0].sum().backward()
-
-    def test_monitor(self, name):
-        """Its parameters are measured; as a module it is no elementwise activation."""
-        model = nn.ModuleList([make(name, learnable=True), ss.nn.Tanh(), nn.Linear(HIDDEN, 1)])
-        with ss.GradientMonitor(model) as monitor:
-            recurrent, activation, linear = model
-            linear(activation(recurrent(inputs())[0])).sum().backward()
-            monitor.step()
-        history = monitor.history()
-        assert {f"0.{key}" for key, _ in recurrent.named_parameters()} < set(history.names)
-        assert [n for n, kind in zip(history.names, history.kinds, strict=True) if kind == "activation"] == [
-            "1"
-        ]
-        row = history.names.index("0.weight_hh_l0")
-        median = recurrent.weight_hh_l0.grad.abs().median().item()
-        assert history.quantile(0.5)[0, row] == pytest.approx(median, rel=0.15)
+def test_monitor(name):
+    """Its parameters are measured; as a module it is no elementwise activation."""
+    model = nn.ModuleList([make(name, learnable=True), ss.nn.Tanh(), nn.Linear(HIDDEN, 1)])
+    with ss.GradientMonitor(model) as monitor:
+        recurrent, activation, linear = model
+        linear(activation(recurrent(inputs())[0])).sum().backward()
+        monitor.step()
+    history = monitor.history()
+    assert {f"0.{key}" for key, _ in recurrent.named_parameters()} < set(history.names)
+    assert [n for n, kind in zip(history.names, history.kinds, strict=True) if kind == "activation"] == ["1"]
+    row = history.names.index("0.weight_hh_l0")
+    median = recurrent.weight_hh_l0.grad.abs().median().item()
+    assert history.quantile(0.5)[0, row] == pytest.approx(median, rel=0.15)
 
 
 class TestErrors:
