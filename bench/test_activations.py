@@ -27,10 +27,11 @@ MEMORY_EXPONENTS = {"cpu": [18], "cuda": [24]}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given = settings(metafunc.config)
     if metafunc.function is test_activation:
-        chosen = [*cases(given.device, given.dtypes, given.sizes(EXPONENTS))]
+        grid = cases(given.device, given.dtypes, given.sizes(EXPONENTS))
+        chosen = [replace(case, compiles=case.compiles and given.compiles) for case in grid]
     else:
         grid = cases(given.device, given.dtypes, [max(given.sizes(MEMORY_EXPONENTS))])
-        compiles = given.device.type == "cuda" and not given.exponents
+        compiles = given.compiles and given.device.type == "cuda" and not given.exponents
         chosen = [replace(case, compiles=compiles) for case in grid if case.direction == TRAINING]
     metafunc.parametrize("case", chosen, ids=map(str, chosen))
 

@@ -32,6 +32,7 @@ def add(parser: pytest.Parser) -> None:
         type=modes,
         help="of Table 4: eager,compile,graph; by default no compile on a CPU or in a trial",
     )
+    group.addoption("--without-compile", action="store_true", help="leave torch.compile of activations out")
     group.addoption("--data", type=folder, help="CIFAR-10 for Table 4; default: the cache, or random images")
     group.addoption("--threads", type=count, help="for CPU tensors; by default one per core")
     group.addoption("--out", type=file_to_write, help="file for results, one JSON object per line")
@@ -44,6 +45,7 @@ class Settings:
     dtypes: tuple[torch.dtype, ...]
     exponents: tuple[int, ...]  # as given; empty: each benchmark's own
     seconds: float
+    compiles: bool  # whether torch.compile takes part
 
     def sizes(self, default: Mapping[str, Sequence[int]]) -> Sequence[int]:
         """The exponents given, or a benchmark's own for the kind of device."""
@@ -58,6 +60,7 @@ def settings(config: pytest.Config) -> Settings:
         tuple(getattr(torch, name) for name in config.getoption("--dtypes")),
         config.getoption("--exponents"),
         config.getoption("--seconds"),
+        not config.getoption("--without-compile"),
     )
 
 

@@ -1,0 +1,110 @@
+"""`make evidence`: the plan, budgets and limits, and what is left when a call is cut off."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+
+from bench import evidence
+from bench.evidence import ROOT, Runner, Step
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "GRACE", 0.5)
+
+    def made(seconds, rehearse=False):
+        made = Runner(1, seconds, tmp_path, rehearse, "c0ffee")
+        made.folder = tmp_path / "call-1"
+        made.folder.mkdir()
+        return made
+
+    return made
+
+
+def packed(runner):
+    with tarfile.open(runner.archive) as archive:
+        return {member.name: archive.extractfile(member).read().decode() for member in archive.getmembers()}
+
+
+def test_outcomes_are_packed_after_each_step(runner):
+    run = runner(60)
+    run.run(Step("one", 1, "", "echo hello"))
+    assert packed(run)["call-1/one.log"] == "hello\n"
+    run.run(Step("two", 1, "", "echo '{commit} {epochs}'; exit 3"))
+    assert packed(run)["call-1/two.log"] == "c0ffee 16\n"
+    outcomes = json.loads(packed(run)["call-1/steps.json"])
+    assert [(of["step"], of["outcome"]) for of in outcomes] == [("one", "passed"), ("two", "failed")]
+
+
+def test_budget_and_limits(runner, monkeypatch):
+    """A step that the budget has no room for is left out; one that takes too long is cut off."""
+    monkeypatch.setattr(evidence, "LIMIT", 0.5)
+    run = runner(8)
+    run.run(Step("large", 100, "", "echo never"))
+    run.run(Step("slow", 1, "", "echo begun; sleep 60"))
+    assert [of["outcome"] for of in run.outcomes] == ["left out", "cut off"]
+    assert packed(run)["call-1/slow.log"] == "begun\n"
+
+
+def test_side_by_side(runner):
+    run = runner(60)
+    run.run(Step("both", 5, "", "sleep 1; exit 1 & sleep 1"))
+    run.run(Step("other", 5, "", "sleep 0 & exit 1"))
+    run.run(Step("fine", 5, "", "sleep 0 & sleep 0"))
+    assert [of["outcome"] for of in run.outcomes] == ["failed", "failed", "passed"]
+
+
+def test_cut_off_from_outside(tmp_path):
+    """What a step has written so far is packed."""
+    script = (
+        "import sys; from pathlib import Path; from bench import evidence\n"
+        "evidence.CALLS = {1: '    long 9 s: x\\n        echo begun; sleep 60\\n'}\n"
+        "evidence.ROOT = Path(sys.argv[1])\n"
+        "sys.exit(evidence.main(['--call', '1', '--out', sys.argv[1], '--commit', 'c0ffee']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, tmp_path], cwd=ROOT)
+    log = tmp_path / "build/call-1/long.log"
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    with tarfile.open(tmp_path / "call-1.tar.xz") as archive:
+        assert {"call-1/long.log", "call-1/steps.json"} == set(archive.getnames())
+
+
+@pytest.mark.parametrize("call", evidence.CALLS)
+def test_plan(call):
+    steps = evidence.steps_of(call)
+    assert len(steps) == evidence.CALLS[call].count(" s: ")
+    assert len({step.name for step in steps}) == len(steps)
+    text = evidence.plan(call, evidence.SECONDS[call])
+    assert int(text.splitlines()[-1].split()[0]) <= evidence.SECONDS[call]
+    for word in (
+        " ".join(step.shell(False) + " " + step.shell(True) for step in steps).replace(";", "").split()
+    ):
+        if word.startswith(("bench/", "tests/")):
+            path, _, name = word.partition("::")
+            assert (ROOT / path).exists(), word
+            assert not name or f"def {name}(" in (ROOT / path).read_text(), word
+
+
+def test_every_step_has_a_rehearsal():
+    for call in evidence.CALLS:
+        for step in evidence.steps_of(call):
+            assert "-m gpu" not in step.shell(True)
+            assert "compute-sanitizer" not in step.shell(True)
+            if step.command.startswith("bench"):
+                assert evidence.SMALLEST in step.shell(True)
+
+
+def test_plan_is_printed(capsys):
+    assert evidence.main(["--seconds", "20"]) == 0
+    assert "15 s  LEFT OUT ceilings" in capsys.readouterr().out
