@@ -6,8 +6,8 @@
     python -m bench.evidence --call 1 --rehearse      every step at its smallest size, on any machine
 
 A step starts if the budget (`--seconds`) still has what it is expected to take, and is cut off at three times
-that or at the end of the budget. All results so far are packed to DIR/call-N.tar.xz after each step and every half
-minute; `python -m bench.report call-N/*.jsonl --name NAME` reads them. A cache of compiled kernels
+that or at the end of the budget. All results so far are packed to DIR/call-N.tar.xz after each step and every
+half minute; `python -m bench.report call-N/*.jsonl --name NAME` reads them. A cache of compiled kernels
 (.stage/cache.txz, for TRITON_CACHE_DIR) and halves of CIFAR-10's archive (.stage/cifar10.1, .2) are unpacked.
 """
 

@@ -64,7 +64,8 @@ class Step:
 
 def layers(depth: int, device: torch.device, stack: ExitStack) -> Mapping[str, Call]:
     """Gradients are checked against those of the formula in fp64; the monitor has seen every one."""
-    activations = {"plain": nn.Tanh, **dict.fromkeys((OURS, MONITORED), partial(sigscale.nn.Tanh, ALPHA))}
+    scaled: Callable[[], nn.Module] = partial(sigscale.nn.Tanh, ALPHA)
+    activations: dict[str, Callable[[], nn.Module]] = {"plain": nn.Tanh, OURS: scaled, MONITORED: scaled}
     steps = {name: Step(depth, of, device, torch.float32) for name, of in activations.items()}
     monitor = steps[MONITORED].monitor = sigscale.GradientMonitor(steps[MONITORED].model)
     stack.callback(monitor.close)

@@ -83,10 +83,10 @@ class Training:
         self.monitor: sigscale.GradientMonitor | None = None
         if way in MONITORS:
             self.monitor = sigscale.GradientMonitor(self.model, FIVE, **MONITORS[way])
-            self.measure = self.monitor.step
+            self.measure: Callable[[], object] = self.monitor.step
         else:
             self.q = torch.tensor(FIVE, device=device)
-            written = {
+            written: dict[str, Callable[[], object]] = {
                 BASELINE: lambda: None,
                 EXACT: lambda: sigscale.foreach_quantile(self.gradients(), FIVE),
                 "wandb": lambda: [wandb_recipe(g) for g in self.gradients()],

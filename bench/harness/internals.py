@@ -64,7 +64,7 @@ def launches_without_gpu() -> Iterator[None]:
     driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 0)
     runtime = SimpleNamespace(driver=SimpleNamespace(active=driver))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cached, "triton", SimpleNamespace(runtime=runtime, knobs=cached.triton.knobs))
+        patch.setattr(cached, "triton", SimpleNamespace(runtime=runtime, knobs=vars(cached)["triton"].knobs))
         patch.setattr(launch, "takes_kernel", lambda x: True)
         patch.setattr(cached, "_launches", _NoOps())
         yield

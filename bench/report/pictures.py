@@ -19,10 +19,10 @@ Lines = dict[str, list[tuple[int, float]]]
 DTYPES = ("float32", "bfloat16")  # drawn filled, hollow
 
 
-def panels(count: int, width: float, height: float, **shared: bool) -> tuple[Figure, list[Axes]]:
+def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A row of panels, width and height of each in inches."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
-    return figure, [*figure.subplots(1, count, squeeze=False, **shared)[0]]
+    return figure, [*figure.subplots(1, count, squeeze=False, sharey=True)[0]]
 
 
 def chosen(records: Results, kind: str, **about: str) -> Results:
@@ -45,7 +45,7 @@ def plot(axes: Axes, title: str, of: Lines) -> None:
     for name, look in PROVIDERS.items():
         if name in of:
             n, values = zip(*sorted(of[name]), strict=True)
-            style = {"color": look.color, "linestyle": look.line, "marker": look.marker}
+            style: dict[str, Any] = {"color": look.color, "linestyle": look.line, "marker": look.marker}
             axes.plot(n, values, label=look.label, markersize=5, **style)
     dress(axes, title)
 
@@ -79,7 +79,7 @@ def bandwidth(records: Results) -> Figure | None:
     directions = [*dict.fromkeys(record["direction"] for record in of)]
     if not directions:
         return None
-    figure, axes = panels(len(directions), 4.6, 4.4, sharey=True)
+    figure, axes = panels(len(directions), 4.6, 4.4)
     roof = max(gbps(record) for record in of if record["provider"] == "copy")
     for panel, direction in zip(axes, directions, strict=True):
         plot(panel, direction, lines(chosen(of, "activation", direction=direction), gbps))
@@ -105,7 +105,7 @@ def quantiles(records: Results) -> Figure | None:
     found = {title: of for title, of in found.items() if of}
     if not found:
         return None
-    figure, axes = panels(len(found), 5.2, 4.4, sharey=True)
+    figure, axes = panels(len(found), 5.2, 4.4)
     for panel, (title, of) in zip(axes, found.items(), strict=True):
         plot(panel, title, lines(of, lambda r: 1e6 * r["seconds"]))
     axes[0].set_ylabel("time (µs)")
@@ -128,7 +128,7 @@ def sketch(records: Results) -> Figure | None:
     directions = [*dict.fromkeys(record["direction"] for record in of)]
     if not directions:
         return None
-    figure, axes = panels(len(directions), 5.2, 4.4, sharey=True)
+    figure, axes = panels(len(directions), 5.2, 4.4)
     for panel, direction in zip(axes, directions, strict=True):
         for dtype in DTYPES:
             _costs(panel, chosen(of, "backward", direction=direction, dtype=dtype), dtype)
@@ -151,7 +151,11 @@ def _costs(axes: Axes, of: Results, dtype: str) -> None:
     found = lines([r for r in of if r["values"] == "Gaussian"], lambda r: r["cost"]["no sketch"][0])
     for name, points in found.items():
         look = provider(name)
-        style = {"color": look.color, "linestyle": "--" if hollow else "-", "marker": look.marker}
+        style: dict[str, Any] = {
+            "color": look.color,
+            "linestyle": "--" if hollow else "-",
+            "marker": look.marker,
+        }
         fill = "none" if hollow else "full"
         axes.plot(*zip(*sorted(points), strict=True), label=f"{look.label}, {dtype}", fillstyle=fill, **style)
     by_size: dict[int, list[float]] = {}
@@ -192,7 +196,7 @@ def monitor(records: Results) -> Figure | None:
     networks = [*dict.fromkeys(record["network"] for record in of)]
     if not networks:
         return None
-    figure, axes = panels(len(networks), 5.6, 3.4, sharey=True)
+    figure, axes = panels(len(networks), 5.6, 3.4)
     found = []
     for panel, network in zip(axes, networks, strict=True):
         drawn = []
@@ -214,7 +218,7 @@ def table4(records: Results) -> Figure | None:
     modes = [*dict.fromkeys(record["mode"] for record in of)]
     if not modes:
         return None
-    figure, axes = panels(len(modes), 6.4, 4.0, sharey=True)
+    figure, axes = panels(len(modes), 6.4, 4.0)
     for panel, mode in zip(axes, modes, strict=True):
         drawn = []
         for record in chosen(of, "table4", mode=mode):
@@ -226,9 +230,9 @@ def table4(records: Results) -> Figure | None:
         panel.set_title(mode, fontsize=10)
         panel.set_xlabel("overhead in % (bars: median, lines: quartiles, diamonds: the paper)", fontsize=8)
     (both,) = chosen(of, "table4", provider=OURS, mode=modes[-1])
-    cost = percents(both["cost"][both["baseline"]])[0]
+    added = percents(both["cost"][both["baseline"]])[0]
     figure.suptitle(
-        f"Table 4: both remedies add {cost:+.1f} % to a step ({modes[-1]}; paper "
+        f"Table 4: both remedies add {added:+.1f} % to a step ({modes[-1]}; paper "
         f"{100 * both['paper_overhead']:+.1f} %), {both['data']}",
         fontsize=11,
     )

@@ -183,13 +183,14 @@ def table(records: Results, kind: str) -> pd.DataFrame:
     of = [record for record in records if record["kind"] == kind]
     own = KINDS[kind].rows
     rows = own(of) if own else cases(of, kind)
-    frame = pd.DataFrame(rows, dtype=object).fillna("")
+    frame: pd.DataFrame = pd.DataFrame(rows, dtype=object).fillna("")
     if own or frame.empty:
         return frame
     labels = [of.label for of in PROVIDERS.values()]
     known = dict.fromkeys([*KINDS[kind].keys, *labels])
     times = [name for name in known if name in frame and {*frame[name]} - {"", "refuses"}]
-    return frame[[*times, *(name for name in frame if name not in known)]]
+    ordered: pd.DataFrame = frame[[*times, *(name for name in frame if name not in known)]]
+    return ordered
 
 
 def markdown(frame: pd.DataFrame) -> str:
