@@ -12,8 +12,7 @@ check:  ## lint, format and types, the latter of the package as it is installed
 	rm -rf build
 	$(PYTHON) -m pip install --quiet --no-deps --target build/typed .
 	ln -s ../../examples ../../bench build/typed
-	cd build/typed && mypy --config-file ../../pyproject.toml -p sigscale -p examples
-	cd build/typed && MYPYPATH=bench mypy --config-file ../../pyproject.toml bench/*.py
+	cd build/typed && mypy --config-file ../../pyproject.toml -p sigscale -p examples -p bench
 
 format:
 	ruff check --fix .
@@ -28,20 +27,29 @@ test-gpu:  ## what needs a GPU
 bench:  ## time the activations on the GPU, or on the CPU where there is none
 	$(PYTHON) -m pytest bench --benchmark-only
 
-report:  ## bench/REPORT.md of all results; says which are of other code than is here
-	$(PYTHON) bench/report.py
+# make report ARGS="run.jsonl --name cpu-2026-11-28" first stores a run of `pytest bench --out run.jsonl`
+report:  ## bench/README.md and the README's table from bench/results/; names stale results
+	$(PYTHON) -m bench.report $(ARGS)
 
-# make evidence STAGES="kernels quantiles" OUT=DIR DATA=DIR ARGS="--again --dry-run --quick --limit 450"
-evidence:  ## all that this machine has to say, to bench/results/<device>-<date>; goes on where it was cut off
-	$(PYTHON) bench/evidence.py $(if $(STAGES),--stages "$(STAGES)") $(if $(OUT),--out "$(OUT)") \
-		$(if $(DATA),--data "$(DATA)") $(ARGS)
+# make evidence CALL=1 OUT=DIR ARGS="--seconds 150 --rehearse"
+evidence:  ## all measurements on a GPU that is there for minutes; without CALL, print the plan
+	$(PYTHON) -m bench.evidence $(if $(CALL),--call $(CALL)) $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 # make bench-compare BASE=main ARGS="bench/test_activations.py -k tanh --exponents 10,20"
-bench-compare:  ## the same benchmarks with the package of commit BASE and with this one, by turns
-	$(PYTHON) bench/compare.py "$(BASE)" -- $(ARGS)
+bench-compare: ARGS ?= bench
+bench-compare:  ## the same benchmarks with the package of commit BASE, then with this one
+	$(if $(BASE),,$(error name a commit to compare with: make bench-compare BASE=main))
+	git worktree remove --force build/base 2> /dev/null; git worktree prune; rm -rf build/base
+	git worktree add --quiet --detach build/base "$(BASE)"
+	rm -rf build/base/bench build/base/examples && cp -r bench examples build/base
+	ln -s ../kernels build/base/sigscale/kernels
+	cd build/base && $(PYTHON) -m pytest --benchmark-only --benchmark-storage "$(CURDIR)/.benchmarks" \
+		--benchmark-save base $(ARGS)
+	$(PYTHON) -m pytest --benchmark-only --benchmark-compare --benchmark-compare-fail median:10% $(ARGS)
+	git worktree remove --force build/base
 
-table4:  ## the paper's Table 4: what the remedies cost a training
-	$(PYTHON) bench/table4.py --out table4.json
+table4:  ## the paper's Table 4: what the remedies cost a training, in all modes
+	$(PYTHON) -m pytest bench/table4 --benchmark-only --seconds 2 --modes eager,compile,graph --out table4.jsonl
 
 quick:  ## the CIFAR-10 example in a few minutes
 	$(PYTHON) -m examples.cifar10 --quick

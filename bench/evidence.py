@@ -1,13 +1,14 @@
-"""One command for all that a machine has to say: `make evidence`, or `python bench/evidence.py`.
+"""Everything a GPU has to say, within the minutes it is there.
 
-Runs the stages that `stages.py` describes, each under a time limit, and writes environment.json to
-bench/results/<device>-<date>/ and, for each stage, a folder with stage.json (outcome, code, commands),
-log.txt and results. A stage that has passed on the same code is not run again, one that has failed or was cut
-off is gone on with, and the others run in any case. The exit code is 0 where no stage has failed (one that is
-skipped says why), 1 where one has, 130 after Ctrl-C.
+    python -m bench.evidence                          print the plan of both calls
+    python -m bench.evidence --call 1 --out DIR       a short call, which shows faults before the long one
+    python -m bench.evidence --call 2 --out DIR       the long one
+    python -m bench.evidence --call 1 --rehearse      every step at its smallest size, on any machine
 
-What a stage goes on from is in <stage>/work, which is not committed; to go on on another machine of the same
-kind, take that along.
+A step starts if the budget (`--seconds`) still has what it is expected to take, and is cut off at three times
+that or at the end of the budget. All results so far are packed to DIR/call-N.tar.xz after each step and every
+half minute; `python -m bench.report call-N/*.jsonl --name NAME` reads them. A cache of compiled kernels
+(.stage/cache.txz, for TRITON_CACHE_DIR) and halves of CIFAR-10's archive (.stage/cifar10.1, .2) are unpacked.
 """
 
 from __future__ import annotations
@@ -15,149 +16,250 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+import tarfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import codehash
-import environment
-from codehash import ROOT
-from environment import Environment
-from limited import PASSED
-from sitting import SKIPPED, Sitting, write_json
-from stages import NAMES, Options, Stage, stages
+from bench.harness import options
+from bench.report import ROOT, measured_commit
 
-RESULTS = ROOT / "bench" / "results"
-LIMIT = 450  # seconds a stage; with the time to end it, less than eight minutes
-SAME = ("gpu", "torch", "triton", "python", "quick")  # what all stages of a folder have in common
+SECONDS = {1: 150, 2: 580}  # the budget of each call
+GRACE, PACK_EVERY = 5, 30  # seconds
+LIMIT = 3  # times the expected seconds
+PACKED = (".json", ".jsonl", ".log", ".md", ".npz", ".png")
+EPOCHS, EPOCH_SECONDS, FIGURE_SECONDS = 100, 2.2, 25  # of Figure 3 with 25 seeds, and what else it takes
+SMALLEST = "--exponents 10 --seconds 0.01 --dtypes float32 --threads 1"
+KERNELS = (  # small tensors through every family of kernels
+    "tests/activations/test_layout.py::test_around_a_block tests/activations/test_learned.py::test_counted "
+    "tests/quantiles/test_grad_sketch.py::test_any_layout tests/kernels/test_multi_tensor.py::test_counts "
+    "tests/quantiles/test_quantile.py::test_selection_from_many "
+    "tests/kernels/test_penalty_kernel.py::test_small_factors"
+)
+FIGURE = "python -m examples.cifar10 --figure 3 --out {folder}/figure3"
+REHEARSED = {
+    "install": "python -c 'import sigscale'",
+    "figure3": f"{FIGURE} --quick --seeds 1 --epochs 1 --steps 2",
+}
+VALUES = {
+    "kernels": KERNELS,
+    "long": "every_fp32_input or more_than_2_to_the_31 or beyond_32_bits",
+    "cache": 'mkdir -p "$TRITON_CACHE_DIR" && tar -xJf .stage/cache.txz -C "$TRITON_CACHE_DIR"',
+    "figure": FIGURE,
+    "archive": "data/cifar-10-binary.tar.gz",
+}
+
+# Two lines per step: name, seconds expected on an H100, what it proves; command. `bench x` runs test_x.py,
+# `tests` tests that need a GPU, under a tool of compute-sanitizer if one is named; x & y run side by side.
+CALLS = {
+    1: """
+    install 6 s: the package installs
+        python -m pip install -q --no-deps --no-build-isolation -e .
+    cache 2 s: compiled kernels were carried
+        test ! -e .stage/cache.txz || ({cache})
+    data-1 1 s: half of CIFAR-10 was carried
+        test ! -e .stage/cifar10.1 || (mkdir -p data && cp .stage/cifar10.1 {archive})
+    smoke 15 s: every kernel agrees with its twin; takes minutes if the cache is missed
+        tests {kernels}
+    ceilings 15 s: forward and backward run at 95 % of a copy's bandwidth
+        bench activations -k 'activation and tanh' --exponents 26,28 --without-compile
+    atomics 6 s: cycles per shared atomic, by sketches of what the L2 cache holds
+        bench quantiles -k 'sketch and (Gaussian or constant or distinct)' --exponents 23
+    counting 10 s: grad_sketch costs 1.02 (fp32), 1.03 (bf16) of a backward pass, a learned alpha 1.05
+        bench backward -k 'Gaussian or layer' --exponents 26,28 --seconds 0.1
+    selection 12 s: five quantiles of 2^24 take 55 us, 64 gradients one launch, a sketch as long as a read
+        bench quantiles -k 'Gaussian and (sketch or five or many)' --exponents 16,24,28
+    monitored 12 s: a monitored step takes 2 % more
+        bench training -k monitor
+    seeds 10 s: a step of Figure 3 takes 0.33 ms
+        bench growth -k 'Table 3'
+    gpu-tests 60 s: all GPU tests but the exhaustive ones pass; no access is out of bounds
+        tests tests -n 8 -k 'not ({long})' & memcheck tests {kernels}
+    """,
+    2: """
+    data-2 1 s: the other half of CIFAR-10 was carried
+        test ! -e .stage/cifar10.2 || cat .stage/cifar10.2 >> {archive}
+    bandwidth 75 s: GB/s of every function by size; memory kept, and peaks
+        bench activations --exponents 20,24,26,28 --without-compile
+    sketches 45 s: what counting and learning cost by size
+        bench backward --exponents 22,26,28 --seconds 0.1
+    launch 10 s: the host's time is at or under eager's at 98,304 elements
+        bench launch
+    quantiles 60 s: exact quantiles cost the same for all values
+        bench quantiles --exponents 16,22,26
+    table4 75 s: both remedies add at most 0.5 % to a captured step
+        bench table4 --modes eager,graph --seconds 1.5
+    training 30 s: what monitor and penalty cost, by parameters and dtype
+        bench training
+    exhaustive 60 s: every fp32 input and tensors of more than 2^31 elements are right
+        tests tests -k '{long}'
+    figure3 200 s: Figure 3 with 25 seeds, as many epochs as there is time for
+        {figure} --seeds 25 --epochs {epochs} --data data
+    table4-compiled 90 s: what torch.compile makes of Table 4
+        bench table4 --modes compile --seconds 0.3
+    racecheck 60 s: no race in shared memory
+        racecheck tests {kernels}
+    """,
+}
 
 
-def main(
-    argv: Sequence[str] | None = None,
-    asked: Callable[[], Environment] = environment.asked,
-    made: Callable[[Options], list[Stage]] = stages,
-) -> int:
-    arguments = _parser().parse_args(argv)
-    chosen = (arguments.stages or " ".join(NAMES)).replace(",", " ").split()
-    if unknown := [name for name in chosen if name not in NAMES]:
-        raise SystemExit(f"{unknown[0]!r}: the stages are {' '.join(NAMES)}")
-    data = arguments.data.resolve() if arguments.data else None
-    about = {**asked(), "quick": "yes" if arguments.quick else "no"}
-    folder = (arguments.out or _folder(about, data)).resolve()
-    options = Options(folder, bool(about["gpu"]), arguments.quick, data)
-    every = made(options)
-    planned = [stage for stage in every if stage.name in chosen]
-    if arguments.dry_run:
-        _print_commands(planned)
-        return 0
-    about["commit"] = arguments.commit or environment.commit()
-    about["command"] = " ".join(["python bench/evidence.py", *_given(arguments)])
-    _check_folder(folder, about)
-    _write_environment(folder, about, every)
-    signal.signal(signal.SIGTERM, _interrupt)
-    sitting = Sitting(options, about, arguments.limit, arguments.again)
-    interrupted = False
-    for stage in planned:
-        if not stage.skip:
-            print(f"{stage.name} ...", flush=True)
-        if interrupted := sitting.run(stage):
-            break
-    print(_table(planned, sitting.outcomes, folder), flush=True)
-    if interrupted:
-        return 130
-    bad = [outcome for outcome in sitting.outcomes.values() if outcome["outcome"] not in (PASSED, SKIPPED)]
-    return 1 if bad else 0
+@dataclass(frozen=True)
+class Step:
+    name: str
+    expected: int
+    proves: str
+    command: str
+
+    def shell(self, rehearse: bool) -> str:
+        """The command as a shell takes it; at its smallest size if rehearsed."""
+        if " & " in self.command:
+            parts = (replace(self, command=part) for part in self.command.split(" & "))
+            one, other = (part.shell(rehearse) for part in parts)
+            return f"{one} & first=$!; {other}; second=$?; wait $first && exit $second"
+        first, _, rest = self.command.partition(" ")
+        if first in ("memcheck", "racecheck"):
+            tool = "" if rehearse else f"compute-sanitizer --tool {first} --error-exitcode 99 "
+            return tool + replace(self, command=rest).shell(rehearse)
+        pytest = "python -m pytest -q -p no:cacheprovider"
+        if first == "tests":
+            return (
+                f"{pytest} -m 'not gpu' {KERNELS.split()[-1]}" if rehearse else f"{pytest} -m gpu -rf {rest}"
+            )
+        if first == "bench":
+            what, _, more = rest.partition(" ")
+            path = f"bench/{what}" if (ROOT / "bench" / what).is_dir() else f"bench/test_{what}.py"
+            kept = f"--benchmark-only --out {{folder}}/{self.name}.jsonl --commit '{{commit}}'"
+            return f"{pytest} {path} {more} {SMALLEST if rehearse else ''} {kept}"
+        return REHEARSED.get(self.name, "true") if rehearse else self.command
 
 
-def _parser() -> argparse.ArgumentParser:
+def steps_of(call: int) -> list[Step]:
+    found = re.findall(r"(\S+) (\d+) s: (.+)\n +(.+)\n", CALLS[call])
+    return [Step(name, int(seconds), proves, command) for name, seconds, proves, command in found]
+
+
+def plan(call: int, seconds: float) -> str:
+    """The steps in order, with expected seconds, and those that the budget has no room for."""
+    lines, used = [f"call {call}, {seconds:g} s:"], 0
+    for step in steps_of(call):
+        fits = used + step.expected <= seconds
+        used += step.expected * fits
+        lines.append(f"{step.expected:5d} s  {'' if fits else 'LEFT OUT '}{step.name}: {step.proves}")
+    return "\n".join([*lines, f"{used:5d} s  expected in all"])
+
+
+class Runner:
+    """One call: runs steps, keeps outcomes, packs everything."""
+
+    def __init__(self, call: int, seconds: float, out: Path, rehearse: bool, commit: str) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.archive, self.rehearse, self.commit = out / f"call-{call}.tar.xz", rehearse, commit
+        self.folder = ROOT / "build" / f"call-{call}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.outcomes: list[dict[str, Any]] = []
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def run(self, step: Step) -> None:
+        """A step is left out if there is no time; cut off at its limit or the end of the budget."""
+        if not self.rehearse and step.expected > self.left():
+            return self.keep(step, "left out", 0.0)
+        start = packed = time.monotonic()
+        process, outcome = None, "cut off"
+        try:
+            process = self.start(step)
+            while self.left() > GRACE and (self.rehearse or time.monotonic() - start < LIMIT * step.expected):
+                if process.poll() is not None:
+                    outcome = "failed" if process.returncode else "passed"
+                    break
+                if time.monotonic() - packed > PACK_EVERY:
+                    self.pack()
+                    packed = time.monotonic()
+                time.sleep(0.1)
+        finally:
+            if process is not None:
+                end(process)
+            self.keep(step, outcome, time.monotonic() - start)
+            self.pack()
+        return None
+
+    def start(self, step: Step) -> subprocess.Popen[bytes]:
+        """In a process group of its own, which is ended as a whole."""
+        epochs = min(EPOCHS, (min(self.left(), 1e6) - FIGURE_SECONDS) / EPOCH_SECONDS)
+        found = {
+            "folder": shlex.quote(str(self.folder)),
+            "commit": self.commit,
+            "epochs": f"{max(1, epochs):.0f}",
+        }
+        command = step.shell(self.rehearse)
+        for name, value in {**VALUES, **found}.items():
+            command = command.replace(f"{{{name}}}", value)
+        command = re.sub(r"\bpython -", f"{shlex.quote(sys.executable)} -", command)
+        with (self.folder / f"{step.name}.log").open("wb") as log:
+            where: dict[str, Any] = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            return subprocess.Popen(["sh", "-c", command], start_new_session=True, **where)
+
+    def keep(self, step: Step, outcome: str, seconds: float) -> None:
+        about = {"outcome": outcome, "seconds": round(seconds, 1), "expected": step.expected}
+        self.outcomes.append({"step": step.name, **about, "proves": step.proves})
+        (self.folder / "steps.json").write_text(json.dumps(self.outcomes, indent=1) + "\n", encoding="utf-8")
+        print(f"{outcome:8} {seconds:6.1f} s of {step.expected:3d}  {step.name}", flush=True)
+
+    def pack(self) -> None:
+        """The whole archive or the one before."""
+        part = self.archive.with_name(f".{self.archive.name}.part")
+        with tarfile.open(part, "w:xz") as archive:
+            for path in sorted(self.folder.rglob("*")):
+                if path.suffix in PACKED:
+                    archive.add(path, f"{self.folder.name}/{path.relative_to(self.folder)}")
+        os.replace(part, self.archive)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt a process and its children, then kill them."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(GRACE)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--stages", help=f"some of {' '.join(NAMES)}; all by default")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="bench/results/<device>-<date> by default")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="of CIFAR-10, for the figures")
-    parser.add_argument("--limit", type=float, default=LIMIT, metavar="S", help=f"seconds a stage ({LIMIT})")
-    parser.add_argument("--again", action="store_true", help="anew, also what has passed on this code")
-    parser.add_argument("--quick", action="store_true", help="smallest sizes, to see that the stages run")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands")
-    parser.add_argument("--commit", help="of the code, where there is no git to ask")
-    return parser
-
-
-def _given(arguments: argparse.Namespace) -> list[str]:
-    """The options that say what was measured, without paths."""
-    words = ["--stages", f"'{arguments.stages}'"] if arguments.stages else []
-    return [*words, *(["--data", "DATA"] if arguments.data else []), *(["--quick"] * arguments.quick)]
-
-
-def _folder(about: Environment, data: Path | None) -> Path:
-    """The device's latest folder while it holds nothing measured on other code, else a new one."""
-    prefix = ("quick-" if about["quick"] == "yes" else "") + environment.slug(about)
-    today = RESULTS / f"{prefix}-{datetime.now(timezone.utc):%Y-%m-%d}"
-    dated = "-[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
-    found = sorted(path.parent for path in RESULTS.glob(f"{prefix}{dated}/environment.json"))
-    if found and found[-1] != today and _same_code(found[-1], about):
-        return found[-1]
-    return today
-
-
-def _same_code(folder: Path, about: Environment) -> bool:
-    there = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    codes = [json.loads(path.read_text(encoding="utf-8"))["code"] for path in folder.glob("*/stage.json")]
-    same = all(there[name] == about[name] for name in SAME)
-    return same and not any(codehash.changed(code) for code in codes)
-
-
-def _check_folder(folder: Path, about: Environment) -> None:
-    """Evidence of two machines is never mixed, nor with what something else wrote."""
-    path = folder / "environment.json"
-    if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise SystemExit(f"{folder}: holds other files, and no environment.json. Name another --out.")
-        return
-    there = json.loads(path.read_text(encoding="utf-8"))
-    different = [name for name in SAME if there[name] != about[name]]
-    if different:
-        words = "; ".join(f"{name} {there[name]!r}, here {about[name]!r}" for name in different)
-        raise SystemExit(f"{folder}: is of {words}. Name another --out.")
-
-
-def _write_environment(folder: Path, about: Environment, every: Sequence[Stage]) -> None:
-    starts = sorted({start for stage in every for start in stage.starts})
-    date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    folder.mkdir(parents=True, exist_ok=True)
-    about["date"] = date
-    write_json(folder / "environment.json", {**about, "code": codehash.record(starts)["hash"]})
+    parser.add_argument("--call", type=int, choices=[*CALLS], help="which to run; by default print the plan")
+    parser.add_argument("--seconds", type=options.seconds, help=f"the budget of a call; by default {SECONDS}")
+    parser.add_argument("--out", type=options.folder, default=Path(), help="folder for the archive")
+    parser.add_argument("--rehearse", action="store_true", help="every step at its smallest size")
+    parser.add_argument("--commit", default="", help="the measured commit, where there is no git to ask")
+    given = parser.parse_args(argv)
+    if given.call is None:
+        print("\n\n".join(plan(call, given.seconds or SECONDS[call]) for call in CALLS))
+        return 0
+    seconds = given.seconds or (float("inf") if given.rehearse else SECONDS[given.call])
+    runner = Runner(given.call, seconds, given.out, given.rehearse, given.commit or measured_commit())
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        for step in steps_of(given.call):
+            runner.run(step)
+    except KeyboardInterrupt:
+        return 130
+    return int(any(outcome["outcome"] in ("failed", "cut off") for outcome in runner.outcomes))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _print_commands(planned: Sequence[Stage]) -> None:
-    for stage in planned:
-        print(f"# {stage.name}{': skipped, ' + stage.skip if stage.skip else ''}")
-        for step in stage.steps:
-            env = (f"{name}={value}" for name, value in step.env.items())
-            print(" ".join([*env, *step.command]))
-
-
-def _table(planned: Sequence[Stage], outcomes: dict[str, dict[str, Any]], folder: Path) -> str:
-    """Stage, outcome, seconds, file; the remark last, since it may be long."""
-    lines = [("stage", "outcome", "seconds", "file", "")]
-    for stage in planned:
-        found = outcomes.get(stage.name, {"outcome": "not begun"})
-        outcome = found["outcome"] + (", before" if found.get("before") else "")
-        file = found.get("file", "")
-        place = os.path.relpath(folder / stage.name / file) if file else ""
-        lines.append((stage.name, outcome, f"{found.get('seconds', 0):.0f}", place, found.get("remark", "")))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n" + "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 if __name__ == "__main__":

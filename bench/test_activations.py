@@ -1,108 +1,106 @@
-"""Every registered function against what it replaces; `cases.py` says what runs and how many bytes it moves.
+"""Every registered function against what it replaces: time and memory; see `harness/activations.py`.
 
-The numbers that are reported come from interleaved rounds of all providers of a case (`measure.py`); on a GPU
-they are the device's time between two events, with its caches overwritten and, where a tensor fits into them,
-also with caches that are warm. pytest-benchmark's own columns are the host's clock around a call that is
-waited for, one provider after the other: they tell whether the machine was steady, no more.
+On a GPU the device's time between two events with cold caches and, where a tensor fits into them, also with
+warm ones. On a CPU the kernels' plain-PyTorch twin takes temporary tensors that the kernels do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from cases import EXPONENTS, VARIANTS, Case, calls, cases
-from measure import Call, Timings, device_timer, interleaved, waited_for, warm_timer
-from options import Record, settings
-from peers import PEERS
+from bench.harness.activations import EXPONENTS, OTHERS, TRAINING, Case, bind, calls, cases, tensors
+from bench.harness.options import settings
+from bench.harness.providers import PEERS, made
+from bench.harness.timing import OURS, Bench, Call, device_timer, warm_timer
 
-ROUNDS = 5
-OURS = "sigscale"
-RATIOS = ("eager", "compile", *PEERS)
-WARM_BYTES = 16 << 20  # a tensor; several fit into the second-level cache of an H100
+AGAINST = ("eager", "compile", *PEERS)
+WARM_BYTES = 16 << 20  # per tensor; several fit into the second-level cache of an H100
+MEMORY_EXPONENTS = {"cpu": [18], "cuda": [24]}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given = settings(metafunc.config)
-    grid = cases(given.device, given.dtypes, given.sizes(EXPONENTS))
-    chosen = [(case, name) for case in grid for name in case.providers]
-    metafunc.parametrize(("case", "provider"), chosen, ids=[f"{case}-{name}" for case, name in chosen])
+    if metafunc.function is test_activation:
+        grid = cases(given.device, given.dtypes, given.sizes(EXPONENTS))
+        chosen = [replace(case, compiles=case.compiles and given.compiles) for case in grid]
+    else:
+        grid = cases(given.device, given.dtypes, [max(given.sizes(MEMORY_EXPONENTS))])
+        compiles = given.compiles and given.device.type == "cuda" and not given.exponents
+        chosen = [replace(case, compiles=compiles) for case in grid if case.direction == TRAINING]
+    metafunc.parametrize("case", chosen, ids=map(str, chosen))
 
 
-class Measured:
-    """The calls of a case, their times, and who refused."""
-
-    def __init__(self, case: Case, seconds: float) -> None:
-        self.case = case
-        self.calls, self.refused = calls(case)
-        self.timings = {"activation": self.timed(device_timer, seconds)}
-        if case.device.type == "cuda" and case.elements * case.dtype.itemsize <= WARM_BYTES:
-            self.timings["warm"] = self.timed(warm_timer, seconds)
-
-    def timed(self, timer: Callable[..., Callable[[Call], float]], seconds: float) -> Timings:
-        return interleaved(self.calls, timer(self.case.device), seconds)
-
-    def result(self, kind: str, provider: str) -> dict[str, Any]:
-        case, timings = self.case, self.timings[kind]
-        gbps = case.gbps(provider, timings.seconds(provider))
-        ratios = {to: timings.ratio(provider, to) for to in RATIOS if provider == OURS and to in self.calls}
-        cost = {"cost": {OURS: timings.ratio(provider, OURS)}} if provider in VARIANTS else {}
-        return {
-            **self.about(kind, provider),
-            "seconds": timings.seconds(provider),
-            "gbps": gbps,
-            "share_of_copy": gbps / case.gbps("copy", timings.seconds("copy")),
-            "ratios": ratios,
-            **cost,
-        }
-
-    def about(self, kind: str, provider: str) -> dict[str, Any]:
-        case = self.case
-        what = {"function": case.function, "direction": case.direction, "dtype": case.dtype_name}
-        return {"kind": kind, **what, "elements": case.elements, "provider": provider}
-
-    def refusals(self) -> list[dict[str, Any]]:
-        return [
-            {**self.about("activation", name), "seconds": None, "ratios": {}, "refused": words}
-            for name, words in self.refused.items()
-        ]
+def test_activation(bench: Bench, case: Case) -> None:
+    if words := case.too_large():
+        pytest.skip(words)
+    bound, refused = calls(case)
+    timers = {"activation": device_timer}
+    if case.device.type == "cuda" and case.elements * case.dtype.itemsize <= WARM_BYTES:
+        timers["warm"] = warm_timer
+    for kind, timer in timers.items():
+        bench.compare({"kind": kind, **case.about}, bound, refused, against=AGAINST, timer=timer)
+        refused = {}
+    bench.steady(f"{case.function}, {case.direction}", bound[OURS])
 
 
-class Latest:
-    """The case measured last; its tensors are let go before those of the next are made."""
+def test_memory(bench: Bench, case: Case) -> None:
+    if words := case.too_large():
+        pytest.skip(words)
+    x, g = tensors(case)
+    for name in case.providers:
+        try:
+            function, plain = made(name, case.function, x), x.detach()
+            taken = {
+                "kept": kept(function, x),
+                "peak_forward": peak(bind(function, plain, None), case.device),
+                "peak_training": peak(bind(function, x, g), case.device),
+            }
+        except Exception:
+            if name not in OTHERS:
+                raise
+            continue
+        bench.record(kind="memory", **case.about, provider=name, **taken)
+    bench.steady("memory", bind(made(OURS, case.function, x), x, g))
 
-    case: Case | None = None
-    found: Measured | None = None
-    too_large = ""
 
-    def measured(self, case: Case, seconds: float) -> Measured:
-        if self.case != case:
-            self.case, self.found = case, None
-            self.too_large = case.too_large()
-            if not self.too_large:
-                self.found = Measured(case, seconds)
-        if self.found is None:
-            pytest.skip(self.too_large)
-        return self.found
+def kept(function: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, int]:
+    """Bytes kept for the backward pass: x and y, which other layers may keep too, and what else.
+
+    Memory that several tensors share counts once.
+    """
+    storages: dict[int, int] = {}
+
+    def seen(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+        y = function(x)
+    of_x, of_y = (storages.pop(tensor.untyped_storage().data_ptr(), 0) for tensor in (x, y))
+    return {"x": of_x, "y": of_y, "more": sum(storages.values())}
 
 
-LATEST = Latest()
-
-
-def test_activation(
-    benchmark: BenchmarkFixture, record: Record, case: Case, provider: str, pytestconfig: pytest.Config
-) -> None:
-    found = LATEST.measured(case, settings(pytestconfig).seconds)
-    if provider == OURS:
-        for refusal in found.refusals():
-            record(**refusal)
-    if provider in found.refused:
-        pytest.skip(found.refused[provider])
-    for kind in found.timings:
-        record(**found.result(kind, provider))
-    benchmark.group = str(case)
-    waiting = waited_for(found.calls[provider], case.device)
-    benchmark.pedantic(waiting, rounds=ROUNDS, warmup_rounds=1)  # type: ignore[no-untyped-call]
+def peak(call: Call, device: torch.device) -> int:
+    """Bytes in use at the worst moment of a call, beyond those in use before; its result included."""
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    used = largest = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            used += event.nbytes()
+            largest = max(largest, used)
+    return largest

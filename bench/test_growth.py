@@ -1,38 +1,129 @@
-"""Time against the number of elements, tensors, layers and seeds; see `growth_cases.py`.
+"""Time of a training step against its layers and its seeds; see `report/growth.py` for the picture.
 
-The question is where launch cost ends: `growth_fit.py` has the model, `growth_table.py` the answers. Sizes
-are those of a series; `--exponents`, whatever it says, makes this a trial of the smallest three.
+    series                        grows     providers
+    step of an MLP                layers    plain: nn.Tanh; sigscale: nn.Tanh(2); and with a GradientMonitor
+    step of the Table 3 network   seeds     sigscale: all seeds as one network; one by one: each as its own
+
+In fp32, by the host's clock, calls in a row. With `--exponents` this is a trial of the smallest sizes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from comparison import OURS, compared
-from growth_cases import SERIES, Series
-from measure import host_timer, interleaved, waited_for
-from options import Record, settings
+import sigscale
+from bench.harness.cifar10 import ALPHA, BATCH, EAGER, Seeds
+from bench.harness.options import settings
+from bench.harness.timing import OURS, Bench, Call, host_timer
+from bench.table4 import ByHand
 
-ROUNDS = 3
+WIDTH, CLASSES = 64, 10
+MONITORED = "sigscale, monitored"
+TRIAL = 2  # sizes
+
+
+class Step:
+    """Forward, backward and SGD on one batch, with a learning rate of 0: every step is the same work.
+
+    Initial weights are such that gradients do not vanish, since subnormal numbers are slow on a CPU.
+    """
+
+    def __init__(
+        self, depth: int, activation: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        torch.manual_seed(0)
+        hidden = [layer for _ in range(depth) for layer in (nn.Linear(WIDTH, WIDTH), activation())]
+        self.model = nn.Sequential(*hidden, nn.Linear(WIDTH, CLASSES))
+        for parameter in self.model.parameters():
+            if parameter.dim() == 2:
+                nn.init.xavier_uniform_(parameter)
+        self.model.to(device, dtype)
+        self.x = torch.randn(BATCH, WIDTH).to(device, dtype)
+        self.labels = (torch.arange(BATCH) % CLASSES).to(device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)
+        self.monitor: sigscale.GradientMonitor | None = None
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        cross_entropy(self.model(self.x), self.labels).backward()
+        if self.monitor is not None:
+            self.monitor.step()
+        self.optimizer.step()
+
+    def gradients(self) -> list[Tensor]:
+        """Of the last step, layer by layer."""
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+
+def layers(depth: int, device: torch.device, stack: ExitStack) -> Mapping[str, Call]:
+    """Gradients are checked against those of the formula in fp64; the monitor has seen every one."""
+    scaled: Callable[[], nn.Module] = partial(sigscale.nn.Tanh, ALPHA)
+    activations: dict[str, Callable[[], nn.Module]] = {"plain": nn.Tanh, OURS: scaled, MONITORED: scaled}
+    steps = {name: Step(depth, of, device, torch.float32) for name, of in activations.items()}
+    monitor = steps[MONITORED].monitor = sigscale.GradientMonitor(steps[MONITORED].model)
+    stack.callback(monitor.close)
+    for name, step in steps.items():
+        wide = Step(depth, partial(ByHand, 1.0 if name == "plain" else ALPHA), device, torch.float64)
+        wide()
+        step()
+        check(f"{name}, {depth} layers", step.gradients(), wide.gradients())
+    seen, made = int(monitor.sketch("all parameters").count), sum(p.numel() for p in step.model.parameters())
+    assert seen == made, f"{depth} layers: the monitor has seen {seen} of {made} gradients"
+    return steps
+
+
+def seeds(count: int, device: torch.device, stack: ExitStack) -> Mapping[str, Call]:
+    """All seeds as one network and one by one; after a step their gradients are checked to be the same."""
+    stacked, *alone = (Seeds(of, device) for of in (range(count), *([seed] for seed in range(count))))
+    for of in (stacked, *alone):
+        stack.callback(of.close)
+
+    def one_by_one() -> None:
+        for single in alone:
+            single.step()
+
+    calls: dict[str, Call] = {OURS: stacked.step, "one by one": one_by_one}
+    for call in calls.values():
+        call()
+    for together, *singles in zip(*(of.gradients() for of in (stacked, *alone)), strict=True):
+        check(f"{count} seeds", [*together.unflatten(0, (count, -1))], singles)
+    for call in calls.values():
+        for _ in range(EAGER if device.type == "cuda" else 1):
+            call()
+    return calls
+
+
+def check(what: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Equal but for rounding, relative to each tensor's largest gradient."""
+    for one, other in zip(found, expected, strict=True):
+        atol = 1e-4 * float(other.abs().max())
+        message = f"{what}: the gradients differ"
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=atol, msg=message)
+
+
+SERIES = {
+    "step of an MLP": ("layers", layers, [2, 4, 8, 16, 32, 64]),
+    "step of the Table 3 network": ("seeds", seeds, [1, 5, 25]),
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    chosen = [(series, n) for series in SERIES for n in series.chosen(settings(metafunc.config))]
-    metafunc.parametrize(("series", "n"), chosen, ids=[f"{series.name}-{n}" for series, n in chosen])
+    least = TRIAL if settings(metafunc.config).exponents else None
+    chosen = [(series, n) for series, (*_, sizes) in SERIES.items() for n in sizes[:least]]
+    metafunc.parametrize(("series", "n"), chosen)
 
 
-def test_growth(
-    benchmark: BenchmarkFixture, record: Record, series: Series, n: int, pytestconfig: pytest.Config
-) -> None:
-    given = settings(pytestconfig)
+def test_growth(bench: Bench, series: str, n: int) -> None:
+    unit, make, _ = SERIES[series]
     with ExitStack() as stack:
-        calls = series.make(n, given.device, stack)
-        timings = interleaved(calls, host_timer(given.device), given.seconds)
-        for result in compared(timings, {}, series.baseline):
-            name = result["provider"]
-            record(**series.record(n, given.device, name), **result, quartiles=timings.spread(name))
-        benchmark.group = f"growth, {series.name}"
-        benchmark.pedantic(waited_for(calls[OURS], given.device), rounds=ROUNDS)  # type: ignore[no-untyped-call]
+        calls = make(n, bench.device, stack)
+        about = {"kind": "growth", "series": series, "unit": unit, "n": n}
+        bench.compare(about, calls, baseline="plain" if "plain" in calls else None, timer=host_timer)
+        bench.steady(series, calls[OURS])

@@ -1,26 +1,18 @@
-"""The benchmark of the activations: who takes part, what its check finds, memory, and the timers of a GPU."""
+"""The benchmark of activations: who takes part, what its check finds, memory, and the timers of a GPU."""
 
 from __future__ import annotations
 
 import sys
 import types
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import sigscale as ss
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import cases
-import measure
-import memory
-import memory_table
-import peers
-import sketch_figure
-import tables
+from bench import test_activations as memory
+from bench.harness import activations as cases
+from bench.harness import providers, timing
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CASE = cases.Case("tanh", cases.BACKWARD, torch.float32, 10, CPU, compiles=False)
@@ -36,24 +28,21 @@ def test_everyone_computes_the_same(function, direction, dtype):
     case = replace(CASE, function=function, direction=direction, dtype=dtype)
     bound, refused = cases.calls(case)
     assert set(bound) == set(case.providers)
-    assert (cases.SKETCH in bound) == (direction != cases.FORWARD)
+    assert ("sigscale, sketch" in bound) == (direction != cases.FORWARD)
     assert all(call().shape == (1 << 10,) for call in bound.values())
-    assert refused.keys() == (peers.PEERS.keys() if function == "tanh" else set())
+    assert refused.keys() == ({*providers.PEERS} if function == "tanh" else set())
 
 
 @pytest.mark.parametrize("where", [3, -3])
 def test_a_wrong_result_is_found_at_both_ends(monkeypatch, where):
-    right = cases.expressions
+    right = ss.tanh
 
-    def wrong(function):
-        def spoiled(x):
-            y = right(function)["sigscale"](x).clone()
-            y[where] += 0.01
-            return y
+    def wrong(x, alpha):
+        y = right(x, alpha).clone()
+        y[where] += 0.01
+        return y
 
-        return {**right(function), "sigscale": spoiled}
-
-    monkeypatch.setattr(cases, "expressions", wrong)
+    monkeypatch.setattr(ss, "tanh", wrong)
     monkeypatch.setattr(cases, "CHECKED", 4)
     with pytest.raises(AssertionError, match=r"sigscale is further than .* from fp64 in tanh-forward"):
         cases.calls(replace(CASE, direction=cases.FORWARD))
@@ -82,14 +71,14 @@ def test_a_backward_pass_alone_does_not_run_the_forward_pass_again():
 
 @pytest.mark.parametrize(("direction", "moved"), [("forward", 2), ("backward", 3), ("forward+backward", 5)])
 def test_bytes(direction, moved):
-    case = replace(CASE, direction=direction)
-    assert case.gbps("eager", 1e-6) == pytest.approx(moved * 4 * 1024 / 1e3)
-    assert case.gbps("copy", 1e-6) == pytest.approx(2 * 4 * 1024 / 1e3)
+    record = {**replace(CASE, direction=direction).about, "seconds": 1e-6}
+    assert cases.gbps({**record, "provider": "eager"}) == pytest.approx(moved * 4 * 1024 / 1e3)
+    assert cases.gbps({**record, "provider": "copy"}) == pytest.approx(2 * 4 * 1024 / 1e3)
 
 
 def test_what_does_not_fit():
     assert CASE.too_large() == ""
-    assert "GiB of memory, of which" in replace(CASE, exponent=45).too_large()
+    assert "GiB of memory, but only" in replace(CASE, exponent=45).too_large()
 
 
 class Dyt:
@@ -123,15 +112,15 @@ def installed(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _peers_of_each_test():
-    found = peers.found
-    found.cache_clear()
+    absent = providers.absent
+    absent.cache_clear()
     yield
-    found.cache_clear()
+    absent.cache_clear()
 
 
 @pytest.mark.usefixtures("installed")
 def test_peers_compute_what_is_asked_of_them(monkeypatch):
-    monkeypatch.setattr(cases.peers, "found", lambda device, found=peers.found: found(CUDA))
+    monkeypatch.setattr(providers, "absent", lambda device: {})
     for direction in (cases.FORWARD, cases.BACKWARD, cases.TRAINING):
         bound, refused = cases.calls(replace(CASE, direction=direction, exponent=12))
         assert {"liger", "flag_gems"} <= set(bound)
@@ -143,7 +132,7 @@ def test_peers_compute_what_is_asked_of_them(monkeypatch):
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("name", ["flag_gems", "compile"])
 def test_a_peer_that_is_wrong_is_named_and_spoils_nothing(name, monkeypatch):
-    monkeypatch.setattr(cases.peers, "found", lambda device, found=peers.found: found(CUDA))
+    monkeypatch.setattr(providers, "absent", lambda device: {})
     monkeypatch.setattr(sys.modules["flag_gems.ops.tanh"], "tanh", torch.sin)
     monkeypatch.setattr(torch, "compile", lambda function: torch.sin)
     bound, refused = cases.calls(replace(CASE, direction=cases.FORWARD, compiles=True))
@@ -158,32 +147,35 @@ def test_a_peer_that_fails_is_named_with_its_words(monkeypatch):
         raise RuntimeError("no such device\nand more")
 
     monkeypatch.setattr(Dyt, "apply", fails)
-    monkeypatch.setattr(cases.peers, "found", lambda device, found=peers.found: found(CUDA))
+    monkeypatch.setattr(providers, "absent", lambda device: {})
     bound, refused = cases.calls(replace(CASE, exponent=12))
     assert "liger" not in bound
     assert refused["liger"].startswith("RuntimeError('no such device")
 
 
 def test_peers_that_are_absent_are_named(monkeypatch):
+    monkeypatch.setattr(torch, "empty", lambda *arguments, **options: None)
     monkeypatch.setitem(sys.modules, "flag_gems", None)
-    broken = types.ModuleType("liger_kernel")
-    monkeypatch.setitem(sys.modules, "liger_kernel", broken)
-    here, absent = peers.found(CUDA)
-    assert not here
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    absent = providers.absent(CUDA)
     assert "liger-kernel is not installed" in absent["liger"]
     assert "flag-gems is not installed" in absent["flag_gems"]
-    assert "runs on GPUs only" in peers.found(CPU)[1]["liger"]
+    assert "runs on GPUs only" in providers.absent(CPU)["liger"]
 
 
 def test_what_is_kept_for_the_backward_pass():
     x = torch.randn(1 << 10, requires_grad=True)
-    assert memory.kept(torch.tanh, x) == (0, BYTES, 0)
-    assert memory.kept(torch.sin, x) == (BYTES, 0, 0)
-    assert memory.kept(torch.clone, x) == (0, 0, 0)
-    assert memory.kept(lambda x: 2 * torch.tanh(x / 2), x) == (0, 0, BYTES)
-    assert memory.kept(lambda x: torch.sin(x) * torch.sin(x.flip(0)), x) == (BYTES, 0, 3 * BYTES)
-    assert memory.kept(ss.tanh, x) == (0, BYTES, 0)
-    assert memory.kept(lambda x: ss.tanh(x, save="input"), x) == (BYTES, 0, 0)
+
+    def kept(function):
+        return tuple(memory.kept(function, x).values())
+
+    assert kept(torch.tanh) == (0, BYTES, 0)
+    assert kept(torch.sin) == (BYTES, 0, 0)
+    assert kept(torch.clone) == (0, 0, 0)
+    assert kept(lambda x: 2 * torch.tanh(x / 2)) == (0, 0, BYTES)
+    assert kept(lambda x: torch.sin(x) * torch.sin(x.flip(0))) == (BYTES, 0, 3 * BYTES)
+    assert kept(ss.tanh) == (0, BYTES, 0)
+    assert kept(lambda x: ss.tanh(x, save="input")) == (BYTES, 0, 0)
 
 
 def test_peaks():
@@ -192,16 +184,6 @@ def test_peaks():
     assert memory.peak(lambda: x.exp().exp(), CPU) == 2 * BYTES
     assert memory.peak(lambda: x.exp().exp().exp(), CPU) == 2 * BYTES
     assert memory.peak(x.exp_, CPU) == 0
-
-
-def test_memory_in_words():
-    about = {"kind": "memory", "function": "tanh", "dtype": "float32", "provider": "eager", "elements": 1024}
-    of = {"kept": {"x": 0, "y": 4096, "more": 4}, "peak_forward": 8192, "peak_training": 16384}
-    (row,) = memory_table.rows([{**about, **of}, {"kind": "launch"}])
-    assert row["kept"] == "4 (y)"
-    assert (row["peak forward"], row["peak forward+backward"]) == ("8", "16")
-    (row,) = memory_table.rows([{**about, **of, "kept": {"x": 0, "y": 0, "more": 8192}}])
-    assert row["kept"] == "8 more"
 
 
 class Gpu:
@@ -226,45 +208,35 @@ class Gpu:
 
 
 def test_the_timers_of_a_gpu_time_calls_only(monkeypatch):
+    """Caches are overwritten, then read, so that nothing written is left to be evicted within the sample."""
     gpu = Gpu()
-    scratch = types.SimpleNamespace(zero_=lambda: gpu.done.append("flush"))
+    scratch = types.SimpleNamespace(
+        zero_=lambda: gpu.done.append("write"), sum=lambda: gpu.done.append("read")
+    )
     monkeypatch.setattr(torch, "cuda", gpu)
     monkeypatch.setattr(torch, "empty", lambda *arguments, **options: scratch)
-    assert measure.device_timer(CUDA)(gpu.work) == pytest.approx(3e-3)
-    assert gpu.done == ["flush", "call"]
+    assert timing.device_timer(CUDA)(gpu.work) == pytest.approx(3e-3)
+    assert gpu.done == ["write", "read", "call"]
     gpu.done.clear()
-    assert measure.warm_timer(CUDA)(gpu.work) == pytest.approx(3e-3)
-    assert gpu.done == ["sleep", *["call"] * (1 + measure.WARM_CALLS)]
+    assert timing.warm_timer(CUDA)(gpu.work) == pytest.approx(3e-3)
+    assert gpu.done == ["sleep", *["call"] * (1 + timing.WARM_CALLS)]
 
 
-def activation(provider, seconds, **more):
-    about = {"kind": "activation", "function": "tanh", "direction": "backward", "dtype": "float32"}
-    return {**about, "elements": 1024, "provider": provider, "seconds": seconds, "ratios": {}, **more}
+def test_only_what_does_not_wait_is_captured(monkeypatch):
+    calls = {"sigscale": object(), "wandb": object()}
+    monkeypatch.setattr(timing, "_captured", lambda call, device: ("captured", call))
+    assert timing.replayed(calls, CPU, providers.WAITING) == calls
+    captured = {"sigscale": ("captured", calls["sigscale"]), "wandb": calls["wandb"]}
+    assert timing.replayed(calls, CUDA, providers.WAITING) == captured
 
 
-def test_what_variants_cost_stands_in_the_table():
-    ours = activation("sigscale", 1e-6, gbps=1.0, share_of_copy=0.5)
-    counted = activation(cases.SKETCH, 2e-6, cost={"sigscale": [2.0, 1.9, 2.1]})
-    absent = activation("liger", None, refused="liger-kernel runs on GPUs only")
-    (row,) = tables.rows([ours, counted, absent], "activation")
-    assert row["sketch/sigscale"] == "2.00 (1.90-2.10)"
-    assert "liger" not in row
-    assert "liger refuses 1 cases: liger-kernel runs on GPUs only" in tables.losses([ours, counted, absent])
-
-
-def test_what_a_sketch_costs_is_drawn_by_direction_provider_and_values():
-    about = {"kind": "backward", "function": "tanh", "direction": "backward", "dtype": "float32"}
-    results = [
-        {**about, "values": values, "elements": elements, "provider": provider, **cost}
-        for values, elements in (("Gaussian", 1024), ("constant", 1024), ("Gaussian", 4096))
-        for provider, cost in (
-            ("no sketch", {}),
-            ("sigscale", {"cost": {"no sketch": [elements / 512, 1, 1]}}),
-        )
-    ]
-    found = sketch_figure.costs(results)
-    assert found == {
-        "backward": {
-            ("sigscale", "float32"): {"Gaussian": {1024: 2.0, 4096: 8.0}, "constant": {1024: 2.0}},
-        }
-    }
+def test_comparison():
+    """Ratios of paired rounds: a slow round cancels."""
+    timings = timing.Timings(
+        {name: [t, 3 * t, t] for name, t in (("sigscale", 2.0), ("eager", 1.0), ("read", 4.0))}
+    )
+    ours, eager, read, refused = timing.compared(timings, {"numpy": "no bfloat16"}, "read")
+    assert ours["ratios"] == {"eager": [2.0, 2.0, 2.0]}
+    assert ours["cost"] == {"read": [0.5, 0.5, 0.5]}
+    assert (eager["ratios"], eager["cost"], read.get("cost")) == ({}, {"read": [0.25] * 3}, None)
+    assert (refused["seconds"], refused["refused"]) == (None, "no bfloat16")

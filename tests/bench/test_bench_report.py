@@ -1,148 +1,138 @@
-"""REPORT.md says what lies under bench/results/, and what is stale is printed."""
+"""Results as files, tables and pictures: what is read, merged, refused, and when it is stale."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[2] / "bench"
-sys.path.append(str(BENCH))
+from bench import report
+from bench.harness.providers import PROVIDERS
+from bench.report import Run, __main__, tables
 
-import codehash
-import rendering
-import report
-from places import without_places
-
-PROVENANCE = {
-    **{"device": "a processor", "sigscale": "0.1.0", "torch": "2.14", "triton": "3.8", "python": "3.11"},
-    **{"command": "pytest bench", "date": "2026-11-26 12:00 UTC"},
-}
-RESULT = {
-    "kind": "penalty",
-    "parameters": "some",
-    "way": "gradient",
-    "dtype": "float32",
-    "provider": "sigscale",
-}
-RUN = report.Run(PROVENANCE, [{**RESULT, "seconds": 1e-5, "ratios": {"eager": [0.5, 0.4, 0.6]}}])
+ROOT = Path(__file__).parents[2]
 ABOUT = {
-    **{"gpu": "NVIDIA H200", "driver": "580.1", "cuda": "13.0", "cpu": "a processor, 2 cores", "quick": "no"},
-    **{"torch": "2.14", "triton": "3.8", "sigscale": "0.1.0", "python": "3.11", "command": "make evidence"},
-    "date": "2026-11-26 12:00 UTC",
+    **{
+        "device": "a processor, 2 cores, 1 threads",
+        "kind": "cpu",
+        "commit": "HEAD",
+        "sigscale": "0.2.0",
+        "torch": "2.15",
+    },
+    **{"triton": "3.9", "python": "3.12", "command": "pytest bench", "date": "2026-11-28 12:00 UTC"},
 }
+CASE = {"kind": "penalty", "parameters": "some", "way": "gradient", "dtype": "float32"}
+RESULT = {**CASE, "provider": "sigscale", "seconds": 1e-5, "ratios": {"loop": [0.5, 0.4, 0.6]}}
+
+
+def written(path, *results, about=ABOUT):
+    lines = [{"provenance": about}, *results]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    return path
 
 
 @pytest.fixture
-def results(tmp_path):
-    place = tmp_path / "results"
-    report.write(place / "cpu-2026-11-23", RUN)
-    stage = place / "nvidia-h200-2026-11-26" / "kernels"
-    report.write(stage, report.Run(PROVENANCE, RUN.results, codehash.record(())))
-    (stage / "bandwidth.png").touch()
-    (stage.parent / "environment.json").write_text(json.dumps(ABOUT))
-    found = {
-        **{"outcome": "timed out", "seconds": 449.6, "remark": "kernels: cut off after 450 s; 1 results"},
-        **{"date": ABOUT["date"], "about": {"commit": 4 * "0123456789" + " and changes"}},
-        **{"code": codehash.record(()), "files": ["results.json", "tables.md", "bandwidth.png", "log.txt"]},
-    }
-    (stage / "stage.json").write_text(json.dumps(found))
-    return place
+def root(tmp_path):
+    (tmp_path / "bench/results").mkdir(parents=True)
+    text = f"# Name\n\n{__main__.BEGIN}\nold\n{__main__.END}\n\nmore\n"
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    return tmp_path
 
 
 def test_up_to_date():
     """After a change under bench/results/: `make report`."""
-    assert (BENCH / "REPORT.md").read_text(encoding="utf-8") == rendering.report(BENCH / "results")
+    assert __main__.main(["--check"]) == 0
 
 
-def test_sections(results):
-    text = rendering.report(results)
-    assert text.index("## nvidia-h200-2026-11-26") < text.index("## cpu-2026-11-23")
-    evidence, other = text.split("## ")[1:]
-    assert "NVIDIA H200, host a processor, 2 cores; driver 580.1, cuda 13.0, sigscale 0.1.0" in evidence
-    assert "| kernels | timed out | 450 | kernels: cut off after 450 s; 1 results |" in evidence
-    assert "| 0123456789 and changes |" in evidence
-    assert codehash.record(())["hash"] in evidence
-    assert "[kernels/tables.md](results/nvidia-h200-2026-11-26/kernels/tables.md)" in evidence
-    assert "![kernels/bandwidth.png](results/nvidia-h200-2026-11-26/kernels/bandwidth.png)" in evidence
-    assert "a processor; sigscale 0.1.0, torch 2.14, triton 3.8, python 3.11; `pytest bench`" in other
-    assert "Without a code hash." in other
-    assert "[tables.md](results/cpu-2026-11-23/tables.md)" in other
+def test_runs_are_merged_stored_and_rendered(root):
+    runs = [written(root / "a.jsonl", RESULT), written(root / "b.jsonl", {**RESULT, "way": "weight_decay"})]
+    assert __main__.main([*map(str, runs), "--name", "cpu-2026-11-28"], root) == 0
+    stored = report.load(root / "bench/results/cpu-2026-11-28/results.json")
+    assert stored == Run(ABOUT, [RESULT, {**RESULT, "way": "weight_decay"}])
+    page = (root / "bench/README.md").read_text(encoding="utf-8")
+    assert "| some | gradient | float32 | 10.0 | 0.50 (0.40-0.60) |" in page
+    assert "a processor, 2 cores, 1 threads; sigscale 0.2.0" in page
+    front = (root / "README.md").read_text(encoding="utf-8")
+    assert front.startswith("# Name")
+    assert front.endswith("more\n")
+    assert "commit HEAD; `pytest bench`" in front
+    assert "old" not in front
+    assert __main__.main(["--check"], root) == 0
+    (root / "bench/README.md").write_text("changed")
+    assert __main__.main(["--check"], root) == 1
 
 
-def test_the_report_does_not_change_with_the_code(results):
-    before = rendering.report(results)
-    stage = results / "nvidia-h200-2026-11-26/kernels/stage.json"
-    assert "stale" not in before
-    found = json.loads(stage.read_text())
-    found["code"]["files"]["kernels/activation.py"] = "another"
-    stage.write_text(json.dumps(found))
-    assert rendering.report(results) == before
+def test_runs_that_differ_are_not_merged(root):
+    other = Run({**ABOUT, "commit": "another"}, [])
+    with pytest.raises(SystemExit, match="differ in commit: 'HEAD' and 'another'"):
+        report.merged([Run(ABOUT, []), other])
 
 
-def test_staleness(results):
-    hash_ = codehash.record(())["hash"]
-    assert [*rendering.staleness(results)] == [
-        "cpu-2026-11-23: without a code hash",
-        f"nvidia-h200-2026-11-26/kernels ({hash_}): of the code as it is",
-    ]
-    stage = results / "nvidia-h200-2026-11-26/kernels/stage.json"
-    found = json.loads(stage.read_text())
-    found["code"]["files"] |= {"kernels/activation.py": "another", "kernels/gone.py": "some"}
-    stage.write_text(json.dumps(found))
-    stale = [*rendering.staleness(results)][1]
-    assert stale.endswith("**stale**, since then changed: kernels/activation.py, kernels/gone.py")
+def test_an_unknown_provider_is_an_error(root):
+    path = written(root / "run.jsonl", {**RESULT, "provider": "stranger"})
+    with pytest.raises(SystemExit, match="unknown provider 'stranger': add it to PROVIDERS"):
+        report.load(path)
+    with pytest.raises(LookupError, match="unknown provider 'stranger'"):
+        tables.table([{**RESULT, "provider": "stranger"}], "penalty")
 
 
-def test_a_run_with_its_code(results):
-    code = codehash.record(["bench/test_penalty.py"])
-    report.write(results / "h200", report.Run(PROVENANCE, RUN.results, code))
-    assert report.load(results / "h200/results.json") == report.Run(PROVENANCE, RUN.results, code)
-    assert f"Code {code['hash']}." in rendering.report(results)
-    assert f"h200 ({code['hash']}): of the code as it is" in [*rendering.staleness(results)]
+def test_an_unknown_kind_is_an_error():
+    with pytest.raises(LookupError, match="unknown kind of result 'odd'"):
+        [*tables.text_tables([{**RESULT, "kind": "odd"}])]
 
 
-def test_a_folder_of_evidence_is_one_run(results):
-    stage = results / "nvidia-h200-2026-11-26"
-    report.write(stage / "table4", RUN)
-    (stage / "gpu-tests").mkdir()
-    (stage / "gpu-tests/results.json").write_text("{}")
-    assert report.load(stage).results == [*RUN.results, *RUN.results]
-    assert report.load(results / "cpu-2026-11-23").results == RUN.results
-    with pytest.raises(SystemExit, match="holds no results of benchmarks"):
-        report.load(stage / "gpu-tests")
-
-
-def test_check(results, capsys):
-    assert rendering.main(results, check=True) == 1
-    assert "REPORT.md is out of date: `make report`" in capsys.readouterr().out
-    assert rendering.main(results) == 0
-    assert rendering.main(results, check=True) == 0
-
-
-def test_commands_name_no_places():
-    given = ["bench", "--data", "/somewhere", "-q", "--benchmark-json=/x.json", "--data=/y", "--seconds", "1"]
-    assert without_places(given) == ["bench", "-q", "--seconds", "1"]
-    assert without_places(["--benchmark-json", "/x.json", "bench"]) == ["bench"]
+def test_providers_are_told_apart():
+    labels = [of.label for of in PROVIDERS.values()]
+    assert len(labels) == len(set(labels))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"x": 1}'])
 def test_files_of_something_else(tmp_path, content):
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(SystemExit, match=r"run.json: must be what `pytest bench"):
+    with pytest.raises(SystemExit, match=r"run.jsonl: must be a file of `pytest bench"):
         report.load(path)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--name", "x"], ["--readme", "/nowhere.md"], ["x.json", "--readme", "/y"]]
-)
-def test_options_that_say_too_little(monkeypatch, arguments, capsys):
-    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        report.main()
-    assert ended.value.code == 2
-    assert "--readme" in capsys.readouterr().err
+def test_staleness():
+    first = report.git("rev-list", "--max-parents=0", "HEAD").stdout.split()[0]
+    assert report.is_stale(Run({"commit": first}, []))
+    assert report.is_stale(Run({"commit": "unknown"}, []))
+    clean = report.git("diff", "--quiet", "HEAD", "--", *report.CODE).returncode == 0
+    assert report.is_stale(Run({"commit": "HEAD"}, [])) != clean
+
+
+def test_commands_name_no_places():
+    given = ["bench", "--data", "/somewhere", "-q", "--out=/x.jsonl", "--data=/y", "--seconds", "1"]
+    assert report.without_places(given) == ["bench", "-q", "--seconds", "1"]
+
+
+def test_memory_in_words():
+    about = {"kind": "memory", "function": "tanh", "dtype": "float32", "provider": "eager", "elements": 1024}
+    of = {"kept": {"x": 0, "y": 4096, "more": 4}, "peak_forward": 8192, "peak_training": 16384}
+    (row,) = tables.memory([{**about, **of}])
+    assert row["kept"] == "4 (y)"
+    assert (row["peak forward"], row["peak forward+backward"]) == ("8", "16")
+
+
+def test_costs_and_refusals():
+    cost = {"cost": {"sigscale": [2.0, 1.9, 2.1]}, "ratios": {}}
+    counted = {**RESULT, **cost, "provider": "sigscale, sketch"}
+    refused = {**CASE, "provider": "wandb", "seconds": None, "ratios": {}, "refused": "no time"}
+    other = {**RESULT, "provider": "wandb", "way": "weight_decay"}
+    row, _ = tables.table([RESULT, counted, refused, other], "penalty").to_dict("records")
+    assert row["sigscale, sketch / sigscale"] == "2.00 (1.90-2.10)"
+    assert row["recipe of wandb.watch"] == "refuses"
+    assert "recipe of wandb.watch" not in tables.table([RESULT, refused], "penalty")
+    slower = {**RESULT, "ratios": {"loop": [2.0, 1.9, 2.1]}}
+    lost = tables.losses([RESULT, slower, refused])
+    assert "slower than loop in 1 of 2:\n  penalty some gradient float32: 2.00" in lost
+    assert "wandb refuses 1 cases: no time" in lost
+
+
+def test_options_belong_together(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["--name", "x"])
+    assert "RUN.jsonl and --name belong together" in capsys.readouterr().err

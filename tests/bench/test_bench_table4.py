@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
 import sigscale as ss
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import readme
-import table4
-import table4_cases as cases
-import table4_figure
-from measure import Timings
-from table4_check import check
-from table4_results import named, results
-from tables import losses, markdown, rows
+from bench import table4 as cases
+from bench.harness import cifar10
+from bench.harness.timing import Timings
+from bench.report import pictures
+from bench.report.tables import ALONE, losses, table
+from bench.table4.check import check
+from bench.table4.test_table4 import MODE_LABELS, named, results
 
 CPU = torch.device("cpu")
 SECONDS = {"plain": 1.0, "relu": 2.0, "sigscale": 1.25, "sigscale, monitored": 2.5, "eager": 1.0}
@@ -32,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def split():
-    return cases.images(None, CPU)[0]
+    return cifar10.training_images(None, CPU)[0]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,7 +55,7 @@ def test_models_train_as_their_twins(split):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("mode", [*MODE_LABELS])
 def test_modes_of_a_gpu(mode, split):
     gpu = torch.device("cuda")
     with cases.on_device(gpu):
@@ -139,16 +133,16 @@ def test_compiled_functions_share_no_code():
 
 
 def test_modes_that_are_left_out_say_why(monkeypatch):
-    assert cases.choose_modes("eager", CPU, trial=True)[0] == ["eager"]
+    assert cases.choose_modes(("eager",), CPU, trial=True)[0] == ["eager"]
     modes, reasons = cases.choose_modes(None, CPU, trial=False)
     assert modes == ["eager"]
     assert "takes minutes" in reasons["compile"]
-    assert cases.choose_modes(None, torch.device("cuda"), trial=False) == ([*cases.MODES], {})
+    assert cases.choose_modes(None, torch.device("cuda"), trial=False) == ([*MODE_LABELS], {})
     assert "needs a GPU" in reasons["graph"]
     monkeypatch.setattr(cases.shutil, "which", lambda name: None)
-    assert "C++ compiler" in cases.choose_modes("eager,compile", CPU, trial=False)[1]["compile"]
+    assert "C++ compiler" in cases.choose_modes(("eager", "compile"), CPU, trial=False)[1]["compile"]
     with pytest.raises(ValueError, match="--modes graph: graph needs a GPU, and there is none"):
-        cases.choose_modes("graph", CPU, trial=True)
+        cases.choose_modes(("graph",), CPU, trial=True)
 
 
 def records():
@@ -164,37 +158,29 @@ def records():
 
 
 def test_table():
-    table = rows(records(), "table4")
-    head = "model, batches of 32 (random images), 3 rounds of 5 steps"
-    by_model = {row.pop(head): row for row in table}
+    frame = table(records(), "table4")
+    by_model = {row.pop("model"): row for row in frame.to_dict("records")}
     assert by_model["tanh, regularized and scaled"] == {
-        "eager, s / 1,000": "1.25e+03 (1.25e+03-2.5e+03)",
+        "eager, s / 1,000 steps": "1.25e+03 (1.25e+03-2.5e+03)",
         "eager, overhead": "+25.0 % (+25.0 to +25.0)",
-        "eager, s a run": "195,250",
-        "CUDA graph, s / 1,000": "125 (125-125)",
+        "CUDA graph, s / 1,000 steps": "125 (125-125)",
         "CUDA graph, overhead": "+25.0 % (+25.0 to +25.0)",
-        "CUDA graph, s a run": "19,525",
-        "paper, s a run": "1,385.2",
+        "paper, s": "1,385.2",
         "paper, overhead": "+31.0 %",
     }
     assert by_model["relu, unregularized"]["eager, overhead"] == ""
     monitored = by_model["tanh, both, every gradient monitored"]
     assert monitored["eager, overhead"].startswith("+150.0 %")
-    assert monitored["CUDA graph, s / 1,000"] == monitored["paper, overhead"] == ""
-    alone = by_model["... the monitoring alone, over both without"]
-    assert [text for text in alone.values() if text] == ["+100.0 % (+100.0 to +100.0)"]
+    assert monitored["CUDA graph, s / 1,000 steps"] == monitored["paper, overhead"] == ""
+    assert [text for text in by_model[ALONE].values() if text] == ["+100.0 % (+100.0 to +100.0)"]
     assert "slower than eager in 2 of 2" in losses(records())
     assert "torch.compile is not timed: no time" in losses(records())
 
 
-def test_readme_and_picture(tmp_path):
-    text = markdown(readme.SECTIONS["table4"](records()))
-    assert "overhead" in text
-    assert "s a run |" not in text.replace("paper, s a run |", "")
-    assert rows([], "table4") == readme.SECTIONS["table4"]([]) == []
-    provenance = dict.fromkeys(("device", "torch", "triton", "date"), "some")
-    table4_figure.draw_table4(records(), provenance, tmp_path / "table4.png")
-    assert (tmp_path / "table4.png").read_bytes().startswith(b"\x89PNG")
+def test_picture(tmp_path):
+    figure = pictures.table4(records())
+    assert "both remedies add +25.0 % to a step (CUDA graph; paper +31.0 %)" in figure.get_suptitle()
+    figure.savefig(tmp_path / "table4.png")
 
 
 def test_paper_overheads():
@@ -205,12 +191,3 @@ def test_paper_overheads():
         "sigscale": pytest.approx(0.31, abs=5e-4),
         "sigscale, relu": pytest.approx(0.357, abs=5e-4),
     }
-
-
-def test_command(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = table4.arguments_of_pytest(["--seconds", "3", "--out", "t.json", "--device", "cpu"])
-    assert arguments[:2] == ["bench/test_table4.py", "--benchmark-only"]
-    assert f"--benchmark-json={tmp_path / 't.json'}" in arguments
-    assert {"--seconds=0.1", "--device=cpu", "--modes=eager,compile,graph"} <= set(arguments)
-    assert not any("modes" in argument for argument in table4.arguments_of_pytest(["--seconds", "0.3"]))

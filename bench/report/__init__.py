@@ -1,0 +1,159 @@
+"""Runs of the benchmarks as files: what a run is of, how it is read, merged and stored.
+
+`pytest bench --out run.jsonl` writes one line per result, after a line of provenance. A stored run is one
+`results.json` in a folder of bench/results/, with its pictures beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.harness.providers import provider
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+NAME = "results.json"
+CODE = ("kernels", "sigscale")  # what results are of
+PLACES = (
+    "--benchmark-json",
+    "--data",
+    "--out",
+    "--commit",
+)  # options that say nothing about what was measured
+
+Results = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how numbers were measured, and the numbers."""
+
+    provenance: dict[str, str]
+    results: Results
+
+
+def provenance(device: Any, words: Sequence[str], commit: str = "") -> dict[str, str]:
+    import torch
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{processor()}, {torch.get_num_threads()} threads"
+    return {
+        "device": name,
+        "kind": device.type,
+        "commit": commit or measured_commit(),
+        **{package: installed(package) for package in ("sigscale", "torch", "triton")},
+        "python": platform.python_version(),
+        "command": " ".join(without_places(words)),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def processor() -> str:
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", about, re.MULTILINE)
+    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def without_places(words: Sequence[str]) -> list[str]:
+    """The words of a command without options that name files of one machine."""
+    kept, follows = [], False
+    for word in words:
+        if not follows and not word.startswith(PLACES):
+            kept.append(word)
+        follows = word in PLACES
+    return kept
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def measured_commit() -> str:
+    """The commit that is checked out; marked where the code has changes on top of it."""
+    try:
+        head = git("rev-parse", "HEAD").stdout.strip()
+    except FileNotFoundError:
+        return "unknown"
+    dirty = head and git("diff", "--quiet", "HEAD", "--", *CODE).returncode
+    return (head or "unknown") + (" with changes" if dirty else "")
+
+
+def is_stale(run: Run) -> bool:
+    """Whether the code has changed since the commit of a run, or that commit is not known here."""
+    return git("diff", "--quiet", run.provenance["commit"], "--", *CODE).returncode != 0
+
+
+def load(path: Path) -> Run:
+    """A run as `--out` writes it, or as `store` does; SystemExit where it is neither, or names a stranger."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            first, *results = map(json.loads, text.splitlines())
+            run = Run(first["provenance"], results)
+        else:
+            found = json.loads(text)
+            run = Run(found["provenance"], found["results"])
+        for result in run.results:
+            provider(result["provider"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SystemExit(
+            f"{path}: must be a file of `pytest bench --benchmark-only --out RUN.jsonl` "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    except LookupError as error:
+        raise SystemExit(f"{path}: {error.args[0]}") from error
+    return run
+
+
+def merged(runs: Sequence[Run]) -> Run:
+    """The results of all, as if measured by one command; they must be of one device and commit."""
+    first = runs[0].provenance
+    for name in ("device", "commit", "torch", "triton"):
+        if different := {run.provenance[name] for run in runs} - {first[name]}:
+            raise SystemExit(f"runs to be merged differ in {name}: {first[name]!r} and {different.pop()!r}")
+    command = "; ".join(dict.fromkeys(run.provenance["command"] for run in runs))
+    return Run({**first, "command": command}, [result for run in runs for result in run.results])
+
+
+def store(folder: Path, run: Run) -> None:
+    """Write results.json, one result a line for readable diffs, and the pictures."""
+    from bench.report.pictures import PICTURES
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(result) for result in run.results)
+    about = json.dumps(run.provenance, indent=1)
+    (folder / NAME).write_text(f'{{"provenance": {about},\n"results": [\n{lines}\n]}}\n', encoding="utf-8")
+    for name, draw in PICTURES.items():
+        if figure := draw(run.results):
+            finish(figure, run.provenance, folder / name)
+
+
+def finish(figure: Any, about: dict[str, str], path: Path) -> None:
+    """Say below the title where the numbers come from, and save."""
+    versions = (
+        f"torch {about['torch']}, triton {about['triton']}, commit {about['commit'][:10]}, {about['date']}"
+    )
+    figure.supxlabel(f"{about['device']}; {versions}", fontsize=7, color="#666666")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,230 @@
+"""What monitoring and the L2 penalty add to a training step, against other ways to the same.
+
+Monitoring, each way on its own copy of a network, all on the same data:
+
+    no monitor                     forward, backward, Adam
+    sigscale                       and GradientMonitor.step(): all activations and parameters
+    sigscale, every tenth step     GradientMonitor(every=10)
+    sigscale, activations          GradientMonitor(parameters=False)
+    sigscale, parameters           GradientMonitor(activations=False)
+    sigscale, exact                foreach_quantile: five quantiles of the gradient of each parameter
+    wandb                          what wandb.watch does, for the gradient of each parameter
+    torch.quantile                 five quantiles of the gradient of each parameter, one after another
+
+The penalty by gradient, which works with any optimizer, here one that does nothing else:
+
+    sigscale                       step() with an attached penalty
+    torch._foreach_add_            g += r theta by hand: reads g and theta, writes g
+    in the loss                    penalty() and its backward pass
+
+and by weight_decay, with SGD: step() with an attached penalty, and with weight_decay=r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import sigscale
+from bench.harness.cifar10 import table_3
+from bench.harness.inputs import FIVE, dtype_name
+from bench.harness.options import settings
+from bench.harness.providers import WAITING
+from bench.harness.timing import OURS, Bench, Call, host_timer, replayed
+from bench.test_quantiles import wandb_recipe
+
+MONITORS: Mapping[str, dict[str, Any]] = {
+    OURS: {},
+    "sigscale, every tenth step": {"every": 10},
+    "sigscale, activations": {"parameters": False},
+    "sigscale, parameters": {"activations": False},
+}
+BASELINE, EXACT = "no monitor", "sigscale, exact"
+WAYS = (BASELINE, *MONITORS, EXACT, "wandb", "torch.quantile")
+CLASSES = 10
+STEPS = 10
+LONGER = 20  # times the seconds of other cases
+FACTOR = 2.0**-40  # of the penalty: gradients stay where they are, however often it is added
+
+
+def table_3_network() -> tuple[nn.Module, Tensor]:
+    """The network of the paper's Table 3, 32 images: small tensors, where launches count."""
+    return table_3(sigscale.nn.Tanh), torch.randn(32, 3, 32, 32)
+
+
+def mlp() -> tuple[nn.Module, Tensor]:
+    """Twelve layers of width 512 and a batch of 256: three million parameters."""
+    layers = [layer for _ in range(11) for layer in (nn.Linear(512, 512), sigscale.nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(512, CLASSES)), torch.randn(256, 512)
+
+
+NETWORKS: Mapping[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "Table 3 network, batch 32": table_3_network,
+    "12-layer MLP, batch 256": mlp,
+}
+
+
+class Training:
+    """One network in training on one batch."""
+
+    def __init__(self, network: str, way: str, device: torch.device) -> None:
+        torch.manual_seed(0)
+        model, x = NETWORKS[network]()
+        self.model, self.x = model.to(device), x.to(device)
+        self.target = torch.randint(CLASSES, (len(x),)).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters())
+        self.monitor: sigscale.GradientMonitor | None = None
+        if way in MONITORS:
+            self.monitor = sigscale.GradientMonitor(self.model, FIVE, **MONITORS[way])
+            self.measure: Callable[[], object] = self.monitor.step
+        else:
+            self.q = torch.tensor(FIVE, device=device)
+            written: dict[str, Callable[[], object]] = {
+                BASELINE: lambda: None,
+                EXACT: lambda: sigscale.foreach_quantile(self.gradients(), FIVE),
+                "wandb": lambda: [wandb_recipe(g) for g in self.gradients()],
+                "torch.quantile": lambda: [torch.quantile(g, self.q) for g in self.gradients()],
+            }
+            self.measure = written[way]
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.optimizer.zero_grad()
+            cross_entropy(self.model(self.x), self.target).backward()
+            self.measure()
+            self.optimizer.step()
+
+    def gradients(self) -> list[Tensor]:
+        """Of the last step."""
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.close()
+
+
+def trainings(network: str, device: torch.device, stack: ExitStack) -> dict[str, Training]:
+    """All ways, each after one step and checked."""
+    made = {}
+    for way in WAYS:
+        made[way] = Training(network, way, device)
+        stack.callback(made[way].close)
+        made[way].steps(1)
+    for way, training in made.items():
+        torch.testing.assert_close(
+            training.gradients(), made[BASELINE].gradients(), msg=f"{way} changes the training of {network}"
+        )
+    check_monitor(network, made[OURS])
+    return made
+
+
+def check_monitor(network: str, training: Training) -> None:
+    """The monitor has seen every coordinate, and its bounds hold the true quantiles."""
+    assert training.monitor is not None
+    sketch = training.monitor.sketch("all parameters")
+    values = torch.cat([gradient.flatten() for gradient in training.gradients()]).abs().double().sort().values
+    assert int(sketch.count) == len(values), f"the monitor has not seen all gradients of {network}"
+    for q in FIVE:
+        low, high = (float(bound) for bound in sketch.bounds(q, magnitude=True))
+        true = float(values[round(q * (len(values) - 1))])
+        assert low <= true <= high, f"bounds {low}, {high} of quantile {q} do not hold {true} in {network}"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_monitor(bench: Bench, network: str) -> None:
+    """By the host's clock; rows of ten steps with one wait, on a CPU only for the monitor of every tenth."""
+    with ExitStack() as stack:
+        made = trainings(network, bench.device, stack)
+        tenth = {way for way in made if "every" in MONITORS.get(way, {})}
+        counts = {way: STEPS if bench.device.type == "cuda" or way in tenth else 1 for way in made}
+        calls = {way: partial(training.steps, counts[way]) for way, training in made.items()}
+        about = {"kind": "monitor", "network": network}
+        bench.longer(LONGER).compare(about, calls, baseline=BASELINE, timer=host_timer, repeats=counts)
+        bench.steady("monitor", partial(made[OURS].steps, 1))
+
+
+PARAMETERS: Mapping[str, Callable[[], list[Tensor]]] = {
+    "50 of 64 elements": lambda: [torch.randn(64) for _ in range(50)],
+    "1,024 of 1,024 elements": lambda: [torch.randn(1024) for _ in range(1024)],
+    "12-layer MLP": lambda: [parameter.detach() for parameter in mlp()[0].parameters()],
+}
+
+
+class Nothing(torch.optim.Optimizer):
+    """A step costs nothing but its hooks."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Any = None) -> Any:
+        return None
+
+
+def by_gradient(parameters: list[nn.Parameter]) -> dict[str, Call]:
+    optimizer = Nothing(parameters)
+    sigscale.WeightPenalty(parameters, l2=FACTOR).attach(optimizer)
+    copies = [parameter.detach().requires_grad_() for parameter in parameters]
+    written = sigscale.WeightPenalty(copies, l2=FACTOR)
+
+    @torch.no_grad()
+    def by_hand() -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_add_(gradients, copies, alpha=FACTOR)
+
+    return {
+        OURS: optimizer.step,
+        "torch._foreach_add_": by_hand,
+        "in the loss": lambda: torch.autograd.grad(written(), copies),
+    }
+
+
+def by_weight_decay(parameters: list[nn.Parameter]) -> dict[str, Call]:
+    attached, stock = torch.optim.SGD(parameters, lr=0.0), torch.optim.SGD(parameters, lr=0.0)
+    attachment = sigscale.WeightPenalty(parameters, l2=FACTOR).attach(attached)
+    assert attachment.ways == ("weight_decay",)
+    for group in stock.param_groups:
+        group["weight_decay"] = FACTOR
+    return {OURS: attached.step, "weight_decay": stock.step}
+
+
+PENALTIES: Mapping[str, Callable[[list[nn.Parameter]], dict[str, Call]]] = {
+    "gradient": by_gradient,
+    "weight_decay": by_weight_decay,
+}
+
+
+def check_penalty(parameters: list[nn.Parameter], call: Call) -> None:
+    """One call adds r theta to the gradients."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    call()
+    for parameter in parameters:
+        torch.testing.assert_close(parameter.grad, FACTOR * parameter.detach(), atol=0, rtol=1e-2)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "dtype" in metafunc.fixturenames:
+        metafunc.parametrize("dtype", settings(metafunc.config).dtypes, ids=str)
+
+
+@pytest.mark.parametrize("way", PENALTIES)
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_penalty(bench: Bench, name: str, way: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(tensor.to(bench.device, dtype)) for tensor in PARAMETERS[name]()]
+    bound = PENALTIES[way](parameters)
+    if way == "gradient":
+        check_penalty(parameters, bound[OURS])
+        check_penalty(parameters, bound["torch._foreach_add_"])
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    about = {"kind": "penalty", "parameters": name, "way": way, "dtype": dtype_name(dtype)}
+    bench.compare(about, replayed(bound, bench.device, WAITING))
+    bench.steady("penalty", bound[OURS])
