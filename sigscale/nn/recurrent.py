@@ -208,7 +208,7 @@ def constant_pieces(module: Recurrent, alpha: float | None, pieces: Pieces) -> l
 
 def may_cache(like: Tensor) -> bool:
     """Whether tensors made now, beside this one, can be kept: not those of a graph, which owns its memory."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not owns_memory(like):
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not owns_memory(like):
         return False
     return not is_capturing(like.device)
 
