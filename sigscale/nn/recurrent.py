@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .._alpha import Scaled
 from .._checks import check_learned_alpha
+from .activation import Scaled
 
 IS_TANH = {"RNN_TANH": (1,), "LSTM": (0, 0, 1, 0), "GRU": (0, 0, 1)}
 """Which blocks of a weight's rows belong to a tanh, by PyTorch's name for the cell."""
