@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ._attachment import Attachment
-from ._report import ConversionEntry, ConversionReport
+from ._conversion import ConversionEntry, ConversionReport
 from .convert import scale_activations, unscale_activations
 from .fold import fold
 from .functional import ActivationFunction, arctan, sigmoid, softsign, tanh

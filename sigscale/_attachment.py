@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, optim
@@ -13,9 +13,6 @@ from torch.optim import Optimizer
 
 from .kernels.penalty import add_penalty, all_dense_on_cpu
 from .kernels.reference_penalty import PLAIN
-
-if TYPE_CHECKING:
-    from .penalty import WeightPenalty
 
 # Whose weight_decay=r adds r theta to the gradient, after `maximize` has turned its sign and a gradient
 # scaler's factor is taken out; exactly these classes, since a subclass may do otherwise (AdamW does).
@@ -29,6 +26,20 @@ ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[Attachment]] = weakref.WeakK
 Group = dict[str, Any]
 Gradients = tuple[list[Tensor], list[Tensor], bool]
 GRADIENT, TRAINED = attrgetter("grad"), attrgetter("requires_grad")
+
+
+class Penalty(Protocol):
+    """What an attachment needs to know of a `WeightPenalty`."""
+
+    parameters: tuple[Tensor, ...]
+
+    @property
+    def l2(self) -> float: ...
+
+    @property
+    def l1(self) -> float: ...
+
+    def value_of(self, parameters: Sequence[Tensor]) -> Tensor: ...
 
 
 class Held(NamedTuple):
@@ -66,7 +77,7 @@ class Attachment:
     which is raised for the time of a step and costs nothing, or by "gradient".
     """
 
-    def __init__(self, penalty: WeightPenalty, optimizer: Optimizer) -> None:
+    def __init__(self, penalty: Penalty, optimizer: Optimizer) -> None:
         self.penalty = penalty
         self._members = frozenset(map(id, penalty.parameters))
         self._raised: list[tuple[int, float, float]] = []  # groups by number, their own weight_decay, ours
@@ -239,7 +250,7 @@ class Attachment:
                 optimizer.param_groups[index]["weight_decay"] = own
 
 
-def check_attachable(penalty: WeightPenalty, optimizer: Any) -> None:
+def check_attachable(penalty: Penalty, optimizer: Any) -> None:
     """Raise TypeError or ValueError unless the penalty can be attached to the optimizer."""
     check_optimizer(optimizer)
     if any(group.get("differentiable") for group in optimizer.param_groups):

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from ._checks import is_plain
 from .kernels import activation, device, learned, reference
 from .kernels.functions import Function
 from .sketch import QuantileSketch
@@ -163,17 +163,3 @@ def _batched(g: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether kernels or twins can take x: plain memory on a supported device, not traced or transformed."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and device.is_supported(x)
-        and not x.is_neg()
-        and torch._C._get_tracing_state() is None
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and forward_ad._current_level < 0
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from .kernels.device import is_supported
 from .kernels.math import ALPHA_RANGE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Quantiles = float | Iterable[float] | Tensor
 ALPHA_MIN, ALPHA_MAX = ALPHA_RANGE
+TINY = math.ulp(0.0)  # the least float > 0
 
 
 def check_input(x: Any, name: str) -> None:
@@ -36,22 +40,49 @@ def check_input(x: Any, name: str) -> None:
         raise TypeError(f"{name}() takes {accepted}, got layout {x.layout}: convert it with x.to_dense()")
 
 
+def check_real(
+    value: Any,
+    name: str,
+    rule: str,
+    remedy: str,
+    *,
+    low: float = TINY,
+    high: float = sys.float_info.max,
+    wrong_type: type[Exception] = TypeError,
+) -> float:
+    """The value as a float; an error unless it is a real number, not a bool, from `low` to `high`."""
+    text = f"{name} must be {rule}; got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        kind = f" of type {type(value).__name__}" if wrong_type is TypeError else ""
+        raise wrong_type(f"{text}{kind}: {remedy}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
+    if not low <= number <= high:
+        raise ValueError(f"{text}: {remedy}")
+    return number
+
+
+def check_integer(value: Any, name: str, remedy: str, *, wrong_type: type[Exception] = TypeError) -> int:
+    """The value as an int; an error unless it is an integer, not a bool, from 1 on."""
+    text = f"{name} must be an integer from 1 on; got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise wrong_type(f"{text}: {remedy}")
+    if value < 1:
+        raise ValueError(f"{text}: {remedy}")
+    return int(value)
+
+
 def check_alpha(alpha: Any) -> float:
     """alpha as a float; TypeError or ValueError unless it is a real number, finite and > 0."""
-    rule = "alpha must be a real number, finite and > 0"
+    rule = "a real number, finite and > 0"
     if isinstance(alpha, Tensor):
         raise TypeError(
-            f"{rule}; got a tensor of shape {tuple(alpha.shape)}: pass alpha.item(), and learnable=True if "
-            "it is to learn"
+            f"alpha must be {rule}; got a tensor of shape {tuple(alpha.shape)}: pass alpha.item(), and "
+            "learnable=True if it is to learn"
         )
-    if isinstance(alpha, bool) or not isinstance(alpha, Real):
-        raise TypeError(f"{rule}; got {alpha!r} of type {type(alpha).__name__}: pass a float such as 2.0")
-    try:
-        value = float(alpha)
-    except OverflowError:
-        value = math.inf
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{rule}; got {alpha!r}: the paper's choice is 2.0, and 1.0 leaves f as it is")
+    value = check_real(alpha, "alpha", rule, "the paper's choice is 2.0, and 1.0 leaves f as it is")
     if not ALPHA_MIN <= value <= ALPHA_MAX:
         raise ValueError(
             "alpha must lie between 2^-36 and 2^36, so that x / alpha stays in the range of float32; "
@@ -99,13 +130,7 @@ def _is_readable(alpha: Tensor) -> bool:
 
 def check_num_parameters(num_parameters: Any, learnable: bool) -> int:
     """The number of learned alphas; TypeError or ValueError unless it is one, or one for each channel."""
-    if isinstance(num_parameters, bool) or not isinstance(num_parameters, Integral):
-        raise TypeError(
-            f"num_parameters must be an integer; got {num_parameters!r}: pass 1 or the number of channels"
-        )
-    number = int(num_parameters)
-    if number < 1:
-        raise ValueError(f"num_parameters must be at least 1; got {number}: 1 is one alpha for all")
+    number = check_integer(num_parameters, "num_parameters", "pass 1 or the number of channels")
     if number > 1 and not learnable:
         raise ValueError(f"num_parameters={number} is for an alpha that learns: pass learnable=True as well")
     return number
@@ -168,3 +193,17 @@ def check_interpolation(interpolation: Any, nan_policy: Any) -> None:
             raise ValueError(
                 f"{name} must be one of {', '.join(known)}; got {value!r}: the default is {known[0]!r}"
             )
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether kernels or twins can take x: plain memory on a supported device, not traced or transformed."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and is_supported(x)
+        and not x.is_neg()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+    )

@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ._alpha import Scaled
 from ._calls import (
     CallScaling,
     Known,
@@ -28,8 +27,9 @@ from ._calls import (
     unscale_calls,
 )
 from ._conversion import FREE, Found, become_scaled, cells, pairs, places, survey, unnamed
+from ._conversion import ConversionEntry as Entry
 from ._names import Selection, named_modules, wrappers
-from ._report import ConversionEntry as Entry
+from .nn.activation import Scaled
 
 TORCH, OURS = (str(Path(file).parent) for file in (torch.__file__, __file__))
 

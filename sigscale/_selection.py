@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import DTYPES
+from ._checks import DTYPES, check_real
 from ._names import Selection, named_parameters
 
 LEARNED_SCALE = "log2_alpha"  # the name of the parameter in modules whose alpha learns
@@ -18,20 +17,17 @@ MAX_FACTOR = torch.finfo(torch.float32).max
 
 def check_factors(l2: Any, l1: Any) -> tuple[float, float]:
     """Both as floats; TypeError unless real numbers, ValueError unless finite, >= 0 and one > 0."""
-    for name, value in (("l2", l2), ("l1", l1)):
-        rule = f"{name} must be a real number, finite and >= 0"
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(
-                f"{rule}; got {value!r} of type {type(value).__name__}: pass a float such as 0.01"
-            )
-        if not 0 <= value <= MAX_FACTOR:  # type: ignore[operator]
-            raise ValueError(f"{rule}; got {value!r}: the paper's l2 is 0.01, and 0.0 leaves a term out")
-    if not (l2 or l1):
+    rule, remedy = "a real number, finite and >= 0", "the paper's l2 is 0.01, and 0.0 leaves a term out"
+    found = tuple(
+        check_real(value, name, rule, remedy, low=0.0, high=MAX_FACTOR)
+        for name, value in (("l2", l2), ("l1", l1))
+    )
+    if not any(found):
         raise ValueError(
             f"l2 or l1 must be > 0; got l2={l2!r} and l1={l1!r}: the paper's l2 is 0.01; without a penalty "
             "there is nothing to make"
         )
-    return float(l2), float(l1)
+    return found[0], found[1]
 
 
 def selected(given: Any, exclude: str | Iterable[str]) -> tuple[Tensor, ...]:

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ._alpha import Scaled
 from ._calls import CallScaling, call_scaling, regions, scale_calls, unscale_calls
 from ._checks import check_alpha, check_num_parameters
 from ._conversion import (
@@ -19,12 +18,12 @@ from ._conversion import (
     plain_class,
     survey,
 )
+from ._conversion import ConversionEntry as Entry
+from ._conversion import ConversionReport as ConversionReport
 from ._names import Selection, check_model, named_modules
 from ._plan import Options, Plan, listed
-from ._report import ConversionEntry as Entry
-from ._report import ConversionReport as ConversionReport
 from .kernels.functions import FUNCTIONS
-from .nn.activation import check_free
+from .nn.activation import Scaled, check_free
 
 Patterns = str | Iterable[str] | None
 

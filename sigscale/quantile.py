@@ -9,8 +9,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ._autograd import is_plain
-from ._checks import Quantiles, check_input, check_interpolation, check_one_dimensional, check_quantiles
+from ._checks import (
+    Quantiles,
+    check_input,
+    check_interpolation,
+    check_one_dimensional,
+    check_quantiles,
+    is_plain,
+)
 from .kernels import device as devices
 from .kernels import multi_tensor, select
 from .kernels.device import made_once, to_device

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._checks import Quantiles, check_input, check_quantiles
+from ._checks import Quantiles, check_input, check_quantiles, check_real
 from .kernels import summary
 from .kernels.device import check_supported, device_of_backend
 from .kernels.reference_sketch import MANTISSA_BITS, bin_count, zero_bin
@@ -173,12 +172,15 @@ class QuantileSketch:
         two (a negative one counts as below itself); otherwise the bin that holds the threshold is divided in
         proportion.
         """
-        if isinstance(threshold, bool) or not isinstance(threshold, Real) or threshold != threshold:
-            raise ValueError(f"threshold must be a number; got {threshold!r}: pass a float such as 1e-8")
-        try:
-            number = float(threshold)
-        except OverflowError:
-            number = math.inf if threshold > 0 else -math.inf
+        number = check_real(
+            threshold,
+            "threshold",
+            "a number",
+            "pass a float such as 1e-8",
+            low=-math.inf,
+            high=math.inf,
+            wrong_type=ValueError,
+        )
         thresholds = summary.on_device((number,), self.counts.device)
         return summary.fraction_below(self._distribution(magnitude), thresholds)[0]
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from .._alpha import Scaled
 from .._calls import unscale_calls
 from .._conversion import become_plain, plain_class
 from .._names import wrappers
 from ..functional import functional
-from ..kernels.functions import FUNCTIONS
+from ..kernels.functions import FUNCTIONS, Function
+from ..nn.activation import Scaled, class_name
+from ._absorbers import rescale, rescaling
 from ._layers import equations
-from ._stock import stock_module
 from ._trace import Trace, called_function, constant, scaled_function, trace
-from ._weights import rescale, rescaling
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -176,3 +176,34 @@ def _compare(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> No
                 f"{size:.3g}; rounding explains {tolerance * size:.3g}. Fold model.double() to see whether "
                 "the model amplifies rounding; else its forward depends on more than torch.fx can see"
             )
+
+
+PROBES = torch.tensor([-30.0, -1.5, -0.3, 0.0, 0.7, 2.0, 20.0], dtype=torch.float64, device="cpu")
+
+
+def stock_module(function: Function) -> nn.Module:
+    """f as a module that needs nothing but PyTorch: of torch.nn, or calls of PyTorch's operations."""
+    name = class_name(function.name)
+    layer = getattr(nn, name, None)
+    if layer is not None and _is(layer(), function):
+        return layer()  # type: ignore[no-any-return]
+    graph = fx.Graph()
+    x = graph.placeholder("input")
+    for operation in [getattr(torch, alias, None) for alias in (function.name, *function.torch_aliases)]:
+        if operation is not None and _is(operation, function):
+            graph.output(graph.call_function(operation, (x,)))
+            return fx.GraphModule(nn.Module(), graph, name)
+    try:
+        # torch_value may overwrite its argument.
+        traced = fx.symbolic_trace(lambda input: function.torch_value(input.clone()))
+    except Exception as error:
+        raise ValueError(
+            f"cannot fold {function.name}: PyTorch has no such function, and torch.fx cannot trace its "
+            f"torch_value: {error}: write it in PyTorch operations"
+        ) from error
+    return fx.GraphModule(traced, traced.graph, name)
+
+
+def _is(operation: Callable[[Tensor], Tensor], function: Function) -> bool:
+    """Whether an operation that has the function's name has its values as well."""
+    return torch.allclose(operation(PROBES), function.torch_value(PROBES.clone()), rtol=1e-13, atol=0.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .._alpha import Scaled
+from ..nn.activation import Scaled
 from . import _rules as rules
 from ._absorbers import Absorber, absorber, obstacle
 from ._rules import Rule, operand, unknown

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
-from numbers import Real
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from .._checks import check_quantiles
+from .._checks import check_quantiles, check_real
 from ..kernels.reference_sketch import MANTISSA_BITS
-from ._alarm import Alarm
 from ._recorder import Statistics
 from .history import quantile_name
 
@@ -24,21 +24,10 @@ def check_scaler(scaler: Any) -> None:
         )
 
 
-def check_integer(value: Any, name: str, meaning: str) -> int:
-    """value as an int; ValueError unless it is an integer from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer from 1 on; got {value!r}: {meaning}")
-    return value
-
-
 def check_threshold(value: Any, name: str) -> float:
     """value as a float; ValueError unless it is finite and > 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
-        raise ValueError(
-            f"{name} must be a magnitude, finite and > 0; got {value!r}: 1e-8 is usual, and exact zeros "
-            "have a count of their own"
-        )
-    return float(value)
+    remedy = "1e-8 is usual, and exact zeros have a count of their own"
+    return check_real(value, name, "a magnitude, finite and > 0", remedy, wrong_type=ValueError)
 
 
 def check_alarm(below: Any, fraction: Any, on_vanishing: Any) -> Alarm | None:
@@ -48,22 +37,13 @@ def check_alarm(below: Any, fraction: Any, on_vanishing: Any) -> Alarm | None:
             "on_vanishing must be called with a step and {name: share}; "
             f"got {on_vanishing!r}: pass a function of two arguments, or leave it out for a warning"
         )
-    share = check_fraction(fraction)
+    rule, remedy = "a share above 0 and up to 1", "0.9 warns when nine in ten are below warn_below"
+    share = check_real(fraction, "warn_fraction", rule, remedy, high=1.0, wrong_type=ValueError)
     if below is None:
         if on_vanishing is None:
             return None
         below = 1e-8
     return Alarm(check_threshold(below, "warn_below"), share, on_vanishing)
-
-
-def check_fraction(value: Any) -> float:
-    """value as a float; ValueError unless it is a share above 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:  # type: ignore[operator]
-        raise ValueError(
-            f"warn_fraction must be a share of coordinates, above 0 and up to 1; got {value!r}: "
-            "0.9 warns when nine in ten are below warn_below"
-        )
-    return float(value)
 
 
 def check_statistics(
@@ -92,3 +72,37 @@ def check_statistics(
 
 def _listed(values: Any) -> list[Any]:
     return list(values) if isinstance(values, Iterable) else [values]
+
+
+OnVanishing = Callable[[int, Mapping[str, float]], object]
+
+
+class Alarm:
+    """Tells once of a layer of whose gradient at least `fraction` is below a threshold, until it recovers."""
+
+    def __init__(self, below: float, fraction: float, on_vanishing: OnVanishing | None) -> None:
+        self.below, self.fraction = below, fraction
+        self.on_vanishing = on_vanishing or self._warn
+        self._told: set[str] = set()
+
+    def look(self, step: int, names: Sequence[str], shares: npt.NDArray[np.float64]) -> None:
+        """Look at the share of each layer's gradient below the threshold, NaN where it had none."""
+        vanished = {}
+        for name, share in zip(names, shares.tolist(), strict=True):
+            if share >= self.fraction and name not in self._told:
+                vanished[name] = share
+            elif share < self.fraction:
+                self._told.discard(name)
+        if vanished:
+            self._told.update(vanished)
+            self.on_vanishing(step, vanished)
+
+    def _warn(self, step: int, vanished: Mapping[str, float]) -> None:
+        layers = ", ".join(f"{share:.0%} of {name!r}" for name, share in vanished.items())
+        warnings.warn(
+            f"vanishing gradients: below {self.below:g} in magnitude are, at step {step}, {layers}. Where "
+            "activations saturate, scaled ones such as sigscale.nn.Tanh(alpha=2.0) and L2 regularization "
+            "help; where weights are too small, larger initial values do",
+            UserWarning,
+            stacklevel=5,
+        )

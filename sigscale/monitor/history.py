@@ -15,6 +15,7 @@ from .._files import atomic
 
 Array = npt.NDArray[np.float64]
 
+FORMAT = 2  # of the files; those without a number are of format 1, with the same arrays
 COUNTS = ("count", "zeros", "infs", "nans")
 KINDS = ("total", "activation", "parameter")
 
@@ -149,6 +150,7 @@ class GradientHistory:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a NumPy archive (.npz); the file is either whole or not there."""
         arrays: dict[str, Any] = {
+            "format": np.array(FORMAT),
             "steps": self.steps,
             "names": np.array(self.names, dtype=str),
             "kinds": np.array(self.kinds, dtype=str),
@@ -169,25 +171,28 @@ class GradientHistory:
         Raises:
             ValueError: the file is something else.
         """
-        fields = tuple(cls.__dataclass_fields__)
+        rule = f"{os.fspath(path)!r} is no gradient history"
+        remedy = "give a file that GradientHistory.save() or GradientMonitor.save() wrote"
         try:
             with np.load(path, allow_pickle=False) as archive:
-                found = {field: archive[field] for field in fields}
-            rows = len(found["names"])
-            columns = len(COUNTS) + 1 + len(found["quantiles"]) + len(found["thresholds"])
-            if found["values"].shape != (len(found["steps"]), rows, columns) or len(found["kinds"]) != rows:
-                raise ValueError(f"values of shape {found['values'].shape}, {len(found['kinds'])} kinds")
+                found = {name: archive[name] for name in archive.files}
+            version = int(found.pop("format", 1))
+            if version > FORMAT:
+                rule = f"{os.fspath(path)!r} is of a newer format"
+                remedy = "read it with the version of sigscale that wrote it, or a later one"
+                raise ValueError(f"{version}, of at most {FORMAT}")
+            lists = {name: found[name].tolist() for name in ("names", "kinds")}
+            tuples = {name: tuple(found[name].tolist()) for name in ("quantiles", "thresholds")}
+            scalars = {name: found[name].item() for name in ("magnitude", "mantissa_bits", "step_count")}
+            history = cls(**{**found, **lists, **tuples, **scalars})
+            shape = len(history.steps), len(history.names), len(history.columns)
+            if history.values.shape != shape or len(history.kinds) != shape[1]:
+                raise ValueError(f"values of shape {history.values.shape}, {len(history.kinds)} kinds")
         except OSError:
             raise
         except Exception as error:
-            raise ValueError(
-                f"{os.fspath(path)!r} is no gradient history ({error}): "
-                "give a file that GradientHistory.save() or GradientMonitor.save() wrote"
-            ) from error
-        found |= {field: found[field].tolist() for field in ("names", "kinds")}
-        found |= {field: tuple(found[field].tolist()) for field in ("quantiles", "thresholds")}
-        found |= {field: found[field].item() for field in ("magnitude", "mantissa_bits", "step_count")}
-        return cls(**found)
+            raise ValueError(f"{rule} ({error}): {remedy}") from error
+        return history
 
     def __len__(self) -> int:
         return len(self.steps)

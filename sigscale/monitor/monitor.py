@@ -11,20 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._checks import DTYPES
+from .._checks import DTYPES, check_integer
 from .._names import Selection, check_model, named_parameters
 from ..kernels.sketch import count_many
 from ..sketch import QuantileSketch
 from . import _options as options
-from ._alarm import OnVanishing
 from ._hooks import Tap, check_trackable, forget_compiled
 from ._loss_scale import LossScale
-from ._names import named_activations, only_device
-from ._reader import Reader
+from ._options import OnVanishing
+from ._reader import Reader, last_step
 from ._recorder import Recorder
-from ._reduction import Group, Reduction
-from ._rows import ParameterGradients, Rows
-from ._table import last_step
+from ._rows import Group, ParameterGradients, Reduction, Rows, named_activations, only_device
 from .history import GradientHistory
 
 OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
@@ -118,8 +115,8 @@ class GradientMonitor:
         options.check_scaler(scaler)
         alarm = options.check_alarm(warn_below, warn_fraction, on_vanishing)
         statistics = options.check_statistics(quantiles, thresholds, alarm, magnitude, mantissa_bits)
-        self._every = options.check_integer(every, "every", "10 measures every tenth step")
-        slots = options.check_integer(ring, "ring", "by default 64 steps are kept on the device")
+        self._every = check_integer(every, "every", "10 measures every tenth step", wrong_type=ValueError)
+        slots = check_integer(ring, "ring", "64 keeps 64 steps on the device", wrong_type=ValueError)
         selection = Selection(include, exclude)
         self._reduction = Reduction(model, group)
         modules = [*named_activations(model)] if activations else []
@@ -251,7 +248,7 @@ class GradientMonitor:
         counts, rows, m = self._recorder.counts, self._rows, self._recorder.statistics.mantissa_bits
         there = {rows.of[name]: part for name, part in gradients.items() if part is not None}
         count_many(counts, list(there), list(there.values()), m)
-        self._reduction.add_up(counts[rows.totals : rows.first_parameter], counts[rows.totals : len(rows)])
+        self._reduction.add_up(counts[rows.activations], counts[rows.single])
         rows.sum_up(counts)
         self._recorder.record(factors and torch.where(self._are_parameters, factors[1], factors[0]))
         if self._loss_scale is not None:
@@ -281,7 +278,7 @@ class GradientMonitor:
 
     def _point_sketches(self) -> None:
         """Have the activations' sketches count into their rows."""
-        for row, tap in enumerate(self._taps, self._rows.totals):
+        for row, tap in enumerate(self._taps, self._rows.activations.start):
             note = partial(self._recorder.note_capture, self._every)
             tap.sketch.point_to(self._recorder.counts[row], note)
 

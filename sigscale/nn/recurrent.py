@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .._alpha import Scaled
 from .._checks import check_learned_alpha
 from ..kernels.device import is_capturing
+from .activation import Scaled
 
 IS_TANH = {"RNN_TANH": (1,), "LSTM": (0, 0, 1, 0), "GRU": (0, 0, 1)}
 """Which blocks of a weight's rows belong to a tanh, by PyTorch's name for the cell."""

@@ -241,3 +241,35 @@ def test_summary():
     assert lines[-1] == "infinite or NaN coordinates in: all parameters, 0.bias, 2.weight"
     signed = recorded(1, magnitude=False)
     assert signed.quantile(0.05)[0, 3] < 0
+
+
+def test_files_of_the_first_format_still_load(tmp_path):
+    """Which had no number."""
+    values = np.arange(2 * 1 * 7, dtype=np.float64).reshape(2, 1, 7)
+    np.savez(
+        tmp_path / "first.npz",
+        steps=np.array([3, 4]),
+        names=np.array(["1.weight"]),
+        kinds=np.array(["parameter"]),
+        quantiles=np.array([0.5]),
+        thresholds=np.array([1e-8]),
+        values=values,
+        magnitude=np.array(True),
+        mantissa_bits=np.array(4),
+        step_count=np.array(5),
+    )
+    history = ss.GradientHistory.load(tmp_path / "first.npz")
+    assert (history.steps.tolist(), history.names, history.kinds) == ([3, 4], ["1.weight"], ["parameter"])
+    assert (history.quantiles, history.thresholds) == ((0.5,), (1e-8,))
+    assert (history.magnitude, history.mantissa_bits, history.step_count) == (True, 4, 5)
+    assert history.below(1e-8).tolist() == [[6.0], [13.0]]
+    history.save(tmp_path / "now.npz")
+    with np.load(tmp_path / "now.npz") as archive:
+        assert archive["format"] == 2
+        arrays = dict(archive)
+    assert (ss.GradientHistory.load(tmp_path / "now.npz").values == values).all()
+    np.savez(tmp_path / "later.npz", **{**arrays, "format": np.array(3), "more": values})
+    with pytest.raises(
+        ValueError, match=r"later.npz' is of a newer format \(3, of at most 2\): read it with"
+    ):
+        ss.GradientHistory.load(tmp_path / "later.npz")
