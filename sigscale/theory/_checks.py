@@ -46,9 +46,13 @@ def checked_number(number: Any, name: str) -> float:
     if isinstance(number, bool) or not isinstance(number, Real):
         kind = type(number).__name__
         raise TypeError(f"{name} must be a real number > 0; got {number!r} of type {kind}: pass a float")
-    if not 0 < number or number > torch.finfo(torch.float64).max:
+    try:
+        value = float(number)
+    except OverflowError:
+        value = math.inf
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and > 0; got {number!r}: pass a number such as 2.0")
-    return float(number)
+    return value
 
 
 def checked_count(count: Any, name: str, last: float = math.inf) -> int:

@@ -15,6 +15,8 @@ from ._theorems import checked_t, smallest_parameter, theorem_1
 GRID = (0.01, 0.1, 1 / math.e, 0.5, 0.6, 0.62, 0.63, 0.65, 0.7, 0.73, 0.75, 0.8, 0.9, 0.99)
 DEPTH = 6  # layers of the deepest networks drawn
 
+Draws = tuple[Tensor, Tensor, Tensor, Tensor]  # theta (draws, l), x, d and r (draws,)
+
 
 class Boundary(NamedTuple):
     """The largest t at which each claim of Theorem 1 is true, for every x, theta, d, r and depth."""
@@ -89,7 +91,8 @@ def _search(t: float, draws: int, generator: torch.Generator, function: str) -> 
     first, second = [], []
     for depth in range(1, min(DEPTH, draws) + 1):
         numbers = _draw(t, (draws + DEPTH - depth) // DEPTH, depth, generator)
-        result = theorem_1(t, *numbers, function=function)
+        theta, x, d, r = numbers
+        result = theorem_1(t, theta, x, d, r, function)
         assumed = result.assumed.unsqueeze(-1)
         first.append(_worst(numbers, assumed & ~result.first, result.unregularized, result.upper))
         second.append(_worst(numbers, assumed & ~result.second, result.regularized, result.lower))
@@ -97,9 +100,7 @@ def _search(t: float, draws: int, generator: torch.Generator, function: str) -> 
     return Search(t, draws, count_first, count_second, worst_first, worst_second)
 
 
-def _draw(t: float, draws: int, depth: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """theta (draws, depth), x, d and r (draws,)."""
-
+def _draw(t: float, draws: int, depth: int, generator: torch.Generator) -> Draws:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         numbers = torch.rand(*shape, dtype=torch.float64, device="cpu", generator=generator)
         return low + (high - low) * numbers
@@ -117,13 +118,14 @@ def _draw(t: float, draws: int, depth: int, generator: torch.Generator) -> tuple
 
 
 def _worst(
-    numbers: tuple[Tensor, ...], violated: Tensor, found: Tensor, claimed: Tensor
+    numbers: Draws, violated: Tensor, found: Tensor, claimed: Tensor
 ) -> tuple[int, Counterexample | None]:
     """The number of draws that violate a claim, and the one that does so most."""
     distance = torch.where(violated, (found - claimed.unsqueeze(-1)).abs(), -1.0)
     row, layer = divmod(int(distance.argmax()), distance.shape[-1])
-    theta, x, d, r = (each[row].tolist() for each in numbers)
-    worst = Counterexample(tuple(theta), x, d, r, layer + 1, found[row, layer].item(), claimed[row].item())
+    theta, *others = (each[row] for each in (*numbers, found[:, layer], claimed))
+    x, d, r, is_found, is_claimed = (each.item() for each in others)
+    worst = Counterexample(tuple(theta.tolist()), x, d, r, layer + 1, is_found, is_claimed)
     return int(violated.any(-1).sum()), worst if violated[row, layer] else None
 
 

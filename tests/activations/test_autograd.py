@@ -63,7 +63,7 @@ def test_second_order_of_16_bit_tensors(name, device):
 
 
 @saves
-def test_one_tensor_is_saved(save, device):
+def test_saved_tensor(save, device):
     x = torch.randn(5, device=device, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
@@ -75,7 +75,7 @@ def test_one_tensor_is_saved(save, device):
     ("dtype", "save"),
     [(torch.float16, "x"), (torch.bfloat16, "x"), (torch.float32, "y"), (torch.float64, "y")],
 )
-def test_what_is_saved_by_default(dtype, save, device):
+def test_saved_tensor_by_default(dtype, save, device):
     x = torch.randn(5, device=device, dtype=dtype, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
@@ -84,7 +84,7 @@ def test_what_is_saved_by_default(dtype, save, device):
 
 
 @pytest.mark.interpreter
-def test_nothing_is_kept_where_no_gradient_is_needed(device):
+def test_no_grad_fn_without_gradient(device):
     x = torch.randn(5, device=device)
     assert ss.tanh(x).grad_fn is None
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_nothing_is_kept_where_no_gradient_is_needed(device):
 
 @saves
 @pytest.mark.interpreter
-def test_modified_saved_tensor_is_detected(save, device):
+def test_modified_saved_tensor(save, device):
     leaf = torch.randn(5, device=device, requires_grad=True)
     x = leaf * 1
     y = ss.tanh(x, save=save)
@@ -109,7 +109,7 @@ def test_modified_saved_tensor_is_detected(save, device):
 
 
 @pytest.mark.parametrize("inside", [torch.float32, torch.bfloat16])
-def test_autocast_leaves_the_dtype_alone(inside, device):
+def test_autocast_dtype(inside, device):
     x = torch.randn(4, 4, device=device, dtype=inside, requires_grad=True)
     with torch.autocast(device, dtype=torch.bfloat16):
         y, like = ss.tanh(x), torch.tanh(x)
@@ -171,7 +171,7 @@ def test_modules(name, device):
 
 
 @pytest.mark.interpreter
-def test_a_network_trains_as_with_the_plain_activation(device):
+def test_training_matches_composition(device):
     """Same losses as the hand-written composition, in fp64, step for step."""
 
     def losses(activation):
@@ -257,7 +257,7 @@ def test_tracers_see_plain_operations(device):
 
 
 @pytest.mark.interpreter
-def test_one_element_does_not_change_another():
+def test_elements_are_independent():
     x = torch.linspace(-3, 3, 1001)
     y = torch.cat([x, torch.tensor([torch.nan, -1e4])])
     for alpha in (1.7, 2.0):

@@ -39,7 +39,7 @@ def test_end_to_end(toy, device):
 
 
 @pytest.mark.parametrize("interpreted", ["", "1"], ids=["twin", "interpreter"])
-def test_the_suite_takes_a_registered_function(interpreted):
+def test_suite_on_registered_function(interpreted):
     """Registered before collection, it goes through every test that is parametrized by the registry."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.oracles.toy"]
     command += ["-m", "not gpu", "-k", "algebraic", *(TESTS / suite for suite in OF_ANY_FUNCTION)]
@@ -50,13 +50,13 @@ def test_the_suite_takes_a_registered_function(interpreted):
     assert int(run.stdout.split(" passed")[0].split()[-1]) >= 30, run.stdout
 
 
-def test_gone_when_unregistered(toy):
+def test_unregister(toy):
     ss.FUNCTIONS.unregister("algebraic")
     assert not hasattr(ss, "algebraic")
     assert not hasattr(ss.nn, "Algebraic")
     ss.FUNCTIONS.register(toy)
 
 
-def test_a_name_is_taken_once(toy):
+def test_duplicate_name(toy):
     with pytest.raises(ValueError, match=r"cannot register 'algebraic'.*not yet taken"):
         ss.FUNCTIONS.register(toy)

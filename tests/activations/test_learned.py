@@ -110,7 +110,7 @@ def test_rows_fill_their_tiles(period, block):
 
 @functions
 @pytest.mark.interpreter
-def test_near_zero_the_difference_does_not_cancel(name, device):
+def test_alpha_gradient_near_zero(name, device):
     """Term by term: relative accuracy where f(u) - u f'(u) is a millionth of f(u)."""
     u = torch.logspace(-4, 1.5, 200, device=device)
     function = ss.FUNCTIONS[name]
@@ -141,7 +141,7 @@ def test_gradients_of_first_and_second_order(name, alpha, device):
 @pytest.mark.parametrize("of_alpha", [False, True])
 @pytest.mark.parametrize("alpha", [1.5, [1.5, 0.6]])
 @pytest.mark.interpreter
-def test_only_what_is_asked_for(of_x, of_alpha, alpha, device):
+def test_needed_gradients_only(of_x, of_alpha, alpha, device):
     x, both = torch.randn(5, 2, 7, device=device), torch.tensor(alpha, device=device)
     full = [t.clone().requires_grad_() for t in (x, both)]
     ss.tanh(*full).sum().backward()
@@ -228,7 +228,7 @@ def test_transforms_see_the_composition():
 
 
 @pytest.mark.parametrize("num_parameters", [1, 3])
-def test_a_module_learns(num_parameters, device):
+def test_module_learns_alpha(num_parameters, device):
     layer = ss.nn.Tanh(alpha=1.0, learnable=True, num_parameters=num_parameters, device=device)
     x = torch.randn(64, 3, 5, device=device)
     target = torch.tensor([0.5, 2.0, 3.0], device=device)[:num_parameters].reshape(-1, 1)
@@ -240,7 +240,7 @@ def test_a_module_learns(num_parameters, device):
     torch.testing.assert_close(layer.alpha.detach(), target.flatten(), rtol=0.05, atol=0)
 
 
-def test_the_module_and_its_state(device):
+def test_module_state(device):
     layer = ss.nn.Arctan(learnable=True, num_parameters=2, device=device)
     assert repr(layer) == "Arctan(alpha=2, learnable=True, num_parameters=2)"
     assert layer.learnable
@@ -320,7 +320,7 @@ def test_wrong_alphas():
         ss.tanh(torch.randn(3), torch.ones(3))
 
 
-def test_an_alpha_that_diverges_is_an_error():
+def test_diverged_alpha():
     layer = ss.nn.Tanh(learnable=True)
     with torch.no_grad():
         layer.log2_alpha.fill_(50.0)
@@ -333,7 +333,7 @@ def test_an_alpha_that_diverges_is_an_error():
 
 
 @pytest.mark.gpu
-def test_an_alpha_out_of_range_shows_on_a_gpu():
+def test_out_of_range_alpha_on_gpu():
     """Where nothing waits for the device, by NaN."""
     x = torch.randn(4, 3, device="cuda", requires_grad=True)
     alpha = torch.tensor([1.0, -1.0, 2.0**40], device="cuda", requires_grad=True)

@@ -28,7 +28,7 @@ def inputs():
 
 @pytest.mark.parametrize("name", NAMES)
 class TestState:
-    def test_the_state_dict_is_that_of_pytorch(self, name):
+    def test_state_dict_keys(self, name):
         module, stock = make(name), make(name, of=nn)
         assert [*module.state_dict()] == [*stock.state_dict()]
         for a, b in zip(module.parameters(), stock.parameters(), strict=True):
@@ -40,7 +40,7 @@ class TestState:
         other.load_state_dict(stock.state_dict())
         assert torch.equal(other(inputs())[0], module(inputs())[0])
 
-    def test_a_learned_alpha_is_saved(self, name):
+    def test_learned_alpha_in_state_dict(self, name):
         module, other = make(name, alpha=1.5, learnable=True), make(name, learnable=True)
         assert set(module.state_dict()) - set(make(name).state_dict()) == {"log2_alpha"}
         other.load_state_dict(module.state_dict())
@@ -71,7 +71,7 @@ class TestState:
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 class TestCopies:
-    def test_copies_compute_the_same_and_are_their_own(self, name, learnable):
+    def test_independent_copies(self, name, learnable):
         module, x = make(name, alpha=1.5, learnable=learnable), inputs()
         wanted = module(x)[0]
         buffer = io.BytesIO()
@@ -117,7 +117,7 @@ class TestCopies:
         assert torch.equal(module(x)[0], before)
 
 
-def test_the_cache_holds_no_module():
+def test_cache_keeps_no_module_alive():
     module = make("LSTM")
     module(inputs())
     held = len(CACHE)
@@ -164,7 +164,7 @@ class TestErrors:
         assert not module.learnable
 
     @pytest.mark.parametrize("value", [40.0, -200.0, float("nan")])
-    def test_an_alpha_that_diverges(self, value):
+    def test_diverged_alpha(self, value):
         layer = ss.nn.GRU(2, 3, learnable=True)
         with torch.no_grad():
             layer.log2_alpha.fill_(value)

@@ -113,7 +113,7 @@ def test_recurrent_onnx(kind, tmp_path):
     torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_function_that_pytorch_does_not_have():
+def test_registered_function():
     ss.FUNCTIONS.register(
         dataclasses.replace(ALGEBRAIC, torch_value=lambda u: u.mul_(torch.rsqrt(1 + u * u)))
     )

@@ -26,7 +26,7 @@ def monitored(sizes, **options):
     return monitor
 
 
-def test_once_until_it_recovers():
+def test_rearmed_alarm():
     told = []
     sizes = [(1, 1), (1e-9, 1), (1e-9, 1), (1e-12, 0), (None, 1), (1e-9, 1), (1, 1), (1e-9, 0), (1e-9, 0)]
     monitor = monitored(sizes, ring=1, on_vanishing=lambda step, layers: told.append((step, layers)))
@@ -65,7 +65,7 @@ def test_warning():
     )
 
 
-def test_told_when_the_host_learns_of_it():
+def test_time_of_the_alarm():
     """Every half round of the ring, or when something is read."""
     told = []
     model = nn.Linear(2, 2, bias=False)

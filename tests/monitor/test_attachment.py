@@ -16,7 +16,7 @@ from tests.oracles.collected import batch, network
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_model_is_left_as_it_was():
+def test_close_restores_the_model():
     model = network()
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
     hooks = {name: dict(module._forward_pre_hooks) for name, module in model.named_modules()}
@@ -35,7 +35,7 @@ def test_model_is_left_as_it_was():
     assert monitor.history().count[0, 0] == 3 * 320  # still to be read
 
 
-def test_a_monitor_that_nobody_holds_leaves_the_model_alone():
+def test_garbage_collected_monitor():
     model = network()
     monitor = ss.GradientMonitor(model)
     del monitor
@@ -44,7 +44,7 @@ def test_a_monitor_that_nobody_holds_leaves_the_model_alone():
     ss.GradientMonitor(model).close()
 
 
-def test_monitoring_changes_no_gradient():
+def test_gradients_unchanged():
     want = network()
     want(batch(0)).square().sum().backward()
     model = network()
@@ -110,7 +110,7 @@ def test_loading_into_a_closed_monitor(tmp_path):
     assert "grad_sketch" not in vars(model[1])
 
 
-def test_an_alarm_that_raises_leaves_the_steps_in_order():
+def test_raising_alarm():
     def raising(step, shares):
         raise KeyError(step)
 
@@ -135,7 +135,7 @@ def test_warnings_as_errors():
         assert monitor.history().steps.tolist() == [0, 1, 2]
 
 
-def test_a_step_that_fails_half_way(monkeypatch):
+def test_failing_step(monkeypatch):
     model = small()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     with ss.GradientMonitor(model, scaler=scaler) as monitor:
@@ -165,7 +165,7 @@ def test_made_in_inference_mode():
     assert int((sketch + sketch).to("cpu").update(torch.ones(1)).count) == 13
 
 
-def test_a_sketch_set_meanwhile_stays():
+def test_grad_sketch_set_meanwhile():
     model, mine = small(), ss.QuantileSketch()
     with ss.GradientMonitor(model) as monitor:
         model[1].grad_sketch = mine
@@ -174,7 +174,7 @@ def test_a_sketch_set_meanwhile_stays():
     assert int(mine.count) == 12
 
 
-def test_numbers_beyond_floats_and_names_that_meet():
+def test_colliding_column_names():
     for settings in (
         {"thresholds": 10**400},
         {"warn_below": 10**400},
@@ -186,7 +186,7 @@ def test_numbers_beyond_floats_and_names_that_meet():
         ss.GradientMonitor(small(), (0.5, 0.5 + 1e-13))
 
 
-def test_a_history_of_another_model(tmp_path):
+def test_history_of_another_model(tmp_path):
     model, path = small(), tmp_path / "history.npz"
     with ss.GradientMonitor(model) as monitor:
         train(model, monitor)

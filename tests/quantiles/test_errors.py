@@ -36,7 +36,7 @@ def test_quantiles_outside_0_to_1(q):
 
 
 @pytest.mark.parametrize("q", ["0.5", None, 0.5j, [[0.1], [0.2, 0.3]]], ids=str)
-def test_quantiles_that_are_no_numbers(q):
+def test_quantiles_of_wrong_type(q):
     with pytest.raises(TypeError, match=r"q must be a number or a sequence of numbers; got .*: pass 0.5"):
         sketch_of(X).quantile(q)
 
@@ -66,7 +66,7 @@ def test_thresholds_beyond_floats(magnitude):
     assert sketch.below(-(10**400), magnitude=magnitude) == 0
 
 
-def test_sketches_that_do_not_fit():
+def test_incompatible_sketches():
     sketch, other, elsewhere = sketch_of(X), sketch_of(X, 4), ss.QuantileSketch(device="meta")
     for call, operands, error, message in (
         (iadd, (sketch, other), ValueError, "mantissa_bits=3 and 4 .*: merge sketches of the same"),
@@ -115,14 +115,14 @@ def test_bad_input(x, received):
     ],
     ids=["other bits", "other length", "int32", "float32", "list", "of something else"],
 )
-def test_bad_states_change_nothing(state, message):
+def test_bad_states(state, message):
     sketch = sketch_of(X)
     with pytest.raises(ValueError, match=message):
         sketch.load_state_dict(state)
     assert same(sketch, sketch_of(X))
 
 
-def test_reducing_without_processes_is_refused():
+def test_all_reduce_without_processes():
     with pytest.raises(RuntimeError, match=r"not initialized: call .*init_process_group"):
         sketch_of(X).all_reduce()
 

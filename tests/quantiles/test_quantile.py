@@ -57,7 +57,7 @@ def test_adversarial_tensors(case, dtype, device):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_numpy_agrees(case, dtype, device):
+def test_against_numpy(case, dtype, device):
     """The same values; interpolated ones to the last bit, which torch.lerp rounds otherwise."""
     x = CASES[case](dtype).to(device)
     if not x.numel() or x.isinf().any() or x.isnan().any():
@@ -93,7 +93,7 @@ def test_dimensions(dtype, q, device):
 
 
 @pytest.mark.interpreter
-def test_long_rows_are_selected_from(device, monkeypatch):
+def test_selection_in_long_rows(device, monkeypatch):
     x = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)).to(device)
     expected = ss.quantile(x, GRID, dim=1)
     monkeypatch.setattr(MODULE, "LONG_ROW", 500)
@@ -182,7 +182,7 @@ def test_capture_in_a_graph():
 
 
 @pytest.mark.gpu
-def test_nothing_waits_for_the_gpu():
+def test_no_gpu_sync():
     x = torch.randn(100_000, device="cuda")
     ss.quantile(x, GRID), ss.nanquantile(x, GRID), ss.foreach_quantile([x[:99], x[:5]], GRID)
     torch.cuda.set_sync_debug_mode("error")
@@ -193,7 +193,7 @@ def test_nothing_waits_for_the_gpu():
 
 
 @pytest.mark.interpreter
-def test_a_list_of_tensors(device):
+def test_foreach_quantile(device):
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(n, generator=generator) for n in (1, 2, 7, 100, 3000)]
     tensors += [tensors[4][:65][1:], tensors[4].view(50, 60).t(), tensors[3].double(), tensors[3].bfloat16()]
@@ -207,7 +207,7 @@ def test_a_list_of_tensors(device):
     assert ss.foreach_quantile([], 0.5) == []
 
 
-def test_rows_do_not_depend_on_their_number(device, monkeypatch):
+def test_rows_alone_and_together(device, monkeypatch):
     """Ranks are computed alike for a row alone and among others, also where PyTorch has them in float32."""
     monkeypatch.setattr(MODULE, "_ranks_in_float64", lambda: False)
     monkeypatch.setattr(MODULE, "EXACT_FLOAT32", 5000)
@@ -233,7 +233,7 @@ def test_under_vmap(device):
 
 
 @pytest.mark.interpreter
-def test_the_input_is_left_alone(device):
+def test_input_unchanged(device):
     x = CASES["nans"](torch.float32).repeat(1000).to(device)
     before = x.clone()
     ss.quantile(x, GRID)
@@ -255,7 +255,7 @@ class Transfers(TorchDispatchMode):
 
 @pytest.mark.skipif(not takes_kernel(torch.empty(0)), reason="the twin on CPUs may read its tensors")
 @pytest.mark.interpreter
-def test_kernels_decide_nothing_on_the_host():
+def test_no_host_reads():
     x = torch.randn(500)
     ss.quantile(x, GRID), ss.nanquantile(x, GRID)
     with Transfers() as transfers:
@@ -265,7 +265,7 @@ def test_kernels_decide_nothing_on_the_host():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_whatever_the_default_dtype_and_device(dtype):
+def test_default_dtype_and_device(dtype):
     x = torch.randn(1 << 15, generator=torch.Generator().manual_seed(0))
     expected = torch.quantile(x, torch.tensor(GRID))
     before = torch.get_default_dtype()
@@ -289,7 +289,7 @@ def test_any_iterable_of_tensors(device):
         ss.quantile(torch.ones(2, 2), 0.5, dim=(0, 1))
 
 
-def test_many_more_quantiles_than_a_sort_is_worth(device):
+def test_thousands_of_quantiles(device):
     x = torch.randn(1 << 15, generator=torch.Generator().manual_seed(0)).to(device)
     q = torch.linspace(0, 1, 2001).tolist()
     assert_same(ss.quantile(x, q), by_torch(ss.quantile, x, q))

@@ -38,7 +38,7 @@ def answers(results: tuple[torch.Tensor, ...] | torch.Tensor) -> list[np.ndarray
     return results.cpu().numpy()
 
 
-def test_the_truth_is_true():
+def test_oracle_edges():
     """Every bin but the last holds the numbers from its near edge on, and not its far edge."""
     for m in MANTISSA_BITS:
         index = np.arange(510 * 2**m + 5)
@@ -54,7 +54,7 @@ def test_the_truth_is_true():
 
 @cases
 @pytest.mark.interpreter
-def test_counts_are_exact(case, dtype, device):
+def test_counts(case, dtype, device):
     x = CASES[case](dtype)
     values = x.double().numpy()
     for m in MANTISSA_BITS:
@@ -68,7 +68,7 @@ def test_counts_are_exact(case, dtype, device):
 
 @cases
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow)")
-def test_bounds_hold_the_order_statistics(case, dtype, device):
+def test_bounds(case, dtype, device):
     """They are the edges of the bins that hold them: nothing tighter is certain."""
     x = CASES[case](dtype)
     for m, magnitude in ((m, magnitude) for m in MANTISSA_BITS for magnitude in (False, True)):
@@ -90,7 +90,7 @@ def test_bounds_hold_the_order_statistics(case, dtype, device):
 
 @every_m
 @pytest.mark.interpreter(m=[3])
-def test_bounds_are_tight(m, device):
+def test_width_of_bounds(m, device):
     """A factor of 1 + 2^-m for normal numbers, 2^(-126-m) below them; nothing for zeros and infinities."""
     x = CASES["distinct"](torch.float32)
     for value in x[:: 40 if INTERPRETED else 10]:
@@ -105,7 +105,7 @@ def test_bounds_are_tight(m, device):
 
 
 @cases
-def test_estimates_lie_within_the_bounds(case, dtype, device):
+def test_estimates_within_bounds(case, dtype, device):
     x = CASES[case](dtype)
     for m, magnitude in ((m, magnitude) for m in MANTISSA_BITS for magnitude in (False, True)):
         sketch = sketch_of(x, m, device)
@@ -138,7 +138,7 @@ def test_error_of_midpoints(case, dtype, device):
 
 
 @every_m
-def test_estimates_are_interpolated(m, device):
+def test_interpolation_of_estimates(m, device):
     """Linearly between order statistics; inside a bin these are spread evenly, or all at its midpoint."""
     x = torch.tensor([-2.0, 1.0, 1.0, 1.0, torch.nan, 4.0, 100.0, 0.0], dtype=torch.float64)
     q = np.linspace(0, 1, 25)
@@ -155,7 +155,7 @@ def test_estimates_are_interpolated(m, device):
 
 
 @every_dtype
-def test_estimates_of_smooth_distributions_are_good_to_a_percent(dtype, device):
+def test_error_on_smooth_distributions(dtype, device):
     rng = np.random.default_rng(1)
     q = np.array([0.01, 0.05, 0.25, 0.4, 0.6, 0.75, 0.95, 0.99])
     for values in (rng.standard_normal(60_000) * 3e-3, rng.lognormal(-2, 2, 60_000)):
@@ -167,7 +167,7 @@ def test_estimates_of_smooth_distributions_are_good_to_a_percent(dtype, device):
 
 
 @cases
-def test_shares_below_a_threshold(case, dtype, device):
+def test_below(case, dtype, device):
     """Exact at powers of two; elsewhere off by no more than the bin holds in which the threshold lies."""
     x = CASES[case](dtype)
     values = x.double().numpy()
@@ -214,7 +214,7 @@ def test_patterns_of_all_kinds(dtype, m, device):
 
 @pytest.mark.skipif(INTERPRETED, reason="arithmetic is NumPy's there")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_where_subnormal_numbers_are_flushed_to_zero(dtype):
+def test_flush_denormal(dtype):
     x = torch.cat([CASES[case](dtype) for case, its_dtype in adversarial.TABLE if its_dtype is dtype])
     if not torch.set_flush_denormal(True):
         pytest.skip("not on this processor")
@@ -231,7 +231,7 @@ def test_where_subnormal_numbers_are_flushed_to_zero(dtype):
 
 
 @pytest.mark.interpreter
-def test_fp32_and_narrower_tensors_feed_one_sketch(device):
+def test_mixed_dtypes(device):
     sketch, wide = ss.QuantileSketch(4), ss.QuantileSketch(4)
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
         x = CASES["heavy tails"](dtype).to(device)
@@ -283,7 +283,7 @@ def test_more_than_2_to_the_31_elements(dtype, m):
 @every_m
 @every_dtype
 @pytest.mark.parametrize("case", ["constant", "half zeros", "normal", "patterns"])
-def test_gpu_and_cpu_count_alike(case, dtype, m):
+def test_gpu_counts_equal_cpu_counts(case, dtype, m):
     """And the GPU twice the same; many tiles for each program, and a masked last one."""
     n = 2**23 + 77
     if case == "patterns":

@@ -72,7 +72,7 @@ def test_against_autograd(name, alpha, naive, device):
             assert torch.equal(theory.partial(theta, x, k, d=d, r=r, **options), found[..., k - 1])
 
 
-def test_the_formula_of_the_paper_with_its_first_factor_corrected():
+def test_formula_of_section_2_1():
     """d f^(k-1) (1 - (f^l)^2) ... (1 - (f^k)^2) prod theta^i with f^0 = x; the sign is that of -d."""
     theta, x, d, _ = draws(1000, 4)
     f = [x]
@@ -85,7 +85,7 @@ def test_the_formula_of_the_paper_with_its_first_factor_corrected():
         torch.testing.assert_close(theory.partial(theta, x, k, d=d), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_formula_of_the_paper_for_alpha():
+def test_formula_of_section_2_3():
     """d alpha f^(k-1) (1 - (f^l)^2) ... (1 - (f^k)^2) prod theta^i with f^0 = x / alpha."""
     theta, x, _, _ = draws(1000, 4)
     f = [x / 2]
@@ -117,7 +117,7 @@ def test_identity(name):
     theta=st.lists(st.floats(-10, 10), min_size=1, max_size=8),
     name=st.sampled_from(NAMES),
 )
-def test_scaling_is_a_smaller_input(alpha, x, theta, name):
+def test_scaled_equals_smaller_input(alpha, x, theta, name):
     """g_alpha(x) = alpha g_1(x / alpha), of values and gradients."""
     scaled = theory.gradient(theta, x, alpha, name)
     plain = alpha * theory.gradient(theta, x / alpha, 1.0, name)
@@ -125,7 +125,7 @@ def test_scaling_is_a_smaller_input(alpha, x, theta, name):
 
 
 class TestShapes:
-    def test_of_the_results(self):
+    def test_broadcasting(self):
         theta, x, d, _ = draws(6, 3)
         batch = theta.view(2, 3, 3)
         found = theory.gradient(batch, x.view(2, 3), d=d.view(2, 3))
@@ -135,7 +135,7 @@ class TestShapes:
         assert theory.gradient(theta, 1.0).shape == (6, 3)
         assert theory.partial([1.0], 1.0, 1).shape == ()
 
-    def test_inputs_are_taken_at_full_precision_and_left_alone(self):
+    def test_input_types(self):
         theta = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
         expected = theory.gradient(theta, 0.1)
         for same in ([0.3, 0.7], (0.3, 0.7), np.array([0.3, 0.7])):
@@ -192,11 +192,11 @@ class TestExact:
             theory.gradient(theta, x, 2.0, d=0.3, r=0.1).tolist(), rel=1e-14
         )
 
-    def test_zeros_are_exact(self):
+    def test_zeros(self):
         assert theory.exact.gradient([2, 0], 1)[0] == 0
         assert theory.exact.gradient([2, 3], 0)[0] == 0
 
-    def test_leaves_the_precision_alone(self):
+    def test_global_precision_unchanged(self):
         before = mpmath.mp.prec
         theory.exact.gradient([1, 2], 1, digits=200)
         assert mpmath.mp.prec == before

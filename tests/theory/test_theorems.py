@@ -78,7 +78,7 @@ class TestTheorem1:
         assert not result.first
         assert result.holds  # nothing is claimed of it
 
-    def test_the_bound_behind_the_boundary(self):
+    def test_bound_behind_the_boundary(self):
         """|dg/dtheta^k| <= 0.4477 / |theta^k| at any depth, any x and theta."""
         generator = torch.Generator().manual_seed(1)
         largest = 0.0
@@ -108,7 +108,7 @@ class TestTheorem1:
                 assert getattr(result, claim).item() is true, claim
 
     @pytest.mark.parametrize("t", [0.63, 0.7, 0.8, 0.9, 0.99])
-    def test_the_second_claim_fails_for_every_t_beyond(self, t):
+    def test_second_claim_beyond_the_boundary(self, t):
         """With r = |d|, or so much more that the penalized derivative is 0."""
         theta = float(theory.smallest_parameter(t, 1.0))
         x = U / theta
@@ -151,7 +151,7 @@ class TestTheorem1:
         assert result.first.tolist() == [False, True]
 
     @pytest.mark.parametrize(("name", "slope"), [("arctan", 1 / (1 + 25)), ("softsign", 1 / 36)])
-    def test_slow_tails_break_the_first_claim_at_small_t(self, name, slope):
+    def test_slow_tails_at_small_t(self, name, slope):
         """x = 1/2, theta = 2 log(1/t) = 10 has the derivative f'(5) / 2, more than t = exp(-5)."""
         result = theory.theorem_1(math.exp(-5), [10.0 + 1e-12], 0.5, function=name)
         assert result.assumed
@@ -190,7 +190,7 @@ class TestDomain:
             assert (row.worst_first is None) == (row.first == 0)
             assert (row.worst_second is None) == (row.second == 0)
 
-    def test_the_worst_ones_are_counterexamples(self, rows):
+    def test_worst_counterexamples(self, rows):
         found = 0
         for row in rows:
             for claim, worst in (("first", row.worst_first), ("second", row.worst_second)):
@@ -268,20 +268,20 @@ class TestTheorem2:
                             float(expected), rel=1e-9, abs=1e-300
                         )
 
-    def test_signs_change_no_magnitude(self):
+    def test_signs(self):
         generator = torch.Generator().manual_seed(0)
         theta = 1.5 * (2 * torch.randint(0, 2, (50, 20), generator=generator) - 1)
         expected = theory.theorem_2(20).unscaled.expand(50, 20)
         torch.testing.assert_close(theory.gradient(theta, -1.5).abs(), expected)
 
-    def test_naive_scaling_explodes_in_a_single_layer_only(self):
+    def test_naive_scaling(self):
         assert theory.theorem_2(1).naive_explodes.all()
         for depth in (2, 3, 20):
             result = theory.theorem_2(depth)
             assert not result.naive_explodes.any()
             assert (result.naive[-1] == 0).all()
 
-    def test_at_the_origin_naive_scaling_multiplies_by_alpha_a_layer(self):
+    def test_naive_scaling_at_the_origin(self):
         """dg/dx at 0 is (alpha theta)^l naively, theta^l scaled; x = 1e-30 is linear."""
         theta = [0.7] * 5
         for naive, factor in ((False, 1.0), (True, 3.0)):
@@ -315,7 +315,7 @@ class TestTheorem2:
 
 
 class TestProperties:
-    def test_the_table(self):
+    def test_table(self):
         """bounded by 1, vanishing, positive, linear, linear if centred; sup |f|, tail, limits, slope."""
         half_pi, inf, nan = math.pi / 2, math.inf, math.nan
         expected = {
@@ -360,7 +360,7 @@ class TestProperties:
         ],
         ids=["identity", "decreasing", "cubic", "even", "logarithmic", "one-sided"],
     )
-    def test_a_function_that_is_registered_later(self, value, slope, verdicts):
+    def test_registered_function(self, value, slope, verdicts):
         ss.FUNCTIONS.register(
             dataclasses.replace(ss.FUNCTIONS["tanh"], name="late", torch_value=value, torch_slope=slope)
         )
