@@ -80,7 +80,7 @@ CALLS = {
     monitored 12 s: a monitored step takes 2 % more
         bench training -k monitor
     seeds 10 s: a step of Figure 3 takes 0.33 ms
-        bench growth -k 'Table 3'
+        bench growth -k Table
     gpu-tests 60 s: all GPU tests but the exhaustive ones pass; no access is out of bounds
         tests tests -n 8 -k 'not ({long})' & memcheck tests {kernels}
     """,

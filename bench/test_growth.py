@@ -16,67 +16,42 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import sigscale
 from bench.harness.cifar10 import ALPHA, BATCH, EAGER, Seeds
 from bench.harness.options import settings
 from bench.harness.timing import OURS, Bench, Call, host_timer
 from bench.table4 import ByHand
+from bench.test_training import BASELINE, CLASSES, Training, check_monitor
 
-WIDTH, CLASSES = 64, 10
+WIDTH = 64
 MONITORED = "sigscale, monitored"
 TRIAL = 2  # sizes
 
 
-class Step:
-    """Forward, backward and SGD on one batch, with a learning rate of 0: every step is the same work.
-
-    Initial weights are such that gradients do not vanish, since subnormal numbers are slow on a CPU.
-    """
-
-    def __init__(
-        self, depth: int, activation: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        torch.manual_seed(0)
-        hidden = [layer for _ in range(depth) for layer in (nn.Linear(WIDTH, WIDTH), activation())]
-        self.model = nn.Sequential(*hidden, nn.Linear(WIDTH, CLASSES))
-        for parameter in self.model.parameters():
-            if parameter.dim() == 2:
-                nn.init.xavier_uniform_(parameter)
-        self.model.to(device, dtype)
-        self.x = torch.randn(BATCH, WIDTH).to(device, dtype)
-        self.labels = (torch.arange(BATCH) % CLASSES).to(device)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)
-        self.monitor: sigscale.GradientMonitor | None = None
-
-    def __call__(self) -> None:
-        self.optimizer.zero_grad()
-        cross_entropy(self.model(self.x), self.labels).backward()
-        if self.monitor is not None:
-            self.monitor.step()
-        self.optimizer.step()
-
-    def gradients(self) -> list[Tensor]:
-        """Of the last step, layer by layer."""
-        return [p.grad for p in self.model.parameters() if p.grad is not None]
+def mlp(depth: int, activation: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor]:
+    hidden = [layer for _ in range(depth) for layer in (nn.Linear(WIDTH, WIDTH), activation())]
+    return nn.Sequential(*hidden, nn.Linear(WIDTH, CLASSES)), torch.randn(BATCH, WIDTH)
 
 
 def layers(depth: int, device: torch.device, stack: ExitStack) -> Mapping[str, Call]:
-    """Gradients are checked against those of the formula in fp64; the monitor has seen every one."""
+    """Gradients are checked against those of the formula by hand; the monitor has seen every one."""
     scaled: Callable[[], nn.Module] = partial(sigscale.nn.Tanh, ALPHA)
-    activations: dict[str, Callable[[], nn.Module]] = {"plain": nn.Tanh, OURS: scaled, MONITORED: scaled}
-    steps = {name: Step(depth, of, device, torch.float32) for name, of in activations.items()}
-    monitor = steps[MONITORED].monitor = sigscale.GradientMonitor(steps[MONITORED].model)
-    stack.callback(monitor.close)
-    for name, step in steps.items():
-        wide = Step(depth, partial(ByHand, 1.0 if name == "plain" else ALPHA), device, torch.float64)
-        wide()
-        step()
-        check(f"{name}, {depth} layers", step.gradients(), wide.gradients())
-    seen, made = int(monitor.sketch("all parameters").count), sum(p.numel() for p in step.model.parameters())
-    assert seen == made, f"{depth} layers: the monitor has seen {seen} of {made} gradients"
-    return steps
+    made = {
+        "plain": Training(partial(mlp, depth, nn.Tanh), BASELINE, device),
+        OURS: Training(partial(mlp, depth, scaled), BASELINE, device),
+        MONITORED: Training(partial(mlp, depth, scaled), OURS, device),
+    }
+    for name, training in made.items():
+        stack.callback(training.close)
+        written = Training(
+            partial(mlp, depth, partial(ByHand, 1.0 if name == "plain" else ALPHA)), BASELINE, device
+        )
+        for each in (training, written):
+            each.steps(1)
+        check(f"{name}, {depth} layers", training.gradients(), written.gradients())
+    check_monitor(f"an MLP of {depth} layers", made[MONITORED])
+    return {name: partial(training.steps, 1) for name, training in made.items()}
 
 
 def seeds(count: int, device: torch.device, stack: ExitStack) -> Mapping[str, Call]:

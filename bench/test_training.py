@@ -74,9 +74,11 @@ NETWORKS: Mapping[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 class Training:
     """One network in training on one batch."""
 
-    def __init__(self, network: str, way: str, device: torch.device) -> None:
+    def __init__(
+        self, network: Callable[[], tuple[nn.Module, Tensor]], way: str, device: torch.device
+    ) -> None:
         torch.manual_seed(0)
-        model, x = NETWORKS[network]()
+        model, x = network()
         self.model, self.x = model.to(device), x.to(device)
         self.target = torch.randint(CLASSES, (len(x),)).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters())
@@ -114,7 +116,7 @@ def trainings(network: str, device: torch.device, stack: ExitStack) -> dict[str,
     """All ways, each after one step and checked."""
     made = {}
     for way in WAYS:
-        made[way] = Training(network, way, device)
+        made[way] = Training(NETWORKS[network], way, device)
         stack.callback(made[way].close)
         made[way].steps(1)
     for way, training in made.items():

@@ -1,4 +1,4 @@
-"""Growth as a table and a picture: time against the number of elements, tensors, layers and seeds.
+"""Growth as a picture: time against the number of elements, tensors, layers and seeds.
 
 The line is t(n) = fixed + each * n with coefficients that are not negative, fitted to the medians by least
 squares of relative residuals. Launch cost ends at n = fixed / each, where work takes as long as what is
@@ -15,45 +15,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import nnls
 
-from bench.harness.providers import PROVIDERS, provider
+from bench.harness.providers import PROVIDERS
 from bench.harness.timing import OURS
 
 Results = list[dict[str, Any]]
 Points = list[tuple[int, float]]
-EXPLAINED = (
-    "A line through the median times: what a call costs at any size, what each unit adds, and where launch "
-    "cost ends, work taking as long as what is fixed."
-)
-# Series of elements are taken from other benchmarks: name, kind, what their records have, providers.
+# Series of elements are taken from other benchmarks: name, what their results have, providers.
 OF_ELEMENTS = (
-    (
-        "tanh, forward+backward",
-        "activation",
-        {"function": "tanh", "direction": "forward+backward", "dtype": "float32"},
-        (OURS, "eager", "copy"),
-    ),
-    (
-        "sketch of a tensor",
-        "sketch",
-        {"values": "Gaussian", "dtype": "float32"},
-        (OURS, "torch.histc", "read"),
-    ),
-    (
-        "five quantiles",
-        "exact",
-        {"quantiles": "five", "values": "Gaussian", "dtype": "float32"},
-        (OURS, "torch.quantile"),
-    ),
+    ("tanh, training", {"activation", "tanh", "forward+backward", "float32"}, (OURS, "eager", "copy")),
+    ("sketch of a tensor", {"sketch", "Gaussian", "float32"}, (OURS, "torch.histc", "read")),
+    ("five quantiles", {"exact", "five", "Gaussian", "float32"}, (OURS, "torch.quantile")),
 )
 
 
 def series(records: Results) -> dict[tuple[str, str], dict[str, Points]]:
     """Points by series and unit, then by provider."""
     found: dict[tuple[str, str], dict[str, Points]] = {}
-    for name, kind, about, providers in OF_ELEMENTS:
+    for name, about, providers in OF_ELEMENTS:
         for record in records:
-            chosen = record["kind"] == kind and about.items() <= record.items()
-            if chosen and record["provider"] in providers and record["seconds"] is not None:
+            words = {value for value in record.values() if isinstance(value, str)}
+            if about <= words and record["provider"] in providers and record["seconds"] is not None:
                 group = found.setdefault((name, "elements"), {})
                 group.setdefault(record["provider"], []).append((record["elements"], record["seconds"]))
     for record in records:
@@ -68,29 +49,6 @@ def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     n, t = np.array(sorted(points), dtype=np.float64).T
     (fixed, each), _ = nnls(np.stack([1 / t, n / n.max() / t], 1), np.ones_like(t))
     return float(fixed), float(each / n.max())
-
-
-def rows(records: Results) -> list[dict[str, str]]:
-    """A row per series and provider with two sizes or more."""
-    table = []
-    for (name, unit), group in series(records).items():
-        for who, points in group.items():
-            if len(points) < 2:
-                continue
-            fixed, each = fit(points)
-            first, last = min(points)[0], max(points)[0]
-            end = fixed / each if each else float("inf")
-            inside = f"{end:,.0f} {unit}" if end >= first else f"below {first:,}"
-            table.append(
-                {
-                    "series": name,
-                    "provider": provider(who).label,
-                    "fixed us": f"{1e6 * fixed:.3g}",
-                    "us each": f"{1e6 * each:.3g}",
-                    "launch cost ends at": inside if end <= last else f"beyond {last:,} {unit}",
-                }
-            )
-    return table
 
 
 def draw(records: Results) -> Figure | None:
