@@ -45,7 +45,7 @@ bench-compare:  ## the same benchmarks with the package of commit BASE, then wit
 	ln -s ../kernels build/base/sigscale/kernels
 	cd build/base && $(PYTHON) -m pytest --benchmark-only --benchmark-storage "$(CURDIR)/.benchmarks" \
 		--benchmark-save base $(ARGS)
-	$(PYTHON) -m pytest --benchmark-only --benchmark-compare --benchmark-compare-fail median:10% $(ARGS)
+	$(PYTHON) -m pytest --benchmark-only $(ARGS) --benchmark-compare-fail=median:10% --benchmark-compare
 	git worktree remove --force build/base
 
 table4:  ## the paper's Table 4: what the remedies cost a training, in all modes
