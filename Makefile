@@ -43,8 +43,8 @@ bench-compare:  ## the same benchmarks with the package of commit BASE, then wit
 	git worktree add --quiet --detach build/base "$(BASE)"
 	rm -rf build/base/bench build/base/examples && cp -r bench examples build/base
 	ln -s ../kernels build/base/sigscale/kernels
-	cd build/base && $(PYTHON) -m pytest --benchmark-only --benchmark-storage "$(CURDIR)/.benchmarks" \
-		--benchmark-save base $(ARGS)
+	cd build/base && $(PYTHON) -m pytest --benchmark-only --benchmark-storage="$(CURDIR)/.benchmarks" \
+		--benchmark-save=base $(ARGS)
 	$(PYTHON) -m pytest --benchmark-only $(ARGS) --benchmark-compare-fail=median:10% --benchmark-compare
 	git worktree remove --force build/base
 
