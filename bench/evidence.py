@@ -37,7 +37,7 @@ GRACE, PACK_EVERY = 5, 30  # seconds
 LIMIT = 3  # times the expected seconds
 PACKED = (".json", ".jsonl", ".log", ".md", ".npz", ".png")
 EPOCHS, EPOCH_SECONDS, FIGURE_SECONDS = 100, 2.2, 25  # of Figure 3 with 25 seeds, and what else it takes
-SMALLEST = "--exponents 10 --seconds 0.01 --dtypes float32 --threads 1"
+SMALLEST = "--exponents 10 --seconds 0.01 --dtypes float32 --threads 1 --modes eager"
 KERNELS = (  # small tensors through every family of kernels
     "tests/activations/test_layout.py::test_around_a_block tests/activations/test_learned.py::test_counted "
     "tests/quantiles/test_grad_sketch.py::test_any_layout tests/kernels/test_multi_tensor.py::test_counts "
