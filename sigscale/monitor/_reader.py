@@ -39,14 +39,14 @@ class Reader:
             )
         if self.alarm is None:
             return
-        statistics, totals = recorder.statistics, self.rows.totals
+        statistics, single = recorder.statistics, self.rows.single
         column = len(summary.STATISTICS) + len(statistics.quantiles)
         column += statistics.thresholds.index(self.alarm.below)
         for numbers, values in recorder.records[self._looked :]:
             self._looked += 1
-            for number, shares in zip(numbers.tolist(), values[:, totals:, column], strict=True):
-                layers = self.rows.names[totals : totals + len(shares)]
-                self.alarm.look(self.first + self.every * number, layers, shares[: len(layers)])
+            for number, shares in zip(numbers.tolist(), values[:, single, column], strict=True):
+                layers = self.rows.names[single][: len(shares)]  # those that had rows at the time
+                self.alarm.look(self.first + self.every * number, layers, shares)
 
     def history(self, calls: int) -> GradientHistory:
         """What was recorded in so many calls of step()."""
@@ -69,7 +69,7 @@ class Reader:
 
     def resume(self, earlier: GradientHistory) -> int:
         """Continue a history; how many steps had been made then."""
-        layers = self.rows.names[self.rows.totals :]
+        layers = self.rows.names[self.rows.single]
         if not set(layers) & set(earlier.names):
             raise ValueError(
                 f"the history must be of this model; got one of {', '.join(earlier.names[:4])}, ..., and the "
@@ -84,7 +84,7 @@ class Reader:
         threshold = options.check_threshold(below, "below")
         self._check_measured()
         shares = self.recorder.shares_below(threshold)
-        layers = slice(self.rows.totals, None)
+        layers = self.rows.single
         return dict(zip(self.rows.names[layers], shares[layers], strict=True))
 
     def sketch(self, name: str) -> QuantileSketch:
