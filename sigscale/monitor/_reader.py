@@ -1,4 +1,4 @@
-"""The host's side of a monitor: what has been recorded, by step and by name."""
+"""The host side of a monitor: its records by step and by name, and the last step as text."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Reader:
         if recorder.lost > self._lost:
             lost, self._lost = recorder.lost - self._lost, recorder.lost
             warnings.warn(
-                f"{lost} steps were measured, and overwritten before they were read: "
-                f"the ring holds {recorder.slots}, and the history lacks them. Make the monitor with a "
-                "larger ring=, or call history() after at most so many replays of a CUDA graph",
+                f"{lost} steps were measured, and overwritten before they were read: the history lacks "
+                f"them. The ring holds {recorder.slots} steps: use a larger ring=, or call history() after "
+                "at most that many replays of a CUDA graph",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -49,7 +49,7 @@ class Reader:
                 self.alarm.look(self.first + self.every * number, layers, shares)
 
     def history(self, calls: int) -> GradientHistory:
-        """What was recorded in so many calls of step()."""
+        """The records after `calls` calls of step()."""
         self.look(wait=True)
         recorder, rows, statistics = self.recorder, self.rows, self.recorder.statistics
         numbers, values = assembled(recorder.records, len(rows), statistics.columns)
@@ -68,7 +68,7 @@ class Reader:
         return recorded if self.earlier is None else self.earlier.followed_by(recorded)
 
     def resume(self, earlier: GradientHistory) -> int:
-        """Continue a history; how many steps had been made then."""
+        """Continue a history; returns its number of steps."""
         layers = self.rows.names[self.rows.single]
         if not set(layers) & set(earlier.names):
             raise ValueError(
@@ -112,7 +112,7 @@ class Reader:
 
 
 def last_step(history: GradientHistory) -> str:
-    """A table of the last step measured, a line for each row."""
+    """A table of the last measured step, one line per row."""
     if not len(history):
         return "no step has been measured yet"
     low, high = min(history.quantiles), max(history.quantiles)
