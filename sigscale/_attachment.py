@@ -1,4 +1,4 @@
-"""A weight penalty at work in an optimizer: hooks around its step() that add the penalty's gradient."""
+"""A weight penalty attached to an optimizer: hooks around step() that add the penalty's gradient."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Penalty(Protocol):
 
 
 class Held(NamedTuple):
-    """What a parameter group holds, some of it penalised; looked up anew only when the group has changed."""
+    """The parameters of a group, penalized and others; looked up again only when the group changes."""
 
     parameters: list[Tensor]
     mine: list[Tensor]
@@ -62,7 +62,7 @@ class Held(NamedTuple):
 
 
 class Pulls(dict[float, tuple[list[Tensor], list[Tensor]]]):
-    """Parameters and their gradients, by the sign of the penalty in what their group's gradient is of."""
+    """Parameters and their gradients, by the sign with which the penalty enters the gradient."""
 
     def add(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         sign = -1.0 if group.get("maximize") else 1.0
@@ -73,8 +73,8 @@ class Pulls(dict[float, tuple[list[Tensor], list[Tensor]]]):
 class Attachment:
     """A penalty attached to an optimizer, until `remove()` or the end of a `with` block.
 
-    `ways` says for each of the optimizer's parameter groups how the penalty gets there: by "weight_decay",
-    which is raised for the time of a step and costs nothing, or by "gradient".
+    `ways` says how the penalty reaches each of the optimizer's parameter groups: by "weight_decay", raised
+    during a step at no cost, or by "gradient".
     """
 
     def __init__(self, penalty: Penalty, optimizer: Optimizer) -> None:
@@ -91,7 +91,7 @@ class Attachment:
         ATTACHED.setdefault(optimizer, []).append(self)
 
     def remove(self) -> None:
-        """Leave the optimizer as it was before; once is enough."""
+        """Restore the optimizer; calling it again does nothing."""
         self._lower()
         self._held.clear()
         for handle in self._handles:
@@ -102,7 +102,7 @@ class Attachment:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """For each parameter group "weight_decay", "gradient" or, if nothing in it is penalised, "none"."""
+        """For each parameter group "weight_decay", "gradient" or, if nothing in it is penalized, "none"."""
         optimizer = self._optimizer()
         if optimizer is None:
             return ()
@@ -131,7 +131,7 @@ class Attachment:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Add the gradient, or have it added each time a closure has computed the loss's."""
+        """Add the gradient now, or after each call of a closure."""
         if kwargs.get("grad_scaler") is not None:
             raise RuntimeError(
                 f"{type(optimizer).__name__}.step() takes the GradScaler itself, so that the penalty cannot "
@@ -142,15 +142,15 @@ class Attachment:
         if closure is None:
             self._add(optimizer)
             return None
-        penalised = self._after(closure, optimizer)
+        penalized = self._after(closure, optimizer)
         if positional:
-            return (args[0], penalised, *args[2:]), kwargs
-        return args, {**kwargs, "closure": penalised}
+            return (args[0], penalized, *args[2:]), kwargs
+        return args, {**kwargs, "closure": penalized}
 
     def _after(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
         """The closure of the loss with the penalty: its gradients and its value."""
 
-        def penalised() -> Any:
+        def penalized() -> Any:
             loss = closure()
             pulls = self._add(optimizer)
             if loss is None:
@@ -159,7 +159,7 @@ class Attachment:
                 loss = loss + sign * self.penalty.value_of(parameters)
             return loss
 
-        return penalised
+        return penalized
 
     def _add(self, optimizer: Optimizer) -> Pulls:
         """Add the penalty's gradient to those of the parameters that step() is going to change."""
@@ -172,7 +172,7 @@ class Attachment:
                 return quick
         pulls, slow, raised, kind = Pulls(), Pulls(), [], type(optimizer)
         for index, group in enumerate(optimizer.param_groups):
-            mine, gradients, others = self._penalised(group["params"])
+            mine, gradients, others = self._penalized(group["params"])
             if not mine:
                 continue
             pulls.add(group, mine, gradients)
@@ -195,7 +195,7 @@ class Attachment:
             add_penalty(gradients, parameters, sign * l2, sign * l1, scale, known_plain=known_plain)
 
     def _quick_pulls(self, optimizer: Optimizer) -> Pulls | None:
-        """All that is to be added, found in a few passes; None where each parameter has to be looked at."""
+        """Everything to add, found in a few passes; None if each parameter must be examined."""
         pulls, kind = Pulls(), type(optimizer)
         for index, group in enumerate(optimizer.param_groups):
             held = self._held.get(index)
@@ -212,8 +212,8 @@ class Attachment:
             pulls.add(group, held.mine, gradients)
         return pulls
 
-    def _penalised(self, parameters: Iterable[Tensor]) -> Gradients:
-        """Those that are penalised and have a gradient, their gradients, and whether others have one."""
+    def _penalized(self, parameters: Iterable[Tensor]) -> Gradients:
+        """Penalized parameters with a gradient, their gradients, and whether others have one."""
         members, mine, gradients, others = self._members, [], [], False
         for parameter in parameters:
             gradient = parameter.grad
@@ -232,7 +232,7 @@ class Attachment:
         return mine, gradients, others
 
     def _by_weight_decay(self, kind: type, group: Mapping[str, Any], others: bool) -> bool:
-        """Whether the group's weight_decay does exactly what the penalty would, to no one else."""
+        """Whether weight_decay would do exactly what the penalty does, to the same parameters."""
         return (
             kind in COUPLED
             and not others
@@ -242,7 +242,7 @@ class Attachment:
         )
 
     def _lower(self, *_: object) -> None:
-        """Give groups their own weight_decay back, so that what is between steps is the user's alone."""
+        """Restore the groups' own weight_decay, so that users see only theirs between steps."""
         optimizer = self._optimizer()
         while self._raised and optimizer is not None:
             index, own, raised = self._raised.pop()
@@ -261,7 +261,7 @@ def check_attachable(penalty: Penalty, optimizer: Any) -> None:
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     if held.isdisjoint(penalty.parameters):
         raise ValueError(
-            f"the optimizer must hold some of the penalised parameters; got {type(optimizer).__name__} over "
+            f"the optimizer must hold some of the penalized parameters; got {type(optimizer).__name__} over "
             f"{len(held)} others: make both of the same model, after it is wrapped or sharded"
         )
     for other in ATTACHED.get(optimizer, ()):

@@ -58,7 +58,7 @@ def check_real(
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf if value > 0 else -math.inf
+        number = -math.inf if value < 0 else math.inf
     if not low <= number <= high:
         raise ValueError(f"{text}: {remedy}")
     return number
@@ -69,9 +69,10 @@ def check_integer(value: Any, name: str, remedy: str, *, wrong_type: type[Except
     text = f"{name} must be an integer from 1 on; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise wrong_type(f"{text}: {remedy}")
-    if value < 1:
+    number = int(value)
+    if number < 1:
         raise ValueError(f"{text}: {remedy}")
-    return int(value)
+    return number
 
 
 def check_alpha(alpha: Any) -> float:

@@ -1,4 +1,4 @@
-"""The names of a model's modules and parameters, as they are without wrappers, and patterns of such names."""
+"""Names of a model's modules and parameters without wrappers, and patterns that select them."""
 
 from __future__ import annotations
 

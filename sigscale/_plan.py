@@ -323,7 +323,7 @@ def observe(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping
         run = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
         for path, module in named_modules(run):
             name = path or type(module).__name__
-            module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))  # type: ignore[misc]
+            module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
             module.register_forward_hook(lambda *args, name=name: leave(name, args[-1]), always_call=True)
         with torch.no_grad(), torch.random.fork_rng(), listing:
             output = run(*inputs)

@@ -36,12 +36,12 @@ class Steps:
             else:
                 edges += [step + width / 2, following - width / 2]
         self.edges = np.array(edges[:-1] if edges[-1] == math.inf else edges)
-        self.centres = (self.edges[:-1] + self.edges[1:]) / 2
-        self.centres[self.cells] = middles
+        self.centers = (self.edges[:-1] + self.edges[1:]) / 2
+        self.centers[self.cells] = middles
 
     @property
     def has_gaps(self) -> bool:
-        return len(self.cells) < len(self.centres)
+        return len(self.cells) < len(self.centers)
 
     def spread(self, values: Array) -> Array:
         """Values (steps, n) for each cell, the median where steps are drawn as one; NaN in gaps."""
@@ -50,7 +50,7 @@ class Steps:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
                 values = np.stack([np.nanmedian(values[i : i + self.together], axis=0) for i in parts])
-        result = np.full((len(self.centres), values.shape[1]), np.nan)
+        result = np.full((len(self.centers), values.shape[1]), np.nan)
         result[self.cells] = values
         return result
 
@@ -91,25 +91,25 @@ class Scale(NamedTuple):
 
 
 def draw_curves(
-    axes: Axes, steps: Steps, values: Array, scale: Scale, names: Sequence[str], colours: Sequence[str]
+    axes: Axes, steps: Steps, values: Array, scale: Scale, names: Sequence[str], colors: Sequence[str]
 ) -> None:
     """A line and bands for each name, of values (quantiles, steps, names), the line the middle one."""
     decades = math.log10(scale.high / scale.low)
     zero, strip, bottom = (scale.low * 10 ** (-share * decades) for share in (0.08, 0.035, 0.125))
     placed = scale.place(values, zero, math.nan)
     middle = len(placed) // 2
-    alone = len(steps.centres) == 1  # drawn as wide as its cell
-    x = steps.edges if alone else steps.centres
+    alone = len(steps.centers) == 1  # drawn as wide as its cell
+    x = steps.edges if alone else steps.centers
     marker = "o" if len(steps.cells) <= 40 and not alone else ""
-    for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
+    for row, (name, color) in enumerate(zip(names, colors, strict=True)):
         curves = steps.spread(placed[:, :, row].T).T
         curves = curves.repeat(2, 1) if alone else curves
         for outer in range(middle):
             edges = curves[outer], curves[-1 - outer]
-            axes.fill_between(x, *edges, color=colour, alpha=0.07 + 0.15 * outer, lw=0)
+            axes.fill_between(x, *edges, color=color, alpha=0.07 + 0.15 * outer, lw=0)
             for edge in edges[: 2 * (outer == 0)]:
-                axes.plot(x, edge, color=colour, lw=0.7, alpha=0.5)
-        axes.plot(x, curves[middle], color=colour, lw=1.7, marker=marker, ms=2.5, label=name)
+                axes.plot(x, edge, color=color, lw=0.7, alpha=0.5)
+        axes.plot(x, curves[middle], color=color, lw=1.7, marker=marker, ms=2.5, label=name)
     axes.set_yscale("log")
     exponents = scale.exponents(6)
     ticks, labels = [10.0**exponent for exponent in exponents], [scale.label(e) for e in exponents]
@@ -131,7 +131,7 @@ def draw_layers(
     from matplotlib.colors import ListedColormap, LogNorm
 
     viridis = mpl.colormaps["viridis"](np.linspace(0.1, 1, 256))  # without what is almost black
-    colours = ListedColormap(viridis).with_extremes(under=ZERO, over=INFINITE, bad=(0, 0, 0, 0))
+    colors = ListedColormap(viridis).with_extremes(under=ZERO, over=INFINITE, bad=(0, 0, 0, 0))
     cells = steps.spread(scale.place(values, scale.low / 10, scale.high * 10))
     axes.patch.set(hatch="/////", facecolor="white", edgecolor="0.88")
     mesh = axes.pcolormesh(
@@ -139,7 +139,7 @@ def draw_layers(
         np.arange(len(names) + 1) - 0.5,
         np.ma.masked_invalid(cells.T),
         norm=LogNorm(scale.low, scale.high),
-        cmap=colours,
+        cmap=colors,
         rasterized=True,
     )
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -151,7 +151,7 @@ def draw_layers(
 
 
 def draw_key(axes: Axes, scale: Scale, has_gaps: bool) -> None:
-    """What the colours outside the scale mean, of those that occur, above an axis on the right."""
+    """What the colors outside the scale mean, of those that occur, above an axis on the right."""
     from matplotlib.patches import Patch
 
     hatched = {"facecolor": "white", "edgecolor": "0.6", "hatch": "/////", "lw": 0}

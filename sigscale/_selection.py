@@ -1,4 +1,4 @@
-"""What a weight penalty is given: its factors, and the parameters that it is of."""
+"""The arguments of a weight penalty: its factors, and the selection of parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_factors(l2: Any, l1: Any) -> tuple[float, float]:
 
 
 def selected(given: Any, exclude: str | Iterable[str]) -> tuple[Tensor, ...]:
-    """The parameters to penalise, each once; TypeError or ValueError if none or unfit ones are left."""
+    """The parameters to penalize, each once; TypeError or ValueError if none or unfit ones are left."""
     selection, named = Selection((), exclude), list(_named(given))
     if not named:
         raise ValueError(
@@ -53,7 +53,7 @@ def selected(given: Any, exclude: str | Iterable[str]) -> tuple[Tensor, ...]:
     ]
     if not chosen:
         raise ValueError(
-            f"a parameter must be left to penalise; of {len(named)}, exclude={selection.exclude!r} and the "
+            f"a parameter must be left to penalize; of {len(named)}, exclude={selection.exclude!r} and the "
             f"rule for {LEARNED_SCALE} leave none: exclude less, or pass the parameters themselves"
         )
     for name, parameter in chosen:
@@ -76,7 +76,7 @@ def _named(given: Any) -> Iterator[tuple[str | None, Any]]:
 
 
 def _check_parameter(name: str | None, parameter: Any) -> None:
-    rule = "a penalised parameter must be a dense tensor of dtype float16, bfloat16, float32 or float64"
+    rule = "a penalized parameter must be a dense tensor of dtype float16, bfloat16, float32 or float64"
     called = f" for {name}" if name else ""
     if not isinstance(parameter, Tensor):
         raise TypeError(f"{rule}; got {type(parameter).__name__}{called}: pass the parameters themselves")

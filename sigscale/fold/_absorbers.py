@@ -1,4 +1,4 @@
-"""The layers whose parameters can take up a gain, and by which factors."""
+"""Layers that can absorb a gain, the factors that rescale their weights, and the rescaling itself."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where a monitor listens in a model: the gradient with respect to the input of an activation module.
+"""The hooks of a monitor: they count the gradient with respect to the input of activation modules.
 
-A tap counts during the backward pass alone, so that a forward pass that is computed again counts nothing.
-Copies of a model, by copy or pickle, do not count: what a tap leaves in a module is inert there.
+A tap counts in the backward pass only, so recomputing a forward pass counts nothing. In copies of a model,
+by copy or pickle, the hooks do nothing.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class RowSketch(QuantileSketch):
 
 
 class Tap:
-    """One activation module, whose input's gradient a sketch counts from now on."""
+    """An activation module and the sketch that counts the gradient of its input."""
 
     def __init__(self, module: nn.Module, name: str, mantissa_bits: int) -> None:
         self.module, self.sketch = module, RowSketch(mantissa_bits)
@@ -120,7 +120,7 @@ class Tap:
         self.listen(True)
 
     def listen(self, on: bool) -> None:
-        """Count, or let the backward pass go by as if there were no tap."""
+        """Start or stop counting."""
         if self.hook is not None:
             self.hook.sketch = self.sketch if on else None
         elif vars(self.module).get("grad_sketch") in (None, self.sketch):  # else the user's own
@@ -135,7 +135,7 @@ class Tap:
 
 
 def forget_compiled(taps: Sequence[Tap]) -> None:
-    """Have torch.compile look again at modules that have new hooks, which it does not by itself."""
+    """Make torch.compile look again at modules with new hooks, which it otherwise overlooks."""
     if any(tap.hook for tap in taps) and "torch._dynamo" in sys.modules:
         torch.compiler.reset()
 

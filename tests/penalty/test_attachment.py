@@ -185,7 +185,7 @@ def test_not_an_optimizer(given):
 
 
 def test_optimizer_of_another_model():
-    with pytest.raises(ValueError, match="must hold some of the penalised parameters; got SGD over 6 others"):
+    with pytest.raises(ValueError, match="must hold some of the penalized parameters; got SGD over 6 others"):
         ss.WeightPenalty(model(), 0.1).attach(optim.SGD(model().parameters(), lr=0.1))
 
 
