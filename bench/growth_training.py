@@ -88,7 +88,7 @@ def layers(depth: int, device: torch.device, stack: ExitStack) -> Mapping[str, C
 def seeds(count: int, device: torch.device, stack: ExitStack) -> Mapping[str, Call]:
     """All seeds as one network and one by one; after a step their gradients are the same.
 
-    glibc's memory is as it comes (see `examples/cifar10/memory.py`), since it could not be put back for
+    glibc's memory is as it comes (see `examples/cifar10/runtime.py`), since it could not be put back for
     other benchmarks of the same process.
     """
     cifar = images().to(device)

@@ -40,11 +40,10 @@ from torch import Tensor, nn
 
 import sigscale as ss
 from examples.cifar10 import data
-from examples.cifar10.capture import Captured
 from examples.cifar10.data import Split
-from examples.cifar10.errors import DataError
 from examples.cifar10.networks import TABLE_3, build, large_uniform
 from examples.cifar10.pipelines import ALPHA, R
+from examples.cifar10.runtime import Captured, DataError
 from options import MODES
 
 BATCH, LEARNING_RATE = 32, 0.001

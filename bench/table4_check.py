@@ -24,8 +24,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from examples.cifar10.capture import EAGER
 from examples.cifar10.data import Split
+from examples.cifar10.runtime import EAGER
 from table4_cases import Model, Training
 
 STEPS = EAGER + 3

@@ -10,7 +10,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from comparison import OURS, compared
-from examples.cifar10 import memory
+from examples.cifar10 import runtime
 from measure import TRIAL_SECONDS, device_timer, host_timer, interleaved, waited_for
 from options import Record, settings
 from seed_cases import ONE_BY_ONE, SEEDS, SIDES, SINGLE, convolutions, steps
@@ -22,7 +22,7 @@ LONGER = 20  # times the seconds of other cases, since steps are long and unstea
 
 @pytest.fixture(autouse=True)
 def _kept_memory() -> None:
-    memory.keep()
+    runtime.keep_freed_memory()
 
 
 def test_seeds(benchmark: BenchmarkFixture, record: Record, pytestconfig: pytest.Config) -> None:

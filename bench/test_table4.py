@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import table4_cases as cases
 from comparison import OURS
-from examples.cifar10 import memory
+from examples.cifar10 import runtime
 from measure import TRIAL_SECONDS, host_timer, interleaved, waited_for
 from options import Record, settings
 from table4 import LONGER
@@ -31,7 +31,7 @@ def test_table4(benchmark: BenchmarkFixture, record: Record, pytestconfig: pytes
     trial = seconds < TRIAL_SECONDS
     modes, skipped = cases.choose_modes(pytestconfig.getoption("--modes"), device, trial=trial)
     split, data = cases.images(pytestconfig.getoption("--data"), device)
-    memory.keep()
+    runtime.keep_freed_memory()
     steps = 1 if trial else STEPS[device.type]
     with ExitStack() as stack:
         stack.enter_context(cases.on_device(device))
