@@ -1,9 +1,9 @@
 """The paper's claims C1 to C4 about its Figures 1 to 4, as statements that numbers can decide.
 
-Each `Statement` quotes a few words of the paper and names what is measured in every run, which pipelines are
-compared seed by seed (runs of one seed share initial parameters and the order of the images), and the rule of
-`verdicts` that decides.  The paper states its claims in words alone: that "considerably" is two points, say,
-is our reading, and the constants below are all there is of it.  `judging` decides.
+Each `Statement` quotes the paper and names what is measured in every run, which pipelines are compared seed
+by seed (runs of one seed share initial parameters and image order), and the rule of `verdicts` that decides.
+The paper states its claims in words alone; that "considerably" is two points, say, is our reading, and the
+constants below are all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from examples.cifar10.figures import LOWEST
-from examples.cifar10.results import Outcome
+from examples.cifar10.store import Outcome
 
 EARLY = 5
 """Epochs, from the first, that "initially" and "immediately" mean: their mean accuracy is compared."""

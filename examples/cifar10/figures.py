@@ -1,4 +1,4 @@
-"""A figure in the paper's layout: accuracy above, gradients below, one colour for a pipeline wherever it is.
+"""A figure in the paper's layout: accuracy above, gradients below, one color for a pipeline wherever it is.
 
 Lines are means over the runs and bands interquartile ranges over them, as in the paper.  Gradients span
 decades and may be exactly 0: their means are geometric, and all below `LOWEST` count as `LOWEST`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from examples.cifar10 import pipelines
-from examples.cifar10.beyond import ALSO
-from examples.cifar10.results import Outcome, by_pipeline
-from sigscale._files import atomic
+from examples.cifar10.networks import ACTIVATION
+from examples.cifar10.pipelines import ALSO
+from examples.cifar10.store import Outcome, by_pipeline, durable
+from sigscale import GradientHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ STYLES = (
     ("#56B4E9", "X"),
     ("#7F7F7F", "*"),
 )
-"""Colours told apart by all kinds of colour vision (Okabe and Ito's, and a grey), and markers."""
+"""Colors told apart by all kinds of color vision (Okabe and Ito's, and a grey), and markers."""
 WARNING = {"color": "#B00020", "weight": "bold"}
 CAPTION = {"fontsize": 8.5, "color": "0.35"}
 
@@ -49,6 +50,16 @@ FEW_EPOCHS = 20
 DASHED = (0, (4, 2))
 STEPS = (1, 2, 5, 10)
 """Between ticks, times a power of ten."""
+LAYER_QUANTILES = {"activation": 0.95, "parameter": 0.5}
+"""Those drawn.  The median of an activation before max pooling would be 0: a gradient goes to one of four
+coordinates."""
+KINDS = {"activation": "activation after\n(95 % quantile)", "parameter": "parameters of\n(median)"}
+HIGHEST = 1e4
+"""Gradients above share a color, as do those below LOWEST."""
+CELLS = 120
+"""At most so many fit a panel; of more steps, several are drawn as one."""
+PANEL, LABEL_WIDTH = 2.2, 26
+"""Inches, or more where panels are few; and the letters above them in a line."""
 
 
 def draw(
@@ -98,7 +109,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        with atomic(path) as part, mpl.rc_context({"svg.hashsalt": stem.name}):
+        with durable(path) as part, mpl.rc_context({"svg.hashsalt": stem.name}):
             figure.savefig(part, format=path.suffix[1:], dpi=160, metadata=metadata)
     return paths
 
@@ -133,14 +144,14 @@ def _styles(figure: pipelines.Figure) -> dict[str, Style]:
 
 def _accuracies(axes: Axes, lines: Sequence[Line]) -> list[Label]:
     labels = []
-    for rank, (runs, (colour, marker)) in enumerate(lines):
+    for rank, (runs, (color, marker)) in enumerate(lines):
         curves = 100 * _curves(runs, "test_accuracy")
         mean = curves.mean(0)
         epochs = range(1, len(mean) + 1)
-        axes.plot(epochs, mean, zorder=9 - rank, **_line(colour, marker, len(mean)))
+        axes.plot(epochs, mean, zorder=9 - rank, **_line(color, marker, len(mean)))
         if len(runs) > 1:
-            _band(axes, curves, colour)
-        labels.append((mean[-1], f"{pretty(runs[0].label)}: {mean[-1]:.1f} %", colour))
+            _band(axes, curves, color)
+        labels.append((mean[-1], f"{pretty(runs[0].label)}: {mean[-1]:.1f} %", color))
     axes.set_ylabel("test accuracy (%)")
     axes.axhline(CHANCE, color="0.5", lw=0.9, ls=":", zorder=0)
     low, high = axes.get_ylim()
@@ -151,22 +162,22 @@ def _accuracies(axes: Axes, lines: Sequence[Line]) -> list[Label]:
 def _gradients(axes: Axes, lines: Sequence[Line]) -> list[Label]:
     axes.set_yscale("log")
     labels = []
-    for rank, (runs, (colour, marker)) in enumerate(lines):
+    for rank, (runs, (color, marker)) in enumerate(lines):
         curves = _logarithms(runs, "gradient_q50")
         middle = 10 ** _mean(curves)
         epochs = range(1, len(middle) + 1)
-        axes.plot(epochs, middle, zorder=9 - rank, **_line(colour, marker, len(middle)))
+        axes.plot(epochs, middle, zorder=9 - rank, **_line(color, marker, len(middle)))
         if len(runs) > 1:
-            _band(axes, 10**curves, colour)
+            _band(axes, 10**curves, color)
         for name in ("gradient_q05", "gradient_q95"):
             edge = 10 ** _mean(_logarithms(runs, name))
-            axes.plot(epochs, edge, color=colour, lw=0.8, alpha=0.7, marker="" if len(edge) > 1 else "_")
+            axes.plot(epochs, edge, color=color, lw=0.8, alpha=0.7, marker="" if len(edge) > 1 else "_")
         if _penalized(runs):
             loss = 10 ** _mean(_logarithms(runs, "loss_gradient_q50"))
-            axes.plot(epochs, loss, color=colour, ls=DASHED, lw=1.2, marker="" if len(loss) > 1 else "x")
+            axes.plot(epochs, loss, color=color, ls=DASHED, lw=1.2, marker="" if len(loss) > 1 else "x")
         lost = np.count_nonzero(np.isnan(curves[:, -1]))
         note = f": {lost} of {len(runs)} not finite" if lost else ""
-        labels.append((middle[-1], pretty(runs[0].label) + note, colour))
+        labels.append((middle[-1], pretty(runs[0].label) + note, color))
     axes.set_ylabel("|gradient| of single parameters")
     low, high = axes.get_ylim()
     if _floored(lines):
@@ -216,19 +227,19 @@ def _mean(curves: Curve) -> Curve:
     return np.where(count, total / np.maximum(count, 1), math.nan)
 
 
-def _band(axes: Axes, curves: Curve, colour: str) -> None:
+def _band(axes: Axes, curves: Curve, color: str) -> None:
     edges = np.full((2, curves.shape[1]), math.nan)
     some = np.flatnonzero(np.isfinite(curves).any(axis=0))
     edges[:, some] = np.nanquantile(curves[:, some], (0.25, 0.75), axis=0)
-    axes.fill_between(range(1, curves.shape[1] + 1), *edges, color=colour, alpha=0.2, lw=0)
+    axes.fill_between(range(1, curves.shape[1] + 1), *edges, color=color, alpha=0.2, lw=0)
 
 
-def _line(colour: str, marker: str, epochs: int) -> dict[str, Any]:
-    return {"color": colour, "marker": marker if epochs <= FEW_EPOCHS else "", "ms": 4, "lw": 1.8}
+def _line(color: str, marker: str, epochs: int) -> dict[str, Any]:
+    return {"color": color, "marker": marker if epochs <= FEW_EPOCHS else "", "ms": 4, "lw": 1.8}
 
 
 def _label_ends(axes: Axes, labels: Sequence[Label]) -> None:
-    """Each curve's name at its right end, in its colour, pushed apart where curves end close together."""
+    """Each curve's name at its right end, in its color, pushed apart where curves end close together."""
     from scipy.optimize import isotonic_regression
 
     figure: Any = axes.figure
@@ -241,10 +252,10 @@ def _label_ends(axes: Axes, labels: Sequence[Label]) -> None:
     places = np.empty(len(labels))
     nearest = isotonic_regression(ends[order] - rows).x  # that leave a line between
     places[order] = rows + np.clip(nearest, 0, max(0.0, 1 - rows[-1]))
-    for (_, text, colour), end, place in zip(labels, ends, places, strict=True):
+    for (_, text, color), end, place in zip(labels, ends, places, strict=True):
         arrow = {
             "arrowstyle": "-",
-            "color": colour,
+            "color": color,
             "lw": 0.8,
             "shrinkA": 1,
             "shrinkB": 2,
@@ -256,7 +267,114 @@ def _label_ends(axes: Axes, labels: Sequence[Label]) -> None:
             (1.04, place),
             xycoords="axes fraction",
             textcoords="axes fraction",
-            color=colour,
+            color=color,
             va="center",
             arrowprops=arrow,
         )
+
+
+def draw_layers(
+    histories: Mapping[str, Sequence[GradientHistory]],
+    epochs: int,
+    stem: Path,
+    *,
+    title: str,
+    warning: str = "",
+) -> list[Path]:
+    """Write `stem`.png and `stem`.svg; return their paths.  `warning` stands in red above all else.
+
+    Colors are a quantile of |g| over a layer's coordinates in a step: of all seeds that were trained
+    together, and over the steps drawn as one and the groups of seeds its median.
+
+    Args:
+        histories: by the pipelines' labels; one for each group of seeds that were trained together.
+        epochs: how many the histories' steps made.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    rows = {kind: _names(histories.values(), kind) for kind in KINDS}
+    rows = {kind: names for kind, names in rows.items() if names}
+    heights = [0.24 * max(2, len(names)) for names in rows.values()]
+    labels = [wrapped(label, LABEL_WIDTH) for label in histories]
+    lines = max(label.count("\n") for label in labels)
+    with mpl.rc_context({"font.size": 9.5}):
+        width = 2.6 + max(PANEL * len(histories), 6)
+        figure = Figure(figsize=(width, sum(heights) + 2.1), layout="constrained")
+        figure.suptitle(wrapped(title, int(11.5 * width)), x=0.01, ha="left", fontsize=10.5)
+        panels = figure.subplots(
+            len(rows), len(histories), sharex=True, sharey="row", height_ratios=heights, squeeze=False
+        )
+        for column, label, groups in zip(panels.T, labels, histories.values(), strict=True):
+            column[0].set_title(("\n" if warning else "") + pretty(label))
+            for axes, (kind, names) in zip(column, rows.items(), strict=True):
+                mesh = _heat_map(axes, epochs, _cells(groups, names, kind))
+            column[-1].set_xlabel("epoch")
+        for axes, (kind, names) in zip(panels[:, 0], rows.items(), strict=True):
+            axes.set_yticks(range(len(names)), [_short(name) for name in names])
+            axes.set_ylabel(KINDS[kind])
+        figure.align_ylabels(panels[:, 0])
+        if warning:  # in the room that the titles of the panels leave for it
+            place = (0, 1), (0, 22 + 13 * lines), "axes fraction", "offset points"
+            panels[0, 0].annotate(warning, *place, **WARNING).set_in_layout(False)
+        bar = figure.colorbar(mesh, ax=panels, extend="both", aspect=35)
+        bar.set_label("|gradient of the loss|; black: less, or exactly 0;\npurple: more; grey: none")
+        return save(figure, stem)
+
+
+def _names(pipelines: Iterable[Sequence[GradientHistory]], kind: str) -> list[str]:
+    """Of all rows of a kind that any history has, each behind those it follows there."""
+    found: list[str] = []
+    for history in (history for groups in pipelines for history in groups):
+        place = 0
+        for name, its in zip(history.names, history.kinds, strict=True):
+            if its != kind:
+                continue
+            if name not in found:
+                found.insert(place, name)
+            place = found.index(name) + 1
+    return found
+
+
+def _cells(groups: Sequence[GradientHistory], names: Sequence[str], kind: str) -> Curve:
+    """The median in every cell, (columns, names); nan in empty ones."""
+    columns = max(1, min(CELLS, max(len(history) for history in groups)))
+    records: list[list[Curve]] = [[] for _ in range(columns)]
+    for history in groups:
+        values = np.full((len(history), len(names)), np.nan)
+        there = [name for name in names if name in history.names]
+        source = [history.names.index(name) for name in there]
+        values[:, [names.index(name) for name in there]] = history.quantile(LAYER_QUANTILES[kind])[:, source]
+        for step, row in zip(history.steps.tolist(), values, strict=True):
+            records[step * columns // history.step_count].append(row)
+    cells = np.full((columns, len(names)), np.nan)
+    for column, rows in enumerate(records):
+        if rows:
+            placed = np.clip(np.array(rows), LOWEST / 10, HIGHEST * 10)  # a logarithm has no place for 0
+            some = ~np.isnan(placed).all(0)
+            cells[column, some] = np.nanmedian(placed[:, some], axis=0)
+    return cells
+
+
+def _heat_map(axes: Axes, epochs: int, cells: Curve) -> Any:
+    import matplotlib as mpl
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
+
+    columns, rows = cells.shape
+    mesh = axes.pcolormesh(
+        np.linspace(0, epochs, columns + 1),
+        np.arange(rows + 1) - 0.5,
+        np.ma.masked_invalid(cells.T),
+        norm=LogNorm(LOWEST, HIGHEST),
+        cmap=mpl.colormaps["viridis"].with_extremes(under="black", over="#CC79A7", bad="0.8"),
+        rasterized=True,
+    )
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.tick_params(length=2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
+    return mesh
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(ACTIVATION).removesuffix("weight").rstrip("._").replace(".", " ")

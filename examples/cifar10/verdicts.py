@@ -1,8 +1,7 @@
-"""Rules that turn the differences between paired runs into a plain verdict.
+"""The statements of `claims`, judged on the runs of an experiment.
 
-A rule is given one number for each seed and answers with a `Judgment`.  All of them test with the
-distribution-free Wilcoxon signed-rank test; none knows what the numbers are of.  The constants below
-are the whole of their discretion.
+A rule takes one number for each seed and returns a `Judgment`, by the distribution-free Wilcoxon signed-rank
+test.  The constants below are all its discretion.
 """
 
 from __future__ import annotations
@@ -15,6 +14,10 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+
+from examples.cifar10.claims import CLAIMS, Claim, Statement
+from examples.cifar10.pipelines import FIGURES
+from examples.cifar10.store import Outcome, by_pipeline
 
 LEVEL = 0.05
 """Of every test; not corrected for there being many."""
@@ -45,6 +48,15 @@ class Judgment:
     effect: float = math.nan
     low: float = math.nan
     high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A statement judged; `numbers` has every seed's number for each pipeline, by its label."""
+
+    statement: Statement
+    numbers: dict[str, Values]
+    judgment: Judgment
 
 
 def above(differences: Sequence[float], margin: float = 0.0) -> Judgment:
@@ -128,7 +140,7 @@ def interval(values: Values) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def together(judgments: Sequence[Judgment]) -> Verdict:
+def worst(judgments: Sequence[Judgment]) -> Verdict:
     """That of several statements: the first of differs, not reproduced and too few that is among theirs."""
     found = {judgment.verdict for judgment in judgments}
     order = (Verdict.DIFFERS, Verdict.NOT_REPRODUCED, Verdict.TOO_FEW)
@@ -148,3 +160,72 @@ def _enough(judgment: Judgment, differing: int | None = None) -> Judgment:
     what = "seeds" if seeds == judgment.seeds else "seeds that differ"
     why = f"n = {seeds}; fewer than {MIN_SEEDS} {what} cannot decide at the level {LEVEL:g}"
     return replace(judgment, verdict=Verdict.TOO_FEW, why=why)
+
+
+def judge(claim: Claim, outcomes: Sequence[Outcome]) -> list[Finding]:
+    """Those of the claim's statements whose pipelines were run; none if they are none of those that count."""
+    groups = by_pipeline(outcomes)
+    there = [s for s in claim.statements if all(name in groups for name in s.pipelines)]
+    return [_find(s, groups) for s in there] if any(s.counts for s in there) else []
+
+
+def verdict(claim: Claim, findings: Sequence[Finding]) -> Verdict:
+    """That of a whole claim: the worst of the statements that count; too little, where one was not judged."""
+    found = [finding.judgment for finding in findings if finding.statement.counts]
+    if len(found) < sum(statement.counts for statement in claim.statements):
+        found.append(Judgment(Verdict.TOO_FEW, "a statement was left out"))
+    return worst(found)
+
+
+def left_out(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each claim that was not, or not wholly, judged, because pipelines were not run."""
+    groups, lines = by_pipeline(outcomes), []
+    for claim in CLAIMS:
+        without = [s for s in claim.statements if not all(name in groups for name in s.pipelines)]
+        if not without:
+            continue
+        missing = dict.fromkeys(name for s in without for name in s.pipelines if name not in groups)
+        some = any(s.counts for s in claim.statements if s not in without)
+        which = "" if not some else f" ({', '.join(s.name for s in without)})"
+        options = " and ".join(f"--figure {key}" for key in sorted({_figure(claim, n) for n in missing}))
+        verb = "are" if len(without) > 1 and some else "is"
+        lines.append(f"{claim.name}{which} {verb} left out: {', '.join(missing)} not run ({options}).")
+    return lines
+
+
+def _figure(claim: Claim, pipeline: str) -> str:
+    """One that has the pipeline, the claim's own if possible."""
+    keys = (claim.figure, *FIGURES)
+    return next(key for key in keys if any(p.name == pipeline for p in FIGURES[key].pipelines))
+
+
+def _find(statement: Statement, groups: dict[str, list[Outcome]]) -> Finding:
+    chosen = [groups[name] for name in statement.pipelines]
+    epochs = min(len(run.column("test_accuracy")) for runs in chosen for run in runs)
+    if epochs < statement.measure.epochs:
+        why = f"epochs: {epochs}, and the statement needs {statement.measure.epochs}"
+        return Finding(statement, {}, Judgment(Verdict.TOO_FEW, why))
+    by_seed = [{run.seed: statement.measure.of(run) for run in runs} for runs in chosen]
+    labels = [runs[0].label for runs in chosen]
+    numbers = {label: np.array(list(seeds.values())) for label, seeds in zip(labels, by_seed, strict=True)}
+    common = sorted(set.intersection(*map(set, by_seed)))
+    columns = np.array([[seeds[seed] for seed in common] for seeds in by_seed])
+    return Finding(statement, numbers, _apply(statement, columns))
+
+
+def _apply(statement: Statement, columns: Values) -> Judgment:
+    """`columns` is (pipelines, seeds)."""
+    values = columns[0] - columns[1] if len(columns) == 2 else columns[0]
+    if statement.rule == "never":
+        return never(list(~(values <= statement.margin)))  # a nan counts as well
+    if statement.rule == "below":
+        values = statement.margin - values
+    judgment = (
+        alike(values, statement.margin)
+        if statement.rule == "alike"
+        else above(values, 0.0 if statement.rule == "below" else statement.margin)
+    )
+    if lost := np.count_nonzero(~np.isfinite(values)):
+        why = f"{judgment.why}; {lost} of {len(values)} seeds left out, their numbers are inf or nan"
+        return replace(judgment, why=why)
+    return judgment

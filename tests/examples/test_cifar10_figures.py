@@ -8,9 +8,9 @@ import pytest
 from matplotlib.text import Text
 
 import sigscale as ss
-from examples.cifar10 import figures, heatmaps
+from examples.cifar10 import figures
 from examples.cifar10.pipelines import FIGURES, Figure, Pipeline
-from examples.cifar10.results import Outcome
+from examples.cifar10.store import Outcome
 from examples.cifar10.train import NUMBERS
 
 VALUES = [(1, 0.0), (3, math.nan), (3, math.inf), (3, 1e9), (100, 1e-30)]
@@ -36,11 +36,11 @@ def history(names, value, steps=4, every=1, first=0.0):
     )
 
 
-def drawn(monkeypatch, module, *arguments, **options):
-    """The canvas that a module's `draw` saves."""
+def drawn(monkeypatch, draw, *arguments, **options):
+    """The canvas that `draw` saves."""
     kept = []
-    monkeypatch.setattr(module, "save", lambda canvas, stem: kept.append(canvas) or [])
-    module.draw(*arguments, **options)
+    monkeypatch.setattr(figures, "save", lambda canvas, stem: kept.append(canvas) or [])
+    draw(*arguments, **options)
     kept[0].canvas.draw()
     return kept[0]
 
@@ -72,7 +72,7 @@ def test_the_same_runs_give_the_same_files(tmp_path):
 @pytest.mark.parametrize("key", FIGURES)
 def test_labels_do_not_overlap_where_all_lines_end_together(tmp_path, monkeypatch, key):
     runs = outcomes(3, 1e-3, figure=FIGURES[key])
-    canvas = drawn(monkeypatch, figures, FIGURES[key], runs, tmp_path, title="a test")
+    canvas = drawn(monkeypatch, figures.draw, FIGURES[key], runs, tmp_path, title="a test")
     for panel in labels(canvas):
         assert len(panel) == len(FIGURES[key].pipelines)
         places = sorted(text.xyann[1] * text.axes.get_window_extent().height for text in panel)
@@ -85,7 +85,7 @@ def test_labels_do_not_overlap_where_all_lines_end_together(tmp_path, monkeypatc
 def test_only_the_pipelines_of_the_figure_that_were_run(tmp_path, monkeypatch):
     runs = [run for run in outcomes(3, 1e-3) if run.pipeline != "combined-relu"]
     runs += outcomes(3, 1e-3, figure=FIGURES["2"])
-    canvas = drawn(monkeypatch, figures, FIGURES["3"], runs, tmp_path, title="a test")
+    canvas = drawn(monkeypatch, figures.draw, FIGURES["3"], runs, tmp_path, title="a test")
     names = [text.get_text() for text in labels(canvas)[1]]
     assert names == ["tanh", r"tanh, $\alpha$ = 2, r = 0.01", "relu, r = 0.01"]
 
@@ -95,7 +95,7 @@ def test_line_and_band_are_those_of_the_captions(tmp_path, monkeypatch):
     accuracies, gradients = [0.1, 0.2, 0.3, 0.6] * 2, [0.0, 1e-4, 1e-2, math.inf] * 2
     for run, accuracy, gradient in zip(runs, accuracies, gradients, strict=True):
         run.curves.update(test_accuracy=np.array([accuracy]), gradient_q50=np.array([gradient]))
-    top, bottom = drawn(monkeypatch, figures, FIGURES["2"], runs, tmp_path, title="a test").axes
+    top, bottom = drawn(monkeypatch, figures.draw, FIGURES["2"], runs, tmp_path, title="a test").axes
     assert top.lines[0].get_ydata() == pytest.approx([30])
     edges = top.collections[0].get_paths()[0].vertices[:, 1]
     assert (edges.min(), edges.max()) == pytest.approx((17.5, 37.5))
@@ -104,7 +104,7 @@ def test_line_and_band_are_those_of_the_captions(tmp_path, monkeypatch):
     assert "geometric mean over the runs" in bottom.get_title(loc="left")
 
 
-def test_a_pipeline_has_one_colour_and_no_other_has_it():
+def test_a_pipeline_has_one_color_and_no_other_has_it():
     own = Pipeline("own", "own", *[None] * 3)
     mixed = Figure("mixed", "", (own, *FIGURES["4"].pipelines[2:], *FIGURES["1"].pipelines))
     styles = figures._styles(mixed)
@@ -119,7 +119,7 @@ def test_a_pipeline_has_one_colour_and_no_other_has_it():
 def test_heat_maps_of_any_length_and_any_gradients(tmp_path, steps, value, groups):
     names = ("all", "conv1_1_activation", "conv1_1.weight")
     histories = {label: [history(names, value, steps)] * groups for label in ("tanh", "tanh, alpha = 2")}
-    paths = heatmaps.draw(histories, 3, tmp_path / "layers", title="a test", warning="a warning")
+    paths = figures.draw_layers(histories, 3, tmp_path / "layers", title="a test", warning="a warning")
     assert [path.name for path in paths] == ["layers.png", "layers.svg"]
     assert all(path.stat().st_size > 5000 for path in paths)
 
@@ -129,7 +129,7 @@ def test_heat_maps_have_the_layers_of_all_pipelines_in_order(tmp_path, monkeypat
     more = history(
         ["conv1_activation", "dense1_activation", "conv1.weight", "norm.weight", "dense1.weight"], 1.0
     )
-    canvas = drawn(monkeypatch, heatmaps, {"a": [few], "b": [more]}, 2, tmp_path, title="a test")
+    canvas = drawn(monkeypatch, figures.draw_layers, {"a": [few], "b": [more]}, 2, tmp_path, title="a test")
     ticks = [[text.get_text() for text in axes.get_yticklabels()] for axes in canvas.axes[:4:2]]
     assert ticks == [["conv1", "dense1"], ["conv1", "norm", "dense1"]]
     there = canvas.axes[2].collections[0].get_array()
@@ -138,13 +138,13 @@ def test_heat_maps_have_the_layers_of_all_pipelines_in_order(tmp_path, monkeypat
 
 def test_cells_are_medians_over_steps_and_groups():
     one, other = (history(["a"], value, steps=240, first=first) for value, first in ((1.0, 9.0), (3.0, 5.0)))
-    cells = heatmaps._cells([one, other], ["a"], "activation")
+    cells = figures._cells([one, other], ["a"], "activation")
     assert cells.shape == (120, 1)
     assert cells[:2, 0].tolist() == [4.0, 2.0]  # of 9, 1, 5, 3 and of 1, 1, 3, 3
 
 
 @pytest.mark.parametrize(("steps", "every"), [(7, 1), (119, 3), (120, 7), (121, 1), (500, 313)])
 def test_every_cell_has_a_step(steps, every):
-    cells = heatmaps._cells([history(["a"], 1.0, steps, every)], ["a"], "activation")
-    assert len(cells) == min(steps, heatmaps.COLUMNS)
+    cells = figures._cells([history(["a"], 1.0, steps, every)], ["a"], "activation")
+    assert len(cells) == min(steps, figures.CELLS)
     assert np.isfinite(cells).all()

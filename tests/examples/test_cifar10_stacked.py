@@ -8,8 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 import sigscale as ss
-from examples.cifar10 import networks, together
-from examples.cifar10.shuffling import generator
+from examples.cifar10 import networks, stacked
+from examples.cifar10.runtime import generator
 from examples.cifar10.train import Settings, single
 from tests.oracles.cifar10 import BEYOND, PIPELINES
 
@@ -31,7 +31,7 @@ def batches(steps, size=4):
 
 def logits(joined, images):
     """images (seeds, b, 3, h, h) -> (seeds, b, classes)"""
-    return joined(together.images(images.transpose(0, 1)))
+    return joined(stacked.images(images.transpose(0, 1)))
 
 
 def train(network, pipeline, losses):
@@ -58,7 +58,7 @@ def test_fifty_steps_are_those_of_single_runs(name):
     """
     pipeline = PIPELINES[name]
     alone, shaken = singles(pipeline), singles(pipeline)
-    joined = together.join(alone)
+    joined = stacked.join(alone)
     for seed in range(SEEDS):
         with torch.no_grad():
             for parameter in shaken[seed].parameters():
@@ -122,26 +122,24 @@ def test_what_is_compared_beyond_the_paper(name):
 
 
 def check_gradients(alone):
-    joined = together.join(alone)
+    joined = stacked.join(alone)
     (images, labels), *_ = batches(1)
     expected = torch.stack([network(x) for network, x in zip(alone, images, strict=True)])
     found = logits(joined, images)
     torch.testing.assert_close(found, expected)
     for values in (found, expected):
         F.cross_entropy(values.flatten(0, 1), labels.flatten()).backward()
-    stacked = [p.grad.reshape(SEEDS, -1) for p in joined.parameters()]
+    parts = [p.grad.reshape(SEEDS, -1) for p in joined.parameters()]
     for seed, network in enumerate(alone):
         gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
-        torch.testing.assert_close(
-            torch.cat([part[seed] for part in stacked]), gradient, rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(torch.cat([part[seed] for part in parts]), gradient, rtol=1e-9, atol=1e-12)
     return joined
 
 
 def test_joining_copies():
     alone = singles(PIPELINES["combined-tanh"])
     before = copy.deepcopy(alone)
-    joined = together.join(alone)
+    joined = stacked.join(alone)
     with torch.no_grad():
         for parameter in joined.parameters():
             parameter.zero_()
