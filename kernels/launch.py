@@ -112,8 +112,7 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
 def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int) -> None:
     """Add the values of each tensor to its row of counts (rows, bins): one launch for each dtype."""
     if not takes_kernel(counts):
-        for row, tensor in zip(rows, tensors, strict=True):
-            reference_counts.count(counts[row], dense(tensor), m)
+        reference_counts.count_many(counts, rows, [dense(tensor) for tensor in tensors], m)
         return
     for group, places in by_kind(tensors):
         first = group[0]
