@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import torch
 from torch import Tensor
 
 Tensors = list[Tensor] | tuple[Tensor, ...]  # what torch._foreach functions take
 PLAIN = {Tensor, torch.nn.Parameter}  # others, such as DTensor, have ideas of their own about memory
 
-# PyTorch's norms on the CPU add up in fp32, one after the other, and lose digits from here on (1e8 Gaussian
-# numbers: 46 % of the sum of their magnitudes). The norms of pieces do not.
-PIECE = 1 << 12
-
 
 def value(parameters: Tensors, l2: float, l1: float) -> Tensor:
     """l2 / 2 sum theta^2 + l1 sum |theta|, 0-d, fp32 (fp64 for fp64), of tensors of one type and device."""
-    exact = exact_dtype(parameters[0])
-    if type(parameters[0]) not in PLAIN:
-        total = _sum_of_shards(parameters, l2, l1, exact)
+    first = parameters[0]
+    if first.is_cpu or type(first) not in PLAIN:
+        total = _by_sums(parameters, l2, l1)
         return total.full_tensor() if hasattr(total, "full_tensor") else total
-    pieces = list(_pieces(parameters))
-    total = torch.zeros((), dtype=exact, device=parameters[0].device)
+    exact = exact_dtype(first)
+    total = torch.zeros((), dtype=exact, device=first.device)
     if l2:
-        norms = torch.stack(torch._foreach_norm(pieces, 2, dtype=exact))
+        norms = torch.stack(torch._foreach_norm(parameters, 2, dtype=exact))
         total = total + 0.5 * l2 * norms.square().sum()
     if l1:
-        total = total + l1 * torch.stack(torch._foreach_norm(pieces, 1, dtype=exact)).sum()
+        total = total + l1 * torch.stack(torch._foreach_norm(parameters, 1, dtype=exact)).sum()
     return total
 
 
@@ -36,26 +30,20 @@ def exact_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _pieces(parameters: Iterable[Tensor]) -> Iterator[Tensor]:
+def _by_sums(parameters: Tensors, l2: float, l1: float) -> Tensor:
+    """The value by sums: on a CPU they add up pairwise, where norms lose digits one value after the other.
+
+    Of sharded tensors they stay sums of the shards until these meet at the end.
+    """
+    total: Tensor | None = None
     for parameter in parameters:
-        if parameter.is_cpu and parameter.numel() > PIECE:
-            yield from parameter.detach().reshape(-1).split(PIECE)
-        else:
-            yield parameter
-
-
-def _sum_of_shards(parameters: Tensors, l2: float, l1: float, exact: torch.dtype) -> Tensor:
-    """The value by sums, which sharded tensors keep as those of their shards until they meet at the end."""
-    parts = []
-    for parameter in (parameter.to(exact) for parameter in parameters):
-        if l2:
-            parts.append(0.5 * l2 * parameter.square().sum())
-        if l1:
-            parts.append(l1 * parameter.abs().sum())
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+        theta = parameter.to(exact_dtype(parameter))
+        for factor, part in ((0.5 * l2, theta.square), (l1, theta.abs)):
+            if factor:
+                term = factor * part().sum(dtype=torch.float64)
+                total = term if total is None else total + term
+    assert total is not None
+    return total.to(exact_dtype(parameters[0]))
 
 
 def gradients(parameters: Tensors, l2: float, l1: float, factor: Tensor | None = None) -> Tensors:
