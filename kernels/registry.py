@@ -19,12 +19,15 @@ class Function:
     `alpha_slope` is the derivative with respect to alpha, f(u) - u f'(u) at u = x / alpha, in fp32, for
     functions where that difference of value and slope cancels.
 
-    In PyTorch, `torch_value(u)` is f(u), `torch_slope(u)` is f'(u) and `torch_gradient_of_value(g, t)` is
-    g f'(u) from t = f(u), the first and the last differentiable; they own u and t and may overwrite them.
+    In PyTorch, `torch_value(u)` is f(u) and `torch_gradient_of_value(g, t)` is g f'(u) from t = f(u), both
+    differentiable and out of place. `torch_slope(u)` is f'(u); it owns u and may overwrite it, and so may
+    `torch_value_`, which is torch_value where that is faster in place.
     `value_reach` (of -u) and `slope_reach` (of abs(u)) say how far their fp32 results are as accurate as the
-    package promises; beyond, they are evaluated in fp64. Where alpha f(u) suffers too much from the rounding
-    of u, `torch_scaled_value(x, alpha)` gives alpha f(x / alpha); where f(u) - u f'(u) cancels,
-    `torch_alpha_slope(u, f(u), f'(u))` gives that.
+    package promises; beyond, they are corrected or evaluated in fp64, f(u) by `torch_tail(u)` if torch_value
+    underflows too early. Where alpha f(u) suffers too much from the rounding of u,
+    `torch_scaled_value(x, alpha)` gives alpha f(x / alpha), of 16-bit x in fp32; where f(u) - u f'(u) cancels
+    or is slow, `torch_alpha_slope(u, f'(u))` gives that in fp32. `torch_by_table` says that looking up the
+    result of a 16-bit value is faster than computing it.
 
     `torch_aliases` are names that PyTorch has for f besides `name`.
     """
@@ -43,8 +46,11 @@ class Function:
     slope_at_zero: float
     symmetry: str
     alpha_slope: Any = None
-    torch_alpha_slope: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    torch_value_: Callable[[Tensor], Tensor] | None = None
+    torch_alpha_slope: Callable[[Tensor, Tensor], Tensor] | None = None
     torch_scaled_value: Callable[[Tensor, float | Tensor], Tensor] | None = None
+    torch_tail: Callable[[Tensor], Tensor] | None = None
+    torch_by_table: bool = False
     value_reach: float = math.inf
     slope_reach: float = math.inf
     paper_name: str = ""

@@ -51,10 +51,7 @@ def chain(theta: Sequence[Any], x: Any, activation: Activation) -> tuple[Any, li
 
 def float64(function: Function) -> Activation:
     """f and f' of the registry, on float64 tensors."""
-    return Activation(
-        lambda u: function.torch_value(u.clone()),  # they own what they are given
-        lambda u: function.torch_slope(u.clone()),
-    )
+    return Activation(function.torch_value, lambda u: function.torch_slope(u.clone()))  # it owns u
 
 
 @torch.no_grad()
