@@ -49,7 +49,7 @@ def backward(function: Function, g: Tensor, saved: Tensor, alpha: float, *, from
     for out, incoming, part in parts(True, dx, g, saved):
         u = scale.over_alpha(part, room.for_(out))
         if not from_output:
-            result = slope(function, part, u, scale).mul_(incoming)
+            result = slope(function, part, u, scale).mul_(_widened(incoming))
         else:
             if not scale.is_exact:  # alpha may have been rounded up in y, and no slope is negative
                 u.clamp_(function.lower, function.upper)
