@@ -201,8 +201,7 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
 def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int) -> None:
     """Add the values of each tensor to its row of counts (rows, bins): one launch for each dtype."""
     if not device.takes_kernel(counts):
-        for row, tensor in zip(rows, tensors, strict=True):
-            reference_sketch.count(counts[row], launcher.dense(tensor), m)
+        reference_sketch.count_many(counts, rows, [launcher.dense(tensor) for tensor in tensors], m)
         return
     for group, indices in multi_tensor.by_kind(tensors):
         first = group[0]

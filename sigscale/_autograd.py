@@ -112,7 +112,15 @@ def activate(
     if not (x.requires_grad and torch.is_grad_enabled()):
         return activation.forward(function, x, alpha)
     keep_output = save == "output" if save else x.dtype.itemsize > 2
+    if keep_output and x.dtype is torch.float16:
+        keep_output = _is_exact_in_float16(function, alpha)
     return Activation.apply(x, function, alpha, keep_output, sketch)  # type: ignore[no-any-return]
+
+
+def _is_exact_in_float16(function: Function, alpha: float) -> bool:
+    """Whether float16 holds the output to its full precision, so that the slope can be had from it."""
+    limits = torch.finfo(torch.float16)
+    return limits.smallest_normal <= alpha and alpha * max(-function.lower, function.upper) <= limits.max
 
 
 def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:

@@ -168,6 +168,17 @@ def test_extreme_alpha(name, alpha, device):
     assert truth.ulps(y, exact).max() <= ss.FUNCTIONS[name].torch_ulp
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1.7])
+def test_fp64_tails_are_subnormal(alpha, device):
+    """Where exp(-u) overflows, sigmoid and the slopes are still as large as exp(u), not zero."""
+    x = alpha * torch.tensor([-700.0, -709.5, -720.0, -740.0, -800.0], dtype=torch.float64)
+    want = alpha * torch.exp(x / alpha)
+    tiny = 4 * 2.0**-1074
+    torch.testing.assert_close(activation("sigmoid", x, alpha, device), want, rtol=1e-12, atol=tiny)
+    torch.testing.assert_close(slopes("sigmoid", x, alpha, device), want / alpha, rtol=1e-12, atol=tiny)
+    torch.testing.assert_close(slopes("tanh", x / 2, alpha, device), 4 * want / alpha, rtol=1e-12, atol=tiny)
+
+
 @pytest.mark.interpreter
 def test_default_keeps_16_bit_gradients_alive(device):
     """bf16 rounds tanh to 1 from |u| = 3.5 on; from the saved input the slope survives to |u| = 40."""

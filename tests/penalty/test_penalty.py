@@ -270,3 +270,15 @@ def test_examples(documented):
     for example in doctest.DocTestFinder(recurse=False).find(documented, "example", globs={}, module=False):
         assert example.examples
         assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize(("l2", "l1"), [(0.0, 1.0), (1.0, 0.0), (0.5, 0.25)])
+def test_value_of_millions_of_equal_parameters(l2, l1, device):
+    """Their sum in fp32, one after the other, would lose four digits."""
+    layer = torch.nn.Linear(1500, 1000, bias=False, device=device)
+    with torch.no_grad():
+        layer.weight.fill_(0.1)
+    theta = layer.weight.double()
+    want = 0.5 * l2 * theta.square().sum() + l1 * theta.abs().sum()
+    value = ss.WeightPenalty(layer, l2=l2, l1=l1)().double()
+    torch.testing.assert_close(value, want, rtol=2e-7, atol=0)
