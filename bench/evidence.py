@@ -1,7 +1,7 @@
 """Everything a GPU has to say, within the minutes it is there.
 
     python -m bench.evidence                          print the plan of both calls
-    python -m bench.evidence --call N --out DIR       call 1, short, which shows faults early, or 2, the long one
+    python -m bench.evidence --call N --out DIR       call 1, short, to show faults early; or 2, long
     python -m bench.evidence --call N --rehearse      every step at its smallest size, on any machine
 
 A step starts if the budget (`--seconds`) still has what it is expected to take, and is cut off at three times
