@@ -29,7 +29,7 @@ from tqdm import tqdm
 import sigscale as ss
 from examples.cifar10.figures import STYLE, STYLES, save
 from examples.cifar10.results import environment
-from sigscale.files import atomic
+from sigscale._files import atomic
 
 POEM = """\
 'Twas brillig, and the slithy toves

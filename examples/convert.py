@@ -29,7 +29,7 @@ import sigscale as ss
 from examples.cifar10.data import Split, load
 from examples.cifar10.figures import STYLE
 from examples.cifar10.results import environment
-from sigscale.files import atomic
+from sigscale._files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

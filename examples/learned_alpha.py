@@ -25,7 +25,7 @@ from examples.cifar10 import data
 from examples.cifar10.errors import DataError
 from examples.cifar10.figures import STYLE, STYLES, save
 from examples.cifar10.results import environment
-from sigscale.files import atomic
+from sigscale._files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

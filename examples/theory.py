@@ -19,7 +19,7 @@ import torch
 
 import sigscale as ss
 from sigscale import theory
-from sigscale.files import atomic
+from sigscale._files import atomic
 from sigscale.plot import STYLE
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ def report(draws: int, seed: int) -> Iterator[str]:
         ("t", "claim 1: |dh| <= |d| t", "claim 2: |dh + r theta| >= |d| log(1/t)", "worst, of claim 2 or 1"),
         map(_domain, theory.theorem_1_domain(draws=draws, seed=seed)),
     )
-    ts = (0.01, 0.1, 0.3, 0.5)
+    ts = (0.01, 0.1, 0.3, 0.5, 0.6)
     yield _titled(
-        "Theorem 1 for the other functions: counterexamples to claim 1 where it is true for tanh.",
+        "Theorem 1 for the other functions: counterexamples to claims 1, 2 where both are true for tanh.",
         ("function", *(f"t = {t}" for t in ts)),
         (
-            (name, *(row.first for row in theory.theorem_1_domain(ts, draws, seed, name)))
+            (name, *(f"{row.first}, {row.second}" for row in theory.theorem_1_domain(ts, draws, seed, name)))
             for name in ss.FUNCTIONS
         ),
     )

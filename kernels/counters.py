@@ -1,27 +1,38 @@
-"""Counters of one program: words in the shared memory of NVIDIA GPUs, by inline PTX; elsewhere none.
+"""A program's counters: words in the shared memory of NVIDIA GPUs, through inline PTX.
 
-Shared counters cost an element one `red` instruction. A program opens them once, counts, and adds them to the
-counts in global memory at its end. Elsewhere, and in the interpreter, `count_portably` adds tile by tile.
+Counting an element costs one `red` instruction. A program opens its counters once, counts, and finally adds
+them to the counts in global memory. On other GPUs and in the interpreter there are none, and `count_portably`
+adds to the counts tile by tile.
 """
 
 from __future__ import annotations
 
-from ._optional import tl, triton
-from .coefficients import constant
+from torch import Tensor
 
-CHUNK = constant(1024)  # words cleared or flushed at a time; at least one a thread
+from . import device
+from ._triton import tl, triton
+from .math import constant
+
+CHUNK = constant(1024)  # words cleared or flushed at a time; at least one per thread
 PAGE = constant(4096)  # bins of one tl.histogram
+
+# Geometry of kernels that count, by mantissa bits. Programs loop over tiles, so that each clears and flushes
+# its counters once; a multiprocessor surely holds this many of them at a time.
+WARPS = {2: 8, 3: 8, 4: 8, 5: 16}
+PROGRAMS = {2: 4, 3: 4, 4: 4, 5: 2}  # per multiprocessor
+ELEMENTS = {2: 8, 4: 8, 8: 4}  # per thread, by bytes per element
+PORTABLE_TILE = 8192  # elements; counting a tile then costs as much as clearing the histogram
 
 
 @triton.constexpr_function
 def declaration(words):
-    """PTX that reserves the counters and a spare word a lane; it may stand in a kernel only once."""
+    """PTX that reserves the counters and a spare word per lane; a kernel may contain it only once."""
     return f".shared .align 16 .b32 sigscale_counters[{words + 32}]; mov.u32 $0, sigscale_counters;"
 
 
 @triton.jit
 def open_counters(WORDS: tl.constexpr, SHARED: tl.constexpr):
-    """Zeroed counters in shared memory: their address. All threads come here, at one place of the kernel."""
+    """The address of zeroed counters in shared memory. Call once per kernel, from all threads."""
     if SHARED:
         base = tl.inline_asm_elementwise(declaration(WORDS), "=r", [], tl.int32, is_pure=False, pack=1)
         for start in range(0, WORDS, CHUNK):
@@ -47,22 +58,22 @@ def barrier():
 
 @triton.jit
 def lane():
-    """The number of the thread in its warp."""
+    """The thread's index in its warp."""
     return tl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r", [], tl.int32, is_pure=True, pack=1)
 
 
 @triton.jit
 def spare_word(base, WORDS: tl.constexpr):
-    """The address of a word that is never read, for elements that do not count: a branch would cost more."""
+    """The address of a word that nobody reads, for elements not counted: a branch would cost more."""
     return base + (WORDS + lane()) * 4
 
 
 @triton.jit
 def increment(address):
-    """Count one at each address.
+    """Add one at each address.
 
-    A tile must give every thread elements of its own: Triton copies smaller ones to all threads, and each
-    copy would be counted.
+    A tile must give every thread elements of its own: Triton replicates smaller tiles over the threads, and
+    would count each copy.
     """
     tl.inline_asm_elementwise(
         "red.shared.add.u32 [$1], 1; mov.u32 $0, 0;", "=r,r", [address], tl.int32, is_pure=False, pack=1
@@ -78,16 +89,23 @@ def read(address):
 
 @triton.jit
 def add_counted(counts_ptr, index, counted, mask):
-    """counts[index] += counted; most of a program's counters are zero, and cost nothing more."""
+    """counts[index] += counted; skips zeros, which most of a program's counters are."""
     tl.atomic_add(counts_ptr + index, counted.to(tl.int64), mask=mask & (counted != 0), sem="relaxed")
 
 
 @triton.jit
 def count_portably(counts_ptr, index, mask, BINS: tl.constexpr):
-    """counts[index] += 1 for each index (0 to BINS - 1) of the tile where the mask is (None: everywhere)."""
+    """counts[index] += 1 for each index (0 to BINS - 1) of the tile under the mask (None: everywhere)."""
     for first in tl.static_range(0, BINS, PAGE):
         page = (index >= first) & (index < first + PAGE)
         page = page if mask is None else page & mask
         counted = tl.histogram(index - first, PAGE, mask=page)
         bins = first + tl.arange(0, PAGE)
         add_counted(counts_ptr, bins, counted, bins < BINS)
+
+
+def geometry(x: Tensor, m: int) -> tuple[int, int, bool]:
+    """Grid, block, and whether to count in shared memory, for a kernel that counts x with m mantissa bits."""
+    shared = device.has_shared_counters(x.device)
+    block = 32 * WARPS[m] * ELEMENTS[x.element_size()] if shared else PORTABLE_TILE
+    return min(-(-x.numel() // block), PROGRAMS[m] * device.multiprocessors(x.device)), block, shared

@@ -1,24 +1,26 @@
-"""THE place where an activation lives: device math, plain-PyTorch math and facts of every f.
+"""THE place where an activation lives: device math, plain-PyTorch math, exact values and facts of every f.
 
 The paper's alpha-scaled activation, eq. (1), is f_alpha(z) = alpha f(z / alpha); below, u = x / alpha.
-To add a function, write its device functions, register one `Function`, and everything else (modules,
-kernels, tests, benchmarks, tables) follows from the registry.
+To add a function, write its device functions and register one `Function`. Modules, kernels, tests, benchmarks
+and tables iterate over the registry.
 
-Device functions get x (or y) in the type that arithmetic runs in (fp32, or fp64 for fp64 tensors), alpha and
-1 / alpha as fp64 scalars, and `DTYPE`, the tensor's own type, which says how good the result has to be: bf16
-leaves a GPU's memory 31 instructions an element and needs 2^-17, fp32 leaves 62 and needs a few ulp.
+Device functions receive x (or y) in the type that arithmetic runs in (fp32, or fp64 for fp64 tensors), alpha
+and 1 / alpha as fp64 scalars, and `DTYPE`, the tensor's own type, which sets the accuracy needed: at a GPU's
+memory speed, bf16 leaves 31 instructions per element and needs 2^-17; fp32 leaves 62 and needs a few ulp.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._optional import tl, triton
-from .coefficients import (
+from ._triton import tl, triton
+from .math import (
     ARCTAN,
     ARCTAN_BF16,
     ARCTAN_NEAR_ZERO,
@@ -30,8 +32,6 @@ from .coefficients import (
     TANH_BF16,
     TANH_FP16,
     TANH_NEAR_ZERO,
-)
-from .elementary import (
     at_least,
     at_most,
     atan64,
@@ -50,14 +50,99 @@ from .elementary import (
     split,
     tanh64,
 )
-from .registry import Function, Registry
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A sigmoid-type function f: its device math, plain-PyTorch math, exact values and facts.
+
+    `value`, `slope` and `slope_from_output` are device functions of (x or y, alpha, 1 / alpha, DTYPE) that
+    return alpha f(x / alpha), f'(x / alpha) from x, and f'(x / alpha) from y = alpha f(x / alpha).
+    `alpha_slope` is the derivative with respect to alpha, f(u) - u f'(u) at u = x / alpha, in fp32: for
+    functions where the difference of value and slope cancels.
+
+    In PyTorch, `torch_value(u)` is f(u), `torch_slope(u)` is f'(u) and `torch_gradient_of_value(g, t)` is
+    g f'(u) from t = f(u), the first and the last differentiable; they own u and t and may overwrite them.
+    Up to `value_reach` (of -u) and `slope_reach` (of abs(u)) their fp32 results are as accurate as the
+    package promises; beyond, they are evaluated in fp64. Where alpha f(u) suffers too much from the rounding
+    of u, `torch_scaled_value(x, alpha)` computes alpha f(x / alpha); where f(u) - u f'(u) cancels,
+    `torch_alpha_slope(u, f(u), f'(u))` computes that.
+
+    `mp_value` and `mp_slope` are f and f' of an mpmath number, at its precision; they find mpmath's functions
+    in the number's `context`. They define what the package computes, and the tests hold it to them. In fp32,
+    alpha f(x / alpha) errs by at most `kernel_ulp` units in the last place in the kernel and by `torch_ulp`
+    in plain PyTorch.
+
+    `torch_aliases` are PyTorch's other names for f.
+    """
+
+    name: str
+    formula: str
+    value: Any
+    slope: Any
+    slope_from_output: Any
+    torch_value: Callable[[Tensor], Tensor]
+    torch_slope: Callable[[Tensor], Tensor]
+    torch_gradient_of_value: Callable[[Tensor, Tensor], Tensor]
+    mp_value: Callable[[Any], Any]
+    mp_slope: Callable[[Any], Any]
+    kernel_ulp: float
+    torch_ulp: float
+    lower: float
+    upper: float
+    value_at_zero: float
+    slope_at_zero: float
+    symmetry: str
+    alpha_slope: Any = None
+    torch_alpha_slope: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    torch_scaled_value: Callable[[Tensor, float | Tensor], Tensor] | None = None
+    value_reach: float = math.inf
+    slope_reach: float = math.inf
+    paper_name: str = ""
+    torch_aliases: tuple[str, ...] = ()
+
+
+class Registry(Mapping[str, Function]):
+    """The functions by name, in the order in which they were registered."""
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Function] = {}
+
+    def register(self, function: Function) -> Function:
+        """Add a function under its name, which must be a new Python identifier."""
+        name = function.name
+        if not name.isidentifier() or name in self._functions:
+            raise ValueError(
+                f"cannot register {name!r}: the name must be an identifier that is not yet taken"
+            )
+        self._functions[name] = function
+        return function
+
+    def unregister(self, name: str) -> None:
+        del self._functions[name]
+
+    def __getitem__(self, name: str) -> Function:
+        try:
+            return self._functions[name]
+        except (KeyError, TypeError):
+            known = ", ".join(self._functions)
+            raise ValueError(f"unknown function {name!r}: choose one of {known}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._functions
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._functions)
+
+    def __len__(self) -> int:
+        return len(self._functions)
 
 
 @triton.jit
 def tanh_value(x, alpha, inv, DTYPE: tl.constexpr):
-    # Near 0, x + x p keeps subnormals; beyond, alpha - 2 alpha / (1 + e^(2|u|)), in which an overflowing
-    # exponential is harmless. With the sign of u in the exponent (bf16) it is cheaper, and twice as far off
-    # where u < 0.
+    # Near 0, x + x p keeps subnormals; beyond, alpha - 2 alpha / (1 + e^(2|u|)), where an overflowing
+    # exponential is harmless. Leaving the sign of u in the exponent (bf16) is cheaper and doubles the error
+    # for u < 0.
     if DTYPE == tl.float64:
         y = alpha * tanh64(x / alpha)
     else:
@@ -255,7 +340,7 @@ def softsign_alpha_slope(x, alpha, inv, DTYPE: tl.constexpr):
 FUNCTIONS = Registry()
 
 
-# As 0-d tensors, since a Python number costs an operation a microsecond to wrap.
+# 0-d tensors, since wrapping a Python number costs an operation a microsecond.
 ONE, MINUS_TWO, FOUR = (torch.tensor(number, device="cpu") for number in (1.0, -2.0, 4.0))
 
 
@@ -279,7 +364,7 @@ def _softsign_scaled(x: Tensor, alpha: float | Tensor) -> Tensor:
 
 
 def _cubic_near_zero(coefficients: tuple[float, ...]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """t - u s, where u^3 q(u^2) replaces it up to |u| = 0.3, since the difference cancels there."""
+    """t - u s; up to |u| = 0.3, where the difference cancels, u^3 q(u^2) instead."""
 
     def alpha_slope(u: Tensor, t: Tensor, s: Tensor) -> Tensor:
         w = u * u
@@ -304,6 +389,10 @@ FUNCTIONS.register(
         torch_slope=lambda u: _logistic_slope(u.abs_().mul_(MINUS_TWO)).mul_(FOUR),
         torch_alpha_slope=_cubic_near_zero(TANH_NEAR_ZERO),
         torch_gradient_of_value=torch.ops.aten.tanh_backward.default,
+        mp_value=lambda u: u.context.tanh(u),
+        mp_slope=lambda u: u.context.sech(u) ** 2,
+        kernel_ulp=2.5,
+        torch_ulp=2.5,
         slope_reach=10.0,
         lower=-1.0,
         upper=1.0,
@@ -322,6 +411,10 @@ FUNCTIONS.register(
         torch_value=torch.sigmoid_,
         torch_slope=lambda u: _logistic_slope(u.abs_().neg_()),
         torch_gradient_of_value=torch.ops.aten.sigmoid_backward.default,
+        mp_value=lambda u: 1 / (1 + u.context.exp(-u)),
+        mp_slope=lambda u: u.context.sech(u / 2) ** 2 / 4,
+        kernel_ulp=3.0,
+        torch_ulp=5.0,
         value_reach=1.0,
         slope_reach=20.0,
         lower=0.0,
@@ -345,6 +438,10 @@ FUNCTIONS.register(
         torch_slope=lambda u: u.square_().add_(ONE).reciprocal_(),
         torch_alpha_slope=_cubic_near_zero(ARCTAN_NEAR_ZERO),
         torch_gradient_of_value=lambda g, t: t.cos_().square_() * g,
+        mp_value=lambda u: u.context.atan(u),
+        mp_slope=lambda u: 1 / (1 + u * u),
+        kernel_ulp=2.5,
+        torch_ulp=2.5,
         lower=-math.pi / 2,
         upper=math.pi / 2,
         value_at_zero=0.0,
@@ -366,6 +463,10 @@ FUNCTIONS.register(
         torch_slope=lambda u: u.abs_().add_(ONE).square_().reciprocal_(),
         torch_alpha_slope=lambda u, t, s: t.mul_(t.abs()),
         torch_gradient_of_value=lambda g, t: t.abs_().sub_(ONE).square_() * g,
+        mp_value=lambda u: u / (1 + abs(u)),
+        mp_slope=lambda u: 1 / (1 + abs(u)) ** 2,
+        kernel_ulp=2.0,
+        torch_ulp=2.0,
         lower=-1.0,
         upper=1.0,
         value_at_zero=0.0,

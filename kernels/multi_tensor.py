@@ -1,22 +1,22 @@
-"""Many tensors in one launch: sketches of all gradients of a network, or their exact order statistics.
+"""Many tensors in one launch: tables on the device tell a kernel where they are; nothing waits for them.
 
-Kernels read the tensors' addresses from a table on the device. In `multi_sketch_kernel` a program takes a
-chunk of one tensor, so that a large one is shared by many programs and small ones run side by side; in
-`multi_select_kernel` a program finds one order statistic of one small tensor, bit by bit, from the cache.
-
-    multi_sketch_kernel    counts[row of the tensor] += histogram of the tensor     reads every tensor
-    multi_select_kernel    values[tensor, j] = its order statistic ranks[tensor, j]
-
-What else a pass over all gradients can do, such as adding a penalty's gradient, belongs between the load and
-the count of a tile.
+A program takes one chunk of one tensor, so that many programs share a large tensor and small ones run side by
+side. The tensor's address comes from a table.
 """
 
 from __future__ import annotations
 
-from ._optional import tl, triton
-from .counters import open_counters
-from .select import sort_key, value_of_key
-from .sketch import bin_count, close_counters, count_tile, words
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._triton import tl, triton
+from .device import is_capturing, is_gpu, made_once, upload
+from .launcher import ALIGNMENT, dense
+
+CHUNK = 1 << 16  # elements of one tensor that one program takes
 
 
 @triton.jit
@@ -27,73 +27,67 @@ def tensor_at(addresses_ptr, index, like_ptr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def multi_sketch_kernel(
-    like_ptr,
-    addresses_ptr,
-    sizes_ptr,
-    rows_ptr,
-    chunk_tensors_ptr,
-    chunk_numbers_ptr,
-    counts_ptr,
-    M: tl.constexpr,
-    SHARED: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    chunk = tl.program_id(0)
-    tensor = tl.load(chunk_tensors_ptr + chunk)
-    start = tl.load(chunk_numbers_ptr + chunk).to(tl.int64) * CHUNK
-    end = tl.minimum(start + CHUNK, tl.load(sizes_ptr + tensor))
-    x_ptr = tensor_at(addresses_ptr, tensor, like_ptr, ALIGNED)
-    counts_ptr += tl.load(rows_ptr + tensor).to(tl.int64) * bin_count(M)
-    base = open_counters(words(M), SHARED)
-    offs = tl.arange(0, BLOCK)
-    while start < end:
-        count_tile(base, counts_ptr, x_ptr + start + offs, offs, end - start, M, SHARED, BLOCK)
-        start += BLOCK
-    close_counters(base, counts_ptr, M, SHARED)
+def chunk_at(program, chunk_tensors_ptr, chunk_numbers_ptr, sizes_ptr, CHUNK: tl.constexpr):
+    """The tensor's index, and where in the tensor the program's chunk begins and ends."""
+    tensor = tl.load(chunk_tensors_ptr + program)
+    start = tl.load(chunk_numbers_ptr + program).to(tl.int64) * CHUNK
+    return tensor, start, tl.minimum(start + CHUNK, tl.load(sizes_ptr + tensor))
 
 
-@triton.jit
-def multi_select_kernel(
-    values_ptr,
-    addresses_ptr,
-    sizes_ptr,
-    ranks_ptr,
-    nans_ptr,
-    J: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    DTYPE: tl.constexpr = values_ptr.dtype.element_ty
-    wanted = tl.program_id(0)
-    tensor = wanted // J
-    x_ptr = tensor_at(addresses_ptr, tensor, values_ptr, False)
-    n = tl.load(sizes_ptr + tensor)
-    rank = tl.load(ranks_ptr + wanted)
-    found = tl.full((), 0, tl.int64)
-    bit = tl.full((), 1, tl.int64) << (WIDTH - 1)
-    for _ in range(WIDTH):
-        candidate = found | bit
-        if number_below(x_ptr, n, candidate, BLOCK) <= rank:
-            found = candidate
-        bit = (bit >> 1) & 0x7FFFFFFFFFFFFFFF
-    tl.store(values_ptr + wanted, value_of_key(found, DTYPE))
-    if wanted % J == 0:
-        of_nan = tl.full((), -1 if WIDTH == 64 else (1 << WIDTH) - 1, tl.int64)
-        tl.store(nans_ptr + tensor, n - number_below(x_ptr, n, of_nan, BLOCK))
+class Chunks(NamedTuple):
+    """Tensors cut into chunks."""
+
+    sizes: Tensor  # int64 (tensors,)
+    rows: Tensor  # int32 (tensors,): the row of a table that each tensor belongs to
+    tensors: Tensor  # int32 (chunks,): for each chunk the tensor's index
+    numbers: Tensor  # int32 (chunks,): for each chunk its index within that tensor
 
 
-@triton.jit
-def number_below(x_ptr, n, key, BLOCK: tl.constexpr):
-    """How many of n values have a sort key below `key`, an int64 that holds the key's bits."""
-    offs = tl.arange(0, BLOCK)
-    below = tl.zeros([BLOCK], tl.int64)
-    start = tl.full((), 0, tl.int64)
-    while start < n:
-        mask = offs < n - start
-        keys = sort_key(tl.load(x_ptr + start + offs, mask=mask))
-        below += ((keys < key.to(keys.dtype, bitcast=keys.dtype == tl.uint64)) & mask).to(tl.int64)
-        start += BLOCK
-    return tl.sum(below)
+@made_once(64)
+def chunks(
+    of_sizes: tuple[int, ...], rows: tuple[int, ...], device: torch.device, chunk: int = CHUNK
+) -> Chunks:
+    """The chunks of non-empty tensors with these sizes; `rows` may be empty."""
+    pairs = [(index, number) for index, size in enumerate(of_sizes) for number in range(-(-size // chunk))]
+    tensors, numbers = zip(*pairs, strict=True)
+    return Chunks(
+        sizes(of_sizes, device),
+        upload(rows, torch.int32, device),
+        upload(tensors, torch.int32, device),
+        upload(numbers, torch.int32, device),
+    )
+
+
+@made_once(64)
+def sizes(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    return upload(numbers, torch.int64, device)
+
+
+def addresses(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The tensors' addresses, int64 (tensors,)."""
+    found = tuple(tensor.data_ptr() for tensor in tensors)
+    if is_gpu(device) and not is_capturing(device):
+        return _addresses(found, device)
+    return upload(found, torch.int64, device)
+
+
+@made_once(64)
+def _addresses(found: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept, since gradients mostly lie where those of the last step did."""
+    return upload(found, torch.int64, device)
+
+
+def by_kind(tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[int]]]:
+    """The non-empty tensors, made dense, and their indices, grouped by dtype and alignment."""
+    groups: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[int]]] = {}
+    for index, tensor in enumerate(tensors):
+        if tensor.numel():
+            compact = dense(tensor.detach())
+            group, indices = groups.setdefault((compact.dtype, is_aligned([compact])), ([], []))
+            group.append(compact)
+            indices.append(index)
+    yield from groups.values()
+
+
+def is_aligned(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in tensors)

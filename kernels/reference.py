@@ -1,8 +1,8 @@
-"""The plain-PyTorch twin of every kernel: the CPU path, and the differentiable form of both directions.
+"""The activation in plain PyTorch: the kernels' twin on CPUs, and a differentiable form of both directions.
 
-16-bit tensors are computed in fp32, like in the kernels, and in chunks that stay in the cache; arithmetic is
-in place, so that a direction allocates its result and, in 16 bits, one chunk. Unlike in the kernels, an x
-below 2^-126 alpha loses precision, since x / alpha is a subnormal number.
+16-bit tensors are computed in fp32, as in the kernels, and in chunks that stay in the cache. Arithmetic is in
+place: a direction allocates its result and, in 16 bits, one chunk. Unlike in the kernels, an x below 2^-126
+alpha loses precision, since x / alpha is a subnormal number.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .registry import Function
+from .functions import Function
 
 CHUNK = 1 << 17  # elements; the fp32 temporaries of a chunk fit the second-level caches of two cores
 EXACT_REACH = 85.0  # of -u, where u is exact: beyond, exp(-u) overflows fp32 before f(u) underflows it
 
 
 def forward(function: Function, x: Tensor, alpha: float | Tensor) -> Tensor:
-    """alpha f(x / alpha), laid out as torch.tanh(x) would be; a tensor alpha has one for each channel."""
+    """alpha f(x / alpha), laid out as torch.tanh(x) would be; a tensor alpha has one value per channel."""
     scale = scale_of(function, x, alpha)
     if x.dtype.itemsize == 2 and not isinstance(alpha, Tensor):
         return _by_chunks(lambda y, x: _value(function, x, scale, y), x)
@@ -46,7 +46,7 @@ def composed(function: Function, x: Tensor, alpha: float | Tensor) -> Tensor:
 
 
 def by_channel(alpha: Tensor, x: Tensor) -> Tensor:
-    """alpha, of one number or one for each channel, in a shape that broadcasts against x."""
+    """alpha, one value or one per channel, in a shape that broadcasts against x."""
     return alpha.reshape(()) if alpha.numel() == 1 else alpha.reshape(-1, *(1,) * (x.ndim - 2))
 
 
@@ -58,7 +58,7 @@ def composed_backward(
         t = (_widened(saved) / alpha).clamp(function.lower, function.upper)
         return function.torch_gradient_of_value(_widened(g), t).to(g.dtype)
     twice = torch.is_grad_enabled()
-    # A view or a copy, so that the hooks of `saved` itself do not see this inner backward pass.
+    # A view or a copy, so that hooks on `saved` do not see this inner backward pass.
     x = saved.view_as(saved) if twice else saved.detach().requires_grad_()
     with torch.enable_grad():
         y = composed(function, x, alpha)
@@ -71,7 +71,7 @@ def composed_learned_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """g f'(u) and the sum of g (f(u) - u f'(u)) in PyTorch operations, differentiable in grad mode."""
     twice = torch.is_grad_enabled()
-    # Views, so that the hooks of x and alpha do not see this inner backward pass.
+    # Views, so that hooks on x and alpha do not see this inner backward pass.
     inputs = [t.view_as(t) if twice else t.detach().requires_grad_() for t in (x, alpha)]
     with torch.enable_grad():
         y = composed(function, *inputs)
@@ -81,7 +81,7 @@ def composed_learned_backward(
 
 
 def _value(function: Function, x: Tensor, scale: Scale, y: Tensor | None = None) -> Tensor:
-    """alpha f(x / alpha), in y if that is given; x is float32 or float64 otherwise."""
+    """alpha f(x / alpha), written to y if given; without y, x is float32 or float64."""
     if function.torch_scaled_value is not None:
         return _rounded(function.torch_scaled_value(_widened(x), scale.exactly), x, y)
     u = scale.over_alpha(x)
@@ -100,7 +100,7 @@ def _gradient(function: Function, g: Tensor, x: Tensor, scale: Scale, dx: Tensor
 
 
 def slope(function: Function, x: Tensor, u: Tensor, scale: Scale) -> Tensor:
-    """f'(u) with u = x / alpha, which is overwritten."""
+    """f'(u) with u = x / alpha; overwrites u."""
     far = u.abs() > scale.slope_reach if scale.slope_reach < math.inf else None
     result = function.torch_slope(u)
     if far is not None and far.any():
@@ -124,13 +124,13 @@ def _rounded(result: Tensor, like: Tensor, out: Tensor | None) -> Tensor:
 
 
 class Scale(NamedTuple):
-    """What alpha means for tensors of a dtype.
+    """alpha, prepared for tensors of one dtype.
 
-    Numbers are 0-d tensors here, since a Python number costs an operation a microsecond to wrap.
+    Numbers are 0-d tensors, since wrapping a Python number costs an operation a microsecond.
     """
 
     alpha: Tensor
-    exactly: float | Tensor  # alpha as it was given: a number, or for each channel in float64
+    exactly: float | Tensor  # alpha as given: a number, or float64 values per channel
     is_exact: bool  # whether dividing by alpha rounds nothing
     over_alpha: Callable[[Tensor], Tensor]  # x / alpha as a new tensor of the computing type
     value_reach: float  # of -u, beyond which the value is computed in fp64
@@ -145,7 +145,7 @@ class Scale(NamedTuple):
 
 
 def scale_of(function: Function, x: Tensor, alpha: float | Tensor) -> Scale:
-    """The scale of a number, or of one for each x[:, channel]."""
+    """The scale of one number, or of one per x[:, channel]."""
     if not isinstance(alpha, Tensor):
         return _scale(function, x.dtype, alpha)
     exactly = by_channel(alpha, x).double()
@@ -179,7 +179,7 @@ def _widened(x: Tensor) -> Tensor:
 
 
 def _by_chunks(write: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """The result of write(result, *inputs), elementwise: by chunks where the tensors are dense and alike."""
+    """The result of the elementwise write(result, *inputs), in chunks if the tensors are dense and alike."""
     result = torch.empty_like(inputs[0])
     n = result.numel()
     if n <= CHUNK or any(t.stride() != result.stride() for t in inputs):

@@ -1,4 +1,4 @@
-"""The plain-PyTorch twin of the kernels with an alpha that learns, for a layer or for each channel."""
+"""The plain-PyTorch twin of the kernels with an alpha that learns, one per layer or per channel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .registry import Function
+from .functions import Function
 
 CHUNK = 1 << 16  # elements, whose temporaries fit the second-level cache of a core
 FAR = 2.0**60  # of abs(u), beyond which u f'(u) is 0 or its limit, and an infinite u would make NaN of it
@@ -22,7 +22,7 @@ def forward(function: Function, x: Tensor, alpha: Tensor) -> Tensor:
 def backward(
     function: Function, g: Tensor, x: Tensor, alpha: Tensor, *, dx: bool, dalpha: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """g f'(u) and, summed over what shares an alpha, g (f(u) - u f'(u)), with u = x / alpha."""
+    """With u = x / alpha: g f'(u), and g (f(u) - u f'(u)) summed over the elements that share an alpha."""
     scale = reference.scale_of(function, x, float(alpha) if alpha.numel() == 1 else alpha)
     in_x = torch.empty_like(x) if dx else x  # x where nothing is written
     total = torch.zeros(alpha.numel(), dtype=torch.float64)
@@ -46,7 +46,7 @@ def _alpha_slope(function: Function, u: Tensor, s: Tensor) -> Tensor:
 
 
 def _chunks(shared: bool, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors in parts of about CHUNK elements: of memory if all share an alpha, else of dimension 0."""
+    """The tensors in parts of about CHUNK elements: of memory if all share one alpha, else of dimension 0."""
     first = tensors[0]
     n = first.numel()
     if n == 0:

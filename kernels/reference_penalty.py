@@ -1,4 +1,4 @@
-"""A weight penalty in plain PyTorch: its value, its gradient, and the kernel's twin, which adds that."""
+"""The weight penalty in plain PyTorch: its value, its gradient, and the twin of the kernel that adds it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 Tensors = list[Tensor] | tuple[Tensor, ...]  # what torch._foreach functions take
-PLAIN = {Tensor, torch.nn.Parameter}  # others, such as DTensor, have ideas of their own about memory
+PLAIN = {Tensor, torch.nn.Parameter}  # others, such as DTensor, manage memory themselves
 
-# PyTorch's norms on the CPU add up in fp32, one after the other, and lose digits from here on (1e8 Gaussian
-# numbers: 46 % of the sum of their magnitudes). The norms of pieces do not.
+# PyTorch's CPU norms add sequentially in fp32 and lose digits on longer tensors (for 1e8 Gaussian numbers,
+# 46 % of the sum of magnitudes); norms of pieces do not.
 PIECE = 1 << 12
 
 
@@ -45,7 +45,7 @@ def _pieces(parameters: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _sum_of_shards(parameters: Tensors, l2: float, l1: float, exact: torch.dtype) -> Tensor:
-    """The value by sums, which sharded tensors keep as those of their shards until they meet at the end."""
+    """The value by sums, which sharded tensors reduce over shards only at the end."""
     parts = []
     for parameter in (parameter.to(exact) for parameter in parameters):
         if l2:
@@ -73,7 +73,7 @@ def gradients(parameters: Tensors, l2: float, l1: float, factor: Tensor | None =
 def _signs(parameters: Tensors) -> Tensors:
     if type(parameters[0]) in PLAIN:
         return torch._foreach_sign(parameters)
-    return [parameter.sign() for parameter in parameters]  # which DTensor of torch 2.11 has alone
+    return [parameter.sign() for parameter in parameters]  # all that DTensor has in torch 2.11
 
 
 def add_penalty(into: Tensors, parameters: Tensors, l2: float, l1: float, scale: Tensor | None) -> None:
@@ -84,7 +84,7 @@ def add_penalty(into: Tensors, parameters: Tensors, l2: float, l1: float, scale:
         torch._foreach_add_(into, gradients(parameters, l2, l1, scale))
         return
     for factor, tensors in ((l2, parameters), (l1, _signs(parameters) if l1 else ())):
-        if factor and narrow:  # alpha of an addition on a CPU is rounded to 16 bits, 1e-8 to 0; value is not
+        if factor and narrow:  # a CPU addition rounds alpha to 16 bits, 1e-8 to 0, but not value
             ones = [torch.ones((), dtype=first.dtype, device=first.device)] * len(into)
             torch._foreach_addcmul_(into, tensors, ones, value=factor)
         elif factor:

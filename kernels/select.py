@@ -1,39 +1,41 @@
-"""Exact order statistics without a sort: the wanted values are found digit by digit, the highest first.
+"""Exact order statistics without a sort: wanted values are found digit by digit, the highest first.
 
-Values are ordered by their bits (`sort_key`), NaN behind infinity. A pass reads x once and counts, for each
-of J wanted ranks, the next digit of those keys that begin with the digits found so far; `narrow_kernel` then
-finds the digit in which the rank lies. fp32 takes three passes (12, 10 and 10 bits), 16-bit types two, fp64
-seven.
+Values order like the unsigned integers that `sort_key` makes of their bits, NaN behind infinity. A pass reads
+x once and counts, for each of J wanted ranks, the next digit of the keys that begin with the digits found so
+far; `narrow_kernel` then finds the digit into which the rank falls. fp32 takes three passes (12, 10 and 10
+bits), 16-bit types two, fp64 seven.
 
-    digit_kernel     counts[j, digit] += 1 over the keys that begin like the j-th prefix     reads x
-    narrow_kernel    appends a digit to each prefix; after the last, the prefix is the value's key
+    digit_kernel           counts[j, digit] += 1 over the keys that begin like the j-th prefix      reads x
+    narrow_kernel          appends a digit to each prefix; the last makes the prefix the value's key
+    multi_select_kernel    values[tensor, j] = order statistic ranks[tensor, j] of many small tensors: each
+                           program finds one, bit by bit, reading its tensor from the cache once per bit
 
-Ranks ascend, so that equal prefixes are neighbours; the first of them counts for all.
+Ranks ascend, so that equal prefixes are neighbors; the first of them counts for all.
 
-Nothing is decided by the host, integers alone are added: the passes can be captured in a CUDA graph, their
-number does not depend on the data, and neither does the result on the order in which programs run.
+The host decides nothing and only integers are added: the passes can be captured in a CUDA graph, their number
+does not depend on the data, and the result does not depend on the order in which programs run.
 """
 
 from __future__ import annotations
 
-from ._optional import tl, triton
-from .counters import (
-    CHUNK,
-    add_counted,
-    barrier,
-    count_portably,
-    increment,
-    open_counters,
-    read,
-    spare_word,
-)
+from collections.abc import Sequence
 
-DIGIT = 10  # bits of all digits but the first
-RANKS = 10  # at most, so that their counters fit the 48 KiB that a kernel may declare
+import torch
+from torch import Tensor
+
+from . import counters, device, launcher, multi_tensor, reference_select
+from ._triton import tl, triton
+from .counters import CHUNK, add_counted, barrier, count_portably, increment, open_counters, read, spare_word
+from .multi_tensor import tensor_at
+
+DIGIT = 10  # bits of each digit after the first
+RANKS = 10  # found at a time, so that their counters fit the 48 KiB that a kernel may declare
+AS_MANY_COUNTERS = 4  # mantissa bits of a sketch, for the geometry of programs
+WARPS, TILE = 8, 2048  # of `multi_select_kernel`
 
 
 def digits(width: int) -> list[tuple[int, int]]:
-    """(shift, bits) of the digits of a key, the highest first: one in which infinity differs from NaN."""
+    """(shift, bits) of a key's digits, the highest first, which tells infinity from NaN."""
     first = 13 if width == 64 else 12
     shift = width - first
     found = [(shift, first)]
@@ -79,7 +81,7 @@ def value_of_key(key, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def count_digit(
+def count_digits(
     base,
     counts_ptr,
     prefix_ptr,
@@ -92,7 +94,7 @@ def count_digit(
     WORDS: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """Count the digits of one tile, where `mask` (None: everywhere)."""
+    """Count the digits of one tile under the mask (None: everywhere)."""
     key = sort_key(x)
     digit = ((key >> SHIFT) & ((1 << BITS) - 1)).to(tl.int32)
     if FIRST:
@@ -104,7 +106,7 @@ def count_digit(
         last = tl.full((), -1, tl.int64)
         for j in range(J):
             prefix = tl.load(prefix_ptr + j)
-            if prefix != last:  # most are the one before: the two order statistics of a quantile
+            if prefix != last:  # most repeat the one before: a quantile's two order statistics
                 row = tl.where(above == prefix.to(key.dtype), j, row)
             last = prefix
         word = (row << BITS) + digit
@@ -141,11 +143,11 @@ def digit_kernel(
         here = x_ptr + start + offs
         if start + BLOCK <= n:
             x = tl.load(here)
-            count_digit(base, counts_ptr, prefix_ptr, x, None, SHIFT, BITS, J, FIRST, WORDS, SHARED)
+            count_digits(base, counts_ptr, prefix_ptr, x, None, SHIFT, BITS, J, FIRST, WORDS, SHARED)
         else:
             mask = offs < n - start
             x = tl.load(here, mask=mask)
-            count_digit(base, counts_ptr, prefix_ptr, x, mask, SHIFT, BITS, J, FIRST, WORDS, SHARED)
+            count_digits(base, counts_ptr, prefix_ptr, x, mask, SHIFT, BITS, J, FIRST, WORDS, SHARED)
         start += tl.num_programs(0) * BLOCK
     if SHARED:
         barrier()
@@ -168,7 +170,7 @@ def narrow_kernel(
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """Program j appends a digit to the j-th prefix; the last time it stores the value."""
+    """Program j appends a digit to the j-th prefix; after the last digit it stores the value."""
     j = tl.program_id(0)
     prefix = tl.full((), 0, tl.int64)
     row = tl.full((), 0, tl.int32)
@@ -187,3 +189,127 @@ def narrow_kernel(
         before = tl.sum(tl.where(digit < found, counts, 0))
         tl.store(next_prefix_ptr + j, prefix)
         tl.store(next_rank_ptr + j, rank - before)
+
+
+@triton.jit
+def number_below(x_ptr, n, key, BLOCK: tl.constexpr):
+    """The number of n values whose sort key is below `key`, an int64 that holds the key's bits."""
+    offs = tl.arange(0, BLOCK)
+    below = tl.zeros([BLOCK], tl.int64)
+    start = tl.full((), 0, tl.int64)
+    while start < n:
+        mask = offs < n - start
+        keys = sort_key(tl.load(x_ptr + start + offs, mask=mask))
+        below += ((keys < key.to(keys.dtype, bitcast=keys.dtype == tl.uint64)) & mask).to(tl.int64)
+        start += BLOCK
+    return tl.sum(below)
+
+
+@triton.jit
+def multi_select_kernel(
+    values_ptr,
+    addresses_ptr,
+    sizes_ptr,
+    ranks_ptr,
+    nans_ptr,
+    J: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    DTYPE: tl.constexpr = values_ptr.dtype.element_ty
+    wanted = tl.program_id(0)
+    tensor = wanted // J
+    x_ptr = tensor_at(addresses_ptr, tensor, values_ptr, False)
+    n = tl.load(sizes_ptr + tensor)
+    rank = tl.load(ranks_ptr + wanted)
+    found = tl.full((), 0, tl.int64)
+    bit = tl.full((), 1, tl.int64) << (WIDTH - 1)
+    for _ in range(WIDTH):
+        candidate = found | bit
+        if number_below(x_ptr, n, candidate, BLOCK) <= rank:
+            found = candidate
+        bit = (bit >> 1) & 0x7FFFFFFFFFFFFFFF
+    tl.store(values_ptr + wanted, value_of_key(found, DTYPE))
+    if wanted % J == 0:
+        of_nan = tl.full((), -1 if WIDTH == 64 else (1 << WIDTH) - 1, tl.int64)
+        tl.store(nans_ptr + tensor, n - number_below(x_ptr, n, of_nan, BLOCK))
+
+
+class Selection:
+    """Order statistics of all values of x, which is not empty; NaN ranks behind infinity.
+
+    Two steps, since ranks may depend on how many values are not NaN, which only the device knows: making the
+    selection takes the first pass over x, which counts NaN; `order_statistics(ranks)` takes the others.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        x = launcher.dense(x)
+        self.x = x.as_strided((x.numel(),), (1,))
+        if device.takes_kernel(x):
+            self._passes = digits(8 * x.element_size())
+            self._first = torch.zeros(1 << self._passes[0][1], dtype=torch.int64, device=x.device)
+            _count_digit(self.x, self._first, self._first, 1, *self._passes[0], first=True)
+            self.nans = self._first[-1]
+        else:
+            self.nans = torch.count_nonzero(self.x != self.x)
+
+    @property
+    def valid(self) -> Tensor:
+        """The number of values that are not NaN, 0-d on x's device."""
+        return self.x.numel() - self.nans
+
+    def order_statistics(self, ranks: Tensor) -> Tensor:
+        """The values of these ranks, at most RANKS: int64, ascending, from 0 on."""
+        x, ranks = self.x, ranks.contiguous()
+        if not device.takes_kernel(x):
+            return reference_select.order_statistics(x, ranks, self.nans)
+        j, counted = ranks.numel(), self._first
+        values, prefixes = torch.empty_like(x[:1]).expand(j).contiguous(), torch.empty_like(ranks)
+        for shift, bits in self._passes:
+            first = shift == self._passes[0][0]
+            if not first:
+                counted = torch.zeros(j << bits, dtype=torch.int64, device=x.device)
+                _count_digit(x, counted, prefixes, j, shift, bits, first=False)
+            state = values, counted, prefixes, ranks
+            prefixes, ranks = torch.empty_like(ranks), torch.empty_like(ranks)
+            constants = (bits, j, first, shift == 0)
+            tensors = (*state, prefixes, ranks)
+            launcher.launch(narrow_kernel, ("narrow", *constants), j, tensors, *constants, num_warps=4)
+        return values
+
+
+def _count_digit(
+    x: Tensor, counts: Tensor, prefixes: Tensor, j: int, shift: int, bits: int, *, first: bool
+) -> None:
+    grid, block, shared = counters.geometry(x, AS_MANY_COUNTERS)
+    constants = (shift, bits, j, first, shared, block)
+    launcher.launch(
+        digit_kernel,
+        ("digit", *constants),
+        grid,
+        (x, counts, prefixes),
+        *(x.numel(), *constants),
+        num_warps=counters.WARPS[AS_MANY_COUNTERS],
+    )
+
+
+def order_statistics_of_many(tensors: Sequence[Tensor], ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """Order statistics ranks (tensors, j) of tensors of one dtype, and each tensor's number of NaN.
+
+    The tensors are on a device with kernels, dense, not empty, and small.
+    """
+    first = tensors[0]
+    values = torch.empty(ranks.shape, dtype=first.dtype, device=first.device)
+    nans = torch.empty(len(tensors), dtype=torch.int64, device=first.device)
+    sizes = multi_tensor.sizes(tuple(tensor.numel() for tensor in tensors), first.device)
+    addresses = multi_tensor.addresses(tensors, first.device)
+    constants = (ranks.shape[1], 8 * first.element_size(), TILE)
+    launcher.launch(
+        multi_select_kernel,
+        ("select many", *constants),
+        ranks.numel(),
+        (values, addresses, sizes, ranks, nans),
+        *constants,
+        num_warps=WARPS,
+    )
+    return values, nans

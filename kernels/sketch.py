@@ -1,18 +1,25 @@
-"""Counting inside a kernel: the bins of `bins.py`, filled by the program that has the values in registers.
+"""The sketch: a histogram over the bits of the stored values; `reference_sketch` defines its bins.
 
-    sketch_kernel             counts += histogram of x                       reads x
-    backward_sketch_kernel    the same of dx = g f'(x / alpha)               reads g and x (or y), writes dx
+    sketch_kernel          counts += histogram of x                              reads x
+    multi_sketch_kernel    counts[row] += histogram of each of many tensors      reads every tensor
 
-A word of the counters in shared memory is the top 9 + M bits of the value as they are, which takes a shift
-and a mask. Zeros go to words of their own, one a lane, since half of a gradient may be zero. Where there are
-no counters, `tl.histogram` counts bins. Both add integers to the same bins, so that results agree bit for
-bit, in whatever order programs run.
+A word of the counters in shared memory is indexed by the value's top 9 + M bits, which takes a shift and a
+mask. Zeros go to words of their own, one per lane, since half of a gradient may be zero. Without shared
+counters, `tl.histogram` counts bins. Both add integers to the same bins, so that results agree bit for bit,
+in whatever order programs run.
+
+What else a pass over all gradients can do, such as adding a penalty's gradient, belongs between the load and
+the count of a tile.
 """
 
 from __future__ import annotations
 
-from . import bins
-from ._optional import tl, triton
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from . import counters, device, launcher, multi_tensor, reference_sketch
+from ._triton import tl, triton
 from .counters import (
     CHUNK,
     add_counted,
@@ -24,19 +31,19 @@ from .counters import (
     read,
     spare_word,
 )
-from .elementary import widen
-from .pointwise import gradient
+from .math import widen
+from .multi_tensor import chunk_at, tensor_at
 
-bin_count = triton.constexpr_function(bins.bin_count)
-zero_bin = triton.constexpr_function(bins.zero_bin)
+constexpr_bin_count = triton.constexpr_function(reference_sketch.bin_count)
+constexpr_zero_bin = triton.constexpr_function(reference_sketch.zero_bin)
 
 
 @triton.constexpr_function
 def sign_words(m):
     """Words of shared memory for the magnitudes of one sign.
 
-    With 5 mantissa bits 256 exponents would pass the 48 KiB that a kernel may declare: magnitudes from 2^64
-    on have no words then.
+    With 5 mantissa bits, 256 exponents would exceed the 48 KiB that a kernel may declare: magnitudes from
+    2^64 on then have no words.
     """
     return (191 if m == 5 else 256) << m
 
@@ -44,11 +51,11 @@ def sign_words(m):
 @triton.jit
 def bin_index(x, M: tl.constexpr):
     """The bin of each stored value, widened to fp32 or fp64."""
-    ZERO: tl.constexpr = zero_bin(M)
+    ZERO: tl.constexpr = constexpr_zero_bin(M)
     if x.dtype == tl.float64:
         y = x.to(tl.float32)
         bits = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-        bits -= (tl.abs(y.to(tl.float64)) > tl.abs(x)).to(tl.int32)  # towards zero
+        bits -= (tl.abs(y.to(tl.float64)) > tl.abs(x)).to(tl.int32)  # toward zero
         b = tl.where(tl.abs(x) < 2.0**128, bits >> (23 - M), 255 << M)
     else:
         b = (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> (23 - M)
@@ -60,8 +67,8 @@ def bin_index(x, M: tl.constexpr):
 
 @triton.jit
 def bin_of_word(word, M: tl.constexpr):
-    """The bin that a word of shared memory counts."""
-    ZERO: tl.constexpr = zero_bin(M)
+    """The bin of a word of shared memory."""
+    ZERO: tl.constexpr = constexpr_zero_bin(M)
     negative = word >= sign_words(M)
     b = tl.where(negative, word - sign_words(M), word)
     is_nan = b > (255 << M)
@@ -72,13 +79,13 @@ def bin_of_word(word, M: tl.constexpr):
 
 @triton.constexpr_function
 def words(m):
-    """Words of a program's counters: both signs', and one a lane for zeros."""
+    """Words of a program's counters: both signs', and one per lane for zeros."""
     return 2 * sign_words(m) + 32
 
 
 @triton.jit
-def count(base, counts_ptr, x, mask, M: tl.constexpr, SHARED: tl.constexpr, QUIET: tl.constexpr):
-    """Count the stored values x, where `mask` (None: everywhere). QUIET: no NaN is a signaling one."""
+def count_values(base, counts_ptr, x, mask, M: tl.constexpr, SHARED: tl.constexpr, QUIET: tl.constexpr):
+    """Count the stored values x under the mask (None: everywhere). QUIET: no NaN is a signaling one."""
     x = widen(x)
     if SHARED:
         spare = spare_word(base, words(M))
@@ -93,13 +100,13 @@ def count(base, counts_ptr, x, mask, M: tl.constexpr, SHARED: tl.constexpr, QUIE
             address = tl.where((bits & 0x7FFFFFFF) == 0, zeros, address)
         increment(address if mask is None else tl.where(mask, address, spare))
     else:
-        count_portably(counts_ptr, bin_index(x, M), mask, bin_count(M))
+        count_portably(counts_ptr, bin_index(x, M), mask, constexpr_bin_count(M))
 
 
 @triton.jit
 def count_far(base, counts_ptr, x, mask, zeros, spare, M: tl.constexpr):
-    """The words of values that have one, and `spare` for the others, which are counted in global memory."""
-    ZERO: tl.constexpr = zero_bin(M)
+    """The addresses of the values' words; those without one count in global memory and get `spare`."""
+    ZERO: tl.constexpr = constexpr_zero_bin(M)
     index = bin_index(x, M)
     b = tl.where(index < ZERO, ZERO - 1 - index, index - ZERO - 1)
     far = b >= tl.minimum(sign_words(M), 255 << M)
@@ -127,19 +134,19 @@ def close_counters(base, counts_ptr, M: tl.constexpr, SHARED: tl.constexpr):
             counted = read(base + tl.minimum(word, WORDS - 1) * 4)
             add_counted(counts_ptr, bin_of_word(word, M), counted, word < WORDS)
         zeros = tl.sum(read(base + (WORDS + tl.arange(0, 32)) * 4))
-        tl.atomic_add(counts_ptr + zero_bin(M), zeros.to(tl.int64), mask=zeros != 0, sem="relaxed")
+        tl.atomic_add(counts_ptr + constexpr_zero_bin(M), zeros.to(tl.int64), mask=zeros != 0, sem="relaxed")
 
 
 @triton.jit
 def count_tile(
     base, counts_ptr, x_ptr, offs, left, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Count a tile of a tensor that has `left` elements from there on."""
+    """Count a tile of a tensor with `left` elements remaining."""
     if left >= BLOCK:
-        count(base, counts_ptr, tl.load(x_ptr), None, M, SHARED, False)
+        count_values(base, counts_ptr, tl.load(x_ptr), None, M, SHARED, False)
     else:
         mask = offs < left
-        count(base, counts_ptr, tl.load(x_ptr, mask=mask, other=0.0), mask, M, SHARED, False)
+        count_values(base, counts_ptr, tl.load(x_ptr, mask=mask, other=0.0), mask, M, SHARED, False)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -153,33 +160,62 @@ def sketch_kernel(x_ptr, counts_ptr, n: tl.int64, M: tl.constexpr, SHARED: tl.co
     close_counters(base, counts_ptr, M, SHARED)
 
 
-@triton.jit(do_not_specialize=["n", "alpha_bits", "inv_bits"])
-def backward_sketch_kernel(
-    g_ptr,
-    saved_ptr,
-    dx_ptr,
+@triton.jit
+def multi_sketch_kernel(
+    like_ptr,
+    addresses_ptr,
+    sizes_ptr,
+    rows_ptr,
+    chunk_tensors_ptr,
+    chunk_numbers_ptr,
     counts_ptr,
-    n: tl.int64,
-    alpha_bits: tl.int64,
-    inv_bits: tl.int64,
-    SLOPE: tl.constexpr,
     M: tl.constexpr,
     SHARED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    alpha = alpha_bits.to(tl.float64, bitcast=True)
-    inv = inv_bits.to(tl.float64, bitcast=True)
+    tensor, start, end = chunk_at(tl.program_id(0), chunk_tensors_ptr, chunk_numbers_ptr, sizes_ptr, CHUNK)
+    x_ptr = tensor_at(addresses_ptr, tensor, like_ptr, ALIGNED)
+    counts_ptr += tl.load(rows_ptr + tensor).to(tl.int64) * constexpr_bin_count(M)
     base = open_counters(words(M), SHARED)
     offs = tl.arange(0, BLOCK)
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    while start < n:
-        g, saved, dx = g_ptr + start + offs, saved_ptr + start + offs, dx_ptr + start + offs
-        if start + BLOCK <= n:
-            stored = gradient(g, saved, dx, None, alpha, inv, SLOPE)
-            count(base, counts_ptr, stored, None, M, SHARED, True)
-        else:
-            mask = offs < n - start
-            stored = gradient(g, saved, dx, mask, alpha, inv, SLOPE)
-            count(base, counts_ptr, stored, mask, M, SHARED, True)
-        start += tl.num_programs(0) * BLOCK
+    while start < end:
+        count_tile(base, counts_ptr, x_ptr + start + offs, offs, end - start, M, SHARED, BLOCK)
+        start += BLOCK
     close_counters(base, counts_ptr, M, SHARED)
+
+
+def count(counts: Tensor, x: Tensor, m: int) -> None:
+    """Add the values of x, on the same device, to the counts of a sketch with m mantissa bits."""
+    x = launcher.dense(x)
+    if not device.takes_kernel(x):
+        return reference_sketch.count(counts, x, m)
+    grid, block, shared = counters.geometry(x, m)
+    arguments = (x.numel(), m, shared, block)
+    return launcher.launch(
+        sketch_kernel, ("count", m), grid, (x, counts), *arguments, num_warps=counters.WARPS[m]
+    )
+
+
+def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int) -> None:
+    """Add the values of each tensor to its row of counts (rows, bins): one launch for each dtype."""
+    if not device.takes_kernel(counts):
+        for row, tensor in zip(rows, tensors, strict=True):
+            reference_sketch.count(counts[row], launcher.dense(tensor), m)
+        return
+    for group, indices in multi_tensor.by_kind(tensors):
+        first = group[0]
+        _, block, shared = counters.geometry(first, m)
+        sizes = tuple(tensor.numel() for tensor in group)
+        table = multi_tensor.chunks(sizes, tuple(rows[index] for index in indices), first.device)
+        addresses = multi_tensor.addresses(group, first.device)
+        constants = (m, shared, multi_tensor.is_aligned(group), multi_tensor.CHUNK, block)
+        launcher.launch(
+            multi_sketch_kernel,
+            ("count many", *constants),
+            table.numbers.numel(),
+            (first, addresses, table.sizes, table.rows, table.tensors, table.numbers, counts),
+            *constants,
+            num_warps=counters.WARPS[m],
+        )

@@ -1,8 +1,13 @@
-"""Reading a sketch: quantiles, intervals that certainly hold them, fractions below a threshold.
+"""Reading sketches: counts -> quantiles, intervals that surely hold them, shares, histograms.
 
-Plain tensor operations on the counts' device, for any number of sketches at once; nothing waits for the host.
-The rank of a quantile q of n values is h = q (n - 1), in float64, as in `numpy.quantile`; between the order
-statistics floor(h) and ceil(h) it interpolates linearly. NaN is left out, infinities are values.
+    summarize_kernel    one row of counts -> one row of statistics: reads a row once, cumulates it, and finds
+                        every quantile by a search in registers
+
+and the same in plain tensor operations on the counts' device, for any number of sketches; nothing waits for
+the host. The rank of a quantile q of n values is h = q (n - 1), in float64, as in `numpy.quantile`; between
+the order statistics floor(h) and ceil(h) it interpolates linearly. NaN is left out, infinities are values.
+
+A statistic is added here: its name in STATISTICS, and its value at that place in the kernel and in its twin.
 """
 
 from __future__ import annotations
@@ -12,13 +17,133 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .bins import edges, zero_bin
-from .constants import made_once
-from .tables import to_device, upload
+from . import device, launcher
+from ._triton import tl, triton
+from .device import made_once, to_device, upload
+from .math import constant
+from .reference_sketch import edges, zero_bin
+from .sketch import constexpr_bin_count, constexpr_zero_bin
+
+STATISTICS = ("count", "zeros", "infs", "nans", "mean")  # lead a summary's row; quantiles and shares follow
+LEADING = constant(len(STATISTICS))
+
+
+@triton.jit
+def order_statistic(rank, counts, through, position, lower_ptr, upper_ptr, BINS: tl.constexpr):
+    """The value of rank `rank` (an integer in fp64), its bin's values taken to be spread evenly."""
+    found = tl.minimum(tl.sum((through <= rank.to(tl.int64)).to(tl.int32)), BINS - 1)
+    inside = tl.sum(tl.where(position == found, counts, 0))
+    before = tl.sum(tl.where(position < found, counts, 0))
+    lower, upper = tl.load(lower_ptr + found), tl.load(upper_ptr + found)
+    estimate = lower + (upper - lower) * ((rank - before.to(tl.float64) + 0.5) / inside.to(tl.float64))
+    return tl.where(lower == upper, lower, estimate)
+
+
+@triton.jit
+def summarize_kernel(
+    out_ptr,
+    scale_ptr,
+    q_ptr,
+    thresholds_ptr,
+    lower_ptr,
+    upper_ptr,
+    counts_ptr,
+    M: tl.constexpr,
+    MAGNITUDE: tl.constexpr,
+    K: tl.constexpr,
+    T: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Program `row` turns one row of counts into one row of the summary."""
+    ZERO: tl.constexpr = constexpr_zero_bin(M)
+    BINS: tl.constexpr = ZERO + 1 if MAGNITUDE else 2 * ZERO + 1
+    row = tl.program_id(0).to(tl.int64)
+    out_ptr += row * (LEADING + K + T)
+    counts_ptr += row * constexpr_bin_count(M)
+    scale = tl.load(scale_ptr + row)
+    position = tl.arange(0, WIDTH)
+    there = position < BINS
+    if MAGNITUDE:
+        counts = tl.load(counts_ptr + ZERO + position, mask=there, other=0)
+        counts += tl.load(counts_ptr + ZERO - position, mask=there & (position > 0), other=0)
+    else:
+        counts = tl.load(counts_ptr + position, mask=there, other=0)
+    n = tl.sum(counts)
+    through = tl.cumsum(counts)
+    nans = tl.load(counts_ptr + 2 * ZERO + 1)
+    tl.store(out_ptr, (n + nans).to(tl.float64))
+    tl.store(out_ptr + 1, tl.load(counts_ptr + ZERO).to(tl.float64))
+    tl.store(out_ptr + 2, (tl.load(counts_ptr) + tl.load(counts_ptr + 2 * ZERO)).to(tl.float64))
+    tl.store(out_ptr + 3, nans.to(tl.float64))
+
+    lower = tl.load(lower_ptr + position, mask=there, other=0.0)
+    upper = tl.load(upper_ptr + position, mask=there, other=0.0)
+    number = n.to(tl.float64)
+    near = tl.where(lower < 0, upper, lower)
+    middle = tl.where(tl.abs(near) < 2.0**128, (lower + upper) / 2, near)
+    total = tl.sum(tl.where(counts > 0, counts.to(tl.float64) * middle, 0.0))
+    tl.store(out_ptr + 4, total / number / scale)
+
+    for k in range(K):
+        rank = tl.load(q_ptr + k) * tl.maximum(n - 1, 0).to(tl.float64)
+        first = tl.floor(rank)
+        below = order_statistic(first, counts, through, position, lower_ptr, upper_ptr, BINS)
+        above = order_statistic(tl.ceil(rank), counts, through, position, lower_ptr, upper_ptr, BINS)
+        part = rank - first
+        infinite = (tl.abs(below) == float("inf")) | (tl.abs(above) == float("inf"))
+        estimate = tl.where(infinite, below * (1 - part) + above * part, below + (above - below) * part)
+        estimate = tl.where((below == above) | (part == 0), below, estimate)
+        tl.store(out_ptr + LEADING + k, tl.where(n == 0, float("nan"), estimate / scale))
+
+    for t in range(T):
+        threshold = tl.load(thresholds_ptr + t) * scale
+        share = tl.minimum(tl.maximum((threshold - lower) / (upper - lower), 0.0), 1.0)
+        share = tl.where(upper > lower, share, (lower < threshold).to(tl.float64))
+        tl.store(out_ptr + LEADING + K + t, tl.sum(counts.to(tl.float64) * share) / number)
+
+
+def summarize(
+    counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
+) -> Tensor:
+    """Summaries of sketches with counts (rows, bins) of values times scale (rows,).
+
+    A row of the result, (rows, len(STATISTICS) + k + t) in float64, holds STATISTICS, the k quantiles q and
+    the shares of values below the t thresholds.
+    """
+    if not device.takes_kernel(counts):
+        return summarize_plainly(counts, scale, q, thresholds, m, magnitude=magnitude)
+    lower, upper = edges_on(counts.device, m, magnitude=magnitude)
+    k, t, width = q.numel(), thresholds.numel(), 1 << (lower.numel() - 1).bit_length()
+    out = torch.empty(len(counts), len(STATISTICS) + k + t, dtype=torch.float64, device=counts.device)
+    launcher.launch(
+        summarize_kernel,
+        ("summarize", m, magnitude, k, t),
+        len(counts),
+        (out, scale, q, thresholds, lower, upper, counts),
+        *(m, magnitude, k, t, width),
+        num_warps=min(width // 256, 32),
+    )
+    return out
+
+
+def summarize_plainly(
+    counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
+) -> Tensor:
+    """The kernel's twin in plain PyTorch, on any device."""
+    values = distribution(counts, m, magnitude=magnitude)
+    scale = scale.unsqueeze(-1)
+    numbers = [counts.sum(-1), counts[:, zero_bin(m)], counts[:, 0] + counts[:, -2], counts[:, -1]]
+    parts = [
+        torch.stack(numbers, -1).double(),
+        mean(values).unsqueeze(-1) / scale,
+        quantiles(values, q) / scale,
+        fraction_below(values, thresholds * scale),
+    ]
+    return torch.cat(parts, -1)
 
 
 class Distribution(NamedTuple):
-    """Counts of ascending bins, of the values or of their magnitudes, and what the bins hold."""
+    """Counts of ascending bins, of values or of magnitudes, and each bin's least and greatest value."""
 
     counts: Tensor  # (..., bins)
     lower: Tensor  # (bins,)
@@ -26,7 +151,7 @@ class Distribution(NamedTuple):
 
 
 def distribution(counts: Tensor, m: int, *, magnitude: bool) -> Distribution:
-    """The bins of sketches with counts (..., bin_count(m)), without that of NaN."""
+    """The bins, except NaN's, of sketches with counts (..., bin_count(m))."""
     lower, upper = edges_on(counts.device, m, magnitude=magnitude)
     if not magnitude:
         return Distribution(counts[..., :-1], lower, upper)
@@ -39,8 +164,8 @@ def distribution(counts: Tensor, m: int, *, magnitude: bool) -> Distribution:
 def quantiles(values: Distribution, q: Tensor, *, midpoint: bool = False) -> Tensor:
     """Estimates of the quantiles q (k,): (..., k) in float64, NaN where there are no values.
 
-    An order statistic is taken to lie in its bin as if the bin's values were spread evenly, or (`midpoint`)
-    at the harmonic midpoint, the point with the least relative error in the worst case.
+    A bin's values are taken to be spread evenly or, with `midpoint`, to lie at the harmonic midpoint, which
+    has the least relative error in the worst case.
     """
     ranks, cumulative, n = _ranks(values, q)
     below = _order_statistic(values, cumulative, ranks.floor(), midpoint)
@@ -53,7 +178,7 @@ def quantiles(values: Distribution, q: Tensor, *, midpoint: bool = False) -> Ten
 
 
 def bounds(values: Distribution, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Two numbers with the order statistics floor(h) and ceil(h) between them: each (..., k) in float64."""
+    """Two numbers that enclose the order statistics floor(h) and ceil(h): each (..., k) in float64."""
     ranks, cumulative, n = _ranks(values, q)
     lower = values.lower[_position(cumulative, ranks.floor())].masked_fill_(n == 0, torch.nan)
     upper = values.upper[_position(cumulative, ranks.ceil())].masked_fill_(n == 0, torch.nan)
@@ -71,9 +196,9 @@ def fraction_below(values: Distribution, thresholds: Tensor) -> Tensor:
 
 
 def mean(values: Distribution) -> Tensor:
-    """The mean of the values, each taken to be at the middle of its bin: (...,) in float64.
+    """The mean of the values, each taken to lie at the middle of its bin: (...,) in float64.
 
-    From 2^128 on, where fp64 has but one bin, at the bin's edge nearer to zero.
+    From 2^128 on, where fp64 has a single bin, at the bin's edge nearer to zero.
     """
     near = torch.where(values.lower < 0, values.upper, values.lower)
     middle = torch.where(near.abs() < 2.0**128, (values.lower + values.upper) / 2, near)
@@ -82,7 +207,7 @@ def mean(values: Distribution) -> Tensor:
 
 
 def histogram(counts: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """Counts of finite values between ascending edges, one more: zeros belong to what begins at 0."""
+    """Counts (n,) of the finite values between ascending edges (n + 1,); zeros count in the bin from 0 on."""
     zero = zero_bin(m) - 1
     finite = counts[1:-2].clone()
     finite[zero + 1] += finite[zero]
@@ -90,39 +215,16 @@ def histogram(counts: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return torch.cat([finite[:zero], finite[zero + 1 :]]), torch.cat([-upper.flip(0), lower, upper[-1:]])
 
 
-STATISTICS = ("count", "zeros", "infs", "nans", "mean")  # ahead of quantiles and fractions in a summary
-
-
-def summary(
-    counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
-) -> Tensor:
-    """What is worth keeping of sketches with counts (rows, bins) of values times scale (rows,).
-
-    A row of the result, (rows, 5 + k + t) in float64, holds STATISTICS, the k quantiles q and the shares of
-    values below the t thresholds.
-    """
-    values = distribution(counts, m, magnitude=magnitude)
-    scale = scale.unsqueeze(-1)
-    numbers = [counts.sum(-1), counts[:, zero_bin(m)], counts[:, 0] + counts[:, -2], counts[:, -1]]
-    parts = [
-        torch.stack(numbers, -1).double(),
-        mean(values).unsqueeze(-1) / scale,
-        quantiles(values, q) / scale,
-        fraction_below(values, thresholds * scale),
-    ]
-    return torch.cat(parts, -1)
-
-
 @made_once(256)
-def on_device(q: tuple[float, ...], device: torch.device) -> Tensor:
-    """The numbers q as a float64 tensor; copied to the device the first time only."""
-    return upload(q, torch.float64, device)
+def on_device(q: tuple[float, ...], target: torch.device) -> Tensor:
+    """The numbers q as a float64 tensor, copied to the device only once."""
+    return upload(q, torch.float64, target)
 
 
 @made_once(64)
-def edges_on(device: torch.device, m: int, *, magnitude: bool) -> tuple[Tensor, Tensor]:
+def edges_on(target: torch.device, m: int, *, magnitude: bool) -> tuple[Tensor, Tensor]:
     lower, upper = edges(m, magnitude=magnitude)
-    return to_device(lower, device), to_device(upper, device)
+    return to_device(lower, target), to_device(upper, target)
 
 
 def _ranks(values: Distribution, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

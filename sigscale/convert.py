@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import cast
+from collections.abc import Iterable
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from .alpha import Scaled
-from .checks import check_alpha, check_num_parameters
-from .conversion.pairs import become_plain, plain_class
-from .conversion.plan import FREE, Plan, listed
-from .conversion.report import ConversionReport, Entry
-from .conversion.survey import check_parameters_may_change, survey
-from .monitoring.options import check_model
-from .monitoring.taps import check_free
-from .patterns import Selection
+from ._calls import CallScaling, call_scaling, regions, scale_calls, unscale_calls
+from ._checks import check_alpha, check_num_parameters
+from ._conversion import (
+    FREE,
+    become_plain,
+    check_parameters_may_change,
+    default_functions,
+    plain_class,
+    survey,
+)
+from ._conversion import ConversionEntry as Entry
+from ._conversion import ConversionReport as ConversionReport
+from ._names import Selection, check_model, named_modules
+from ._plan import Options, Plan, listed
+from .kernels.functions import FUNCTIONS
+from .nn.activation import Scaled, check_free
 
 Patterns = str | Iterable[str] | None
 
@@ -26,46 +32,51 @@ def scale_activations(
     model: nn.Module,
     alpha: float = 2.0,
     *,
+    functions: str | Iterable[str] | None = None,
     learnable: bool = False,
     num_parameters: int = 1,
     include: Patterns = None,
     exclude: Patterns = None,
     subclasses: bool = False,
     functional: bool = False,
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
     dry_run: bool = False,
 ) -> ConversionReport:
     """Replace each activation f of a model by alpha * f(x / alpha), in place.
 
-    Modules torch.nn.Tanh, Sigmoid and Softsign become those of `sigscale.nn`, and so do RNN (of tanh),
-    LSTM and GRU, of which the tanh is scaled, not the gates. They stay the same objects: hooks, names, modes,
-    parameters and their optimizers, shared modules, wrappers and an open GradientMonitor go on as before.
+    Modules torch.nn.Tanh and Softsign become those of `sigscale.nn`, and so do RNN (of tanh), LSTM and GRU,
+    whose tanh is scaled but whose gates are not. They stay the same objects: hooks, names, modes, parameters
+    and their optimizers, shared modules, wrappers and an open GradientMonitor keep working.
 
-    Sigmoids that are gates or give probabilities must not be scaled, or they exceed 1. What looks like one is
-    warned of; let `dry_run=True` list them first and leave them out with `exclude`.
+    A sigmoid is often a gate or a probability, which must not exceed 1, so it is scaled only when `functions`
+    names it. An activation that gives the model's output is scaled too, and the report says so.
 
     Args:
         model: any module, also in DataParallel, DistributedDataParallel or torch.compile; names are those
             without a wrapper.
         alpha: the scale, dimensionless; finite and > 0. For several scales, call it with several patterns.
-        learnable: let the alphas learn, each starting at alpha; `parameters` of the result are for an
-            optimizer. They get device and dtype of the parameter before them in the model.
-        num_parameters: alphas that learn in each module: one, or one for each channel.
-        include, exclude: patterns as of a shell ("encoder.*"), or sequences of them, of the names of modules
-            to scale, and not to.
-        subclasses: scale subclasses, too, if they have the forward of torch.nn's class.
-        functional: trace the model by torch.fx and scale calls such as torch.tanh(x) as well: they become
-            modules, in a traced model that shares parameters and modules with this one: go on with `model`
-            of the result.
-        dry_run: change nothing; tell what would be.
+        functions: names of the functions to scale, such as ("tanh", "sigmoid"); by default all but sigmoid.
+        learnable: learn the alphas, each starting at alpha; pass `parameters` of the result to an optimizer.
+            They get the device and dtype of the parameter before them in the model.
+        num_parameters: learned alphas in each module: one, or one for each channel.
+        include, exclude: shell-style patterns ("encoder.*"), or sequences of them, of the names of modules to
+            scale, and not to. With functional=True, a pattern covers all that is inside a module it matches.
+        subclasses: also scale subclasses that have the forward of torch.nn's class.
+        functional: also scale calls such as torch.tanh(x), F.softsign(x) and x.tanh_() wherever forward makes
+            them, even of a weight. A learned alpha is one for all calls, the parameter `log2_alpha` of the
+            model. A GradientMonitor measures modules, not calls.
+        example_inputs: a tensor, or a tuple of arguments. A copy of the model runs on them once, and the
+            report lists the calls with file and line, and what gives the model's output.
+        dry_run: change nothing; report what would change.
 
     Returns:
-        A `ConversionReport`: what changed, what was left and why, calls and cells that are no modules.
+        A `ConversionReport`: what changed, what was left and why, and what no module computes.
 
     Raises:
-        TypeError: model is not a Module, alpha not a number or a pattern not a string.
-        ValueError: alpha or num_parameters is out of range, a pattern matches nothing, nothing is there to
-            scale, something selected is scaled already, torch.fx cannot trace the model, or alphas are to
-            learn in a model in DistributedDataParallel or FSDP. The model is left as it was.
+        TypeError: model is not a Module, alpha not a number, or a pattern or function not a string.
+        ValueError: alpha or num_parameters is out of range, a function is unknown, a pattern matches nothing,
+            nothing is there to scale, something selected is scaled already, or alphas are to learn in a model
+            in DistributedDataParallel or FSDP. The model is left as it was.
 
     Source: L. Ven and J. Lederer, arXiv 2106.02260, Sec. 2.3, eq. (1).
 
@@ -79,25 +90,46 @@ def scale_activations(
         Tanh(alpha=2.0)
     """
     check_model(model)
-    alpha = check_alpha(alpha)
-    check_num_parameters(num_parameters, learnable)
-    plan = Plan.of(model, Selection(include or (), exclude or ()), subclasses, functional)
-    recurrent = [f.name for f in plan.modules if isinstance(f.module, nn.RNNBase)]
-    if num_parameters > 1 and recurrent:
-        raise ValueError(
-            f"num_parameters={num_parameters} is for activations, with an alpha for each channel; got the "
-            f"recurrent {listed(recurrent)}: scale them in a call of their own, and exclude them in this one"
+    options = Options(
+        check_alpha(alpha),
+        _checked_functions(functions),
+        learnable,
+        check_num_parameters(num_parameters, learnable),
+        subclasses,
+        functional,
+    )
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not (inputs is None or isinstance(inputs, tuple)):
+        raise TypeError(
+            f"example_inputs must be a tensor or a tuple; got {type(inputs).__name__}: pass what the model "
+            "is called with, as in (x,)"
         )
-    learning = {"learnable": learnable, "num_parameters": num_parameters}
+    plan = Plan.of(model, Selection(include or (), exclude or ()), options, inputs)
     if learnable:
         check_parameters_may_change(model)
-    suffix = f"(alpha={alpha!r}{', learnable=True' if learnable else ''})"
-    doubtful = plan.doubtful(model)
-    report = ConversionReport(model, plan.changes(suffix, doubtful), plan.left, plan.unseen, (), dry_run)
     if dry_run:
-        return report
-    _warn(doubtful, plan)
-    return replace(report, **plan.carry_out(model, alpha, **learning))
+        parameters: tuple[nn.Parameter, ...] = ()
+    else:
+        _warn(plan)
+        parameters = plan.carry_out(model)
+    changed, left = tuple(plan.report.changed), tuple(plan.report.left)
+    return ConversionReport(model, changed, left, plan.unseen, parameters, dry_run)
+
+
+def _checked_functions(functions: Any) -> tuple[str, ...]:
+    """Names of functions in the order of the registry."""
+    if functions is None:
+        return default_functions()
+    listed = isinstance(functions, Iterable) and not isinstance(functions, str)
+    names = [*functions] if listed else [functions]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f'functions must be a name or a sequence of names; got {names!r}: pass ("tanh", "sigmoid")'
+        )
+    if not names:
+        raise ValueError('functions must name at least one; got none: pass "tanh", or leave it out')
+    wanted = {FUNCTIONS[name].name for name in names}
+    return tuple(name for name in FUNCTIONS if name in wanted)
 
 
 def unscale_activations(
@@ -105,15 +137,16 @@ def unscale_activations(
 ) -> ConversionReport:
     """Replace each alpha-scaled activation of a model by the plain f(x) of torch.nn, in place.
 
-    Undoes `scale_activations`, after which outputs, state_dict and attributes are as they were before it, and
-    does the same to modules such as `sigscale.nn.Tanh` that the model was built with. The weights stay: for
-    a model without alpha that computes the same, see `sigscale.fold`.
+    Undoes `scale_activations`: outputs, state_dict and attributes are again as they were before it. Modules
+    such as `sigscale.nn.Tanh` that the model was built with become plain as well. The weights stay; for a
+    model without alpha that computes the same, see `sigscale.fold`.
 
     Args:
-        model, include, exclude, dry_run: as of `scale_activations`.
+        model, include, exclude, dry_run: as for `scale_activations`; the calls of a model have its name, that
+            of its class.
 
     Returns:
-        A `ConversionReport`; its `parameters` are the learned alphas, which are no longer the model's.
+        A `ConversionReport`; its `parameters` are the learned alphas, which the model no longer has.
 
     Raises:
         TypeError: model is not a Module, or a pattern not a string.
@@ -132,54 +165,73 @@ def unscale_activations(
     check_model(model)
     selection = Selection(include or (), exclude or ())
     found = [f for f in survey(model) if isinstance(f.module, Scaled)]
-    if not found:
+    called = regions(model)
+    if not (found or called):
         raise ValueError("the model must have scaled activations to undo; got none: it is plain already")
-    selection.check((f.name for f in found), "scaled activations")
+    selection.check([*(f.name for f in found), *(r.name for r in called)], "scaled activations")
     changed, left, parameters, plain = [], [], [], {}
+    undone: set[nn.Module] = set()
+    for region in called:
+        if region.name in selection:
+            changed.append(Entry(region.name, region.what, "plain"))
+            parameters.append(None if region.owner is None else region.owner._parameters["log2_alpha"])
+        else:
+            left.append(Entry(region.name, region.what, note=FREE))
     for f in found:
-        module = cast(Scaled, f.module)
-        to = plain_class(module)
+        scaled = cast(Scaled, f.module)
+        to = plain_class(scaled)
         if f.name not in selection:
             left.append(Entry(f.name, f.what, note=FREE))
         elif to is None:
-            kind = type(module).__name__
+            kind = type(scaled).__name__
             left.append(Entry(f.name, f.what, note=f"torch.nn has no {kind}: alpha = 1.0 makes it plain"))
         else:
             changed.append(Entry(f.name, f.what, to.__name__))
-            plain[module] = to
-            parameters += [] if module.log2_alpha is None else [module.log2_alpha]
+            plain[scaled] = to
+            parameters.append(scaled.log2_alpha)
     if not changed:
-        shown = "; ".join(f"{entry.name!r} is {entry.before}, {entry.note}" for entry in left)
+        shown = listed(f"{entry.name!r} is {entry.before}, {entry.note}" for entry in left)
         raise ValueError(f"nothing selected has a plain module in torch.nn; got {shown}")
     check_free([(f.name, f.module) for f in found if f.module in plain])
-    if parameters:
+    learned = tuple(parameter for parameter in parameters if parameter is not None)
+    if learned:
         check_parameters_may_change(model)
     if not dry_run:
-        for module, to in plain.items():
-            become_plain(module, to)
-    return ConversionReport(model, tuple(changed), tuple(left), (), tuple(parameters), dry_run)
+        for region in called:
+            if region.name in selection:
+                if region.owner is not None:
+                    del region.owner._parameters["log2_alpha"]
+                for module in region.modules:
+                    unscale_calls(module)
+                    undone.add(module)
+        for scaled, to in plain.items():
+            become_plain(scaled, to)
+            undone.add(scaled)
+        _keep_plain(model, undone)
+    return ConversionReport(model, tuple(changed), tuple(left), (), learned, dry_run)
 
 
-def _warn(doubtful: Mapping[str, str], plan: Plan) -> None:
+def _keep_plain(model: nn.Module, undone: set[nn.Module]) -> None:
+    """Keep plain what is undone inside a module whose calls stay scaled; elsewhere drop such exceptions."""
+    plain, inside = CallScaling(1.0, ()), {"": False}
+    for path, module in named_modules(model):
+        around = path != "" and inside[path.rpartition(".")[0]]
+        settings = call_scaling(module)
+        if module in undone and around:
+            scale_calls(module, plain)
+        elif settings is not None and not settings.functions and not around:
+            unscale_calls(module)
+        inside[path] = around or (settings is not None and bool(settings.functions))
+
+
+def _warn(plan: Plan) -> None:
     """Warn before anything changes, since a warning may be an error."""
-    named = set(plan.selection.include)
-    doubts = {name: why for name, why in doubtful.items() if name not in named}
-    if doubts:
-        listed = ", ".join(f"{name!r} ({why})" for name, why in doubts.items())
-        warnings.warn(
-            "sigmoids are scaled that look like gates or probabilities, which then exceed 1: "
-            f"{listed}. If they are, call unscale_activations(model) and leave them out with "
-            f"exclude={[*doubts]!r}; if not, name them in include",
-            UserWarning,
-            stacklevel=3,
+    if plan.report.overlooked:
+        listed = ", ".join(
+            f"{entry.before} in {entry.name} ({entry.note})" for entry in plan.report.overlooked[:8]
         )
-    if plan.overlooked:
-        listed = ", ".join(f"{entry.before} in {entry.name} ({entry.note})" for entry in plan.overlooked[:8])
-        remedy = "functional=True scales calls as well"
-        if plan.trace is not None:
-            remedy = "modules of PyTorch call them inside, where a trace does not look"
         warnings.warn(
-            f"not scaled, since no modules compute them: {listed}; {remedy}",
+            f"not scaled, since no modules compute them: {listed}; functional=True scales calls as well",
             UserWarning,
             stacklevel=3,
         )

@@ -6,14 +6,14 @@ They are made from the registry in `sigscale.kernels.functions`; a function regi
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .autograd import activate
-from .checks import (
+from ._autograd import activate
+from ._checks import (
     ALPHA_MAX,
     ALPHA_MIN,
     DTYPES,
@@ -23,8 +23,7 @@ from .checks import (
     check_save,
     check_sketch,
 )
-from .kernels.functions import FUNCTIONS
-from .kernels.registry import Function
+from .kernels.functions import FUNCTIONS, Function
 from .sketch import QuantileSketch
 
 Save = Literal["input", "output"] | None
@@ -56,7 +55,9 @@ def functional(function: Function) -> ActivationFunction:
         save: Save = None,
         grad_sketch: QuantileSketch | None = None,
     ) -> Tensor:
-        if not isinstance(x, Tensor) and has_torch_function((x,)):
+        if torch._C._is_torch_function_mode_enabled() or (
+            not isinstance(x, Tensor) and has_torch_function((x,))
+        ):
             return handle_torch_function(activation, (x,), x, alpha, save=save, grad_sketch=grad_sketch)
         if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
             check_input(x, function.name)
@@ -92,7 +93,7 @@ Args:
     alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36). A tensor may learn: floating point,
         on x's device, of one element for all of x or of one for each channel x[:, i], as in `torch.nn.PReLU`.
         Its gradient, the sum of g (f(u) - u f'(u)) with u = x / alpha and g that of y, is reduced in the pass
-        that computes x's. On a CPU a value out of range is an error; on a GPU, for which nothing waits, NaN.
+        that computes x's. Out of range: an error on CPU; NaN on GPU, because checking would synchronize.
     save: what the backward pass keeps. "input" gives accurate gradients however far x saturates; "output"
         costs no memory where the next layer keeps it anyway. By default "input" for 16-bit types, whose
         rounded output makes gradients vanish from |x / alpha| = 3.5 on, and where alpha is a tensor;
@@ -122,11 +123,17 @@ def _times_alpha(bound: float) -> str:
     return "0" if bound == 0 else f"{bound:.4g} alpha".replace("1 alpha", "alpha")
 
 
-def __getattr__(name: str) -> ActivationFunction:
-    if name in FUNCTIONS:
-        return functional(FUNCTIONS[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+tanh: ActivationFunction
+sigmoid: ActivationFunction
+arctan: ActivationFunction
+softsign: ActivationFunction
 
+if not TYPE_CHECKING:  # a type checker knows the names above; other functions may be registered
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *FUNCTIONS})
+    def __getattr__(name: str) -> ActivationFunction:
+        if name in FUNCTIONS:
+            return functional(FUNCTIONS[name])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *FUNCTIONS})

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .checks import DTYPES
+from ._checks import DTYPES, check_real
 
 T = TypeVar("T", nn.Module, Tensor)
 LEARNED_ALPHA = "log2_alpha"  # of activation modules; it is no weight and keeps its value
@@ -141,14 +140,7 @@ def _leaf(name: str) -> str:
 
 
 def _checked(name: str, value: Any, tensors: list[Tensor], generator: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(
-            f"{name} must be a real number > 0; got {value!r} of type {type(value).__name__}: pass a float"
-        )
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    number = check_real(value, name, "a real number > 0", "the paper's are 10 and 0.05", low=0, high=math.inf)
     for dtype in sorted({tensor.dtype for tensor in tensors} | {torch.float64}, key=str):
         limits = torch.finfo(dtype)
         if not limits.tiny <= number <= limits.max / 2:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .attachment import ATTACHED, Attachment, check_attachable, check_optimizer
+from ._attachment import ATTACHED, Attachment, check_attachable, check_optimizer
+from ._selection import check_factors, selected
 from .kernels import reference_penalty
-from .penalised import check_factors, selected
 
 
 class WeightPenalty:
@@ -27,10 +27,9 @@ class WeightPenalty:
     which shrinks parameters past the gradient, does not. Keras's `l2(r)` is r * sum theta^2, of twice
     the gradient: its r is our l2 / 2.
 
-    A parameter that is frozen (requires_grad=False) is left out for as long as it is; a shared one
-    counts once. Of a model, parameters named log2_alpha, the learned scale of activations, are left out:
-    their decay would pull alpha to 1, the plain function, and undo the other remedy. Parameters that are
-    passed themselves are all penalised.
+    A parameter is left out while it is frozen (requires_grad=False); a shared one counts once. A model's
+    parameters named log2_alpha, the learned scale of activations, are left out: their decay would pull
+    alpha to 1, the plain function, and undo the other remedy. Parameters passed directly are all penalized.
 
     Args:
         model_or_params: a module (also wrapped in DistributedDataParallel or by torch.compile), or an
@@ -38,14 +37,14 @@ class WeightPenalty:
             or float64, on any device.
         l2: factor r of the squares, per squared unit of the parameters; finite and >= 0.
         l1: factor s of the magnitudes, per unit of the parameters; finite and >= 0. One must be > 0.
-        exclude: a pattern as of a shell ("*.bias"), or a sequence of them, of names to leave out.
+        exclude: a shell-style pattern ("*.bias"), or a sequence of them, of names to leave out.
 
     Attributes:
         l2, l1: the factors.
-        parameters: what is penalised, frozen ones too, as a tuple.
+        parameters: what is penalized, frozen ones too, as a tuple.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, a pattern matches nothing, or no
+        TypeError, ValueError: an argument has the wrong type or value, a pattern matches nothing, or no
             parameter is left.
 
     Source: L. Ven and J. Lederer, "Regularization and Reparameterization Avoid Vanishing Gradients in
@@ -85,10 +84,9 @@ class WeightPenalty:
     def __call__(self) -> Tensor:
         """The penalty as a term of a loss: 0-d, differentiable, on the parameters' device.
 
-        In fp32, also of 16-bit parameters (fp64 if one is fp64); second derivatives are right, too. Of
-        sharded parameters (DTensor) it is the sum over all processes, which must all call it, or
-        value(). While the penalty is attached to an optimizer it would act twice, of which a warning
-        tells: for logging there is `value()`.
+        In fp32, also for 16-bit parameters (fp64 if one is fp64); twice differentiable. For sharded
+        parameters (DTensor) it is the sum over all processes, which must all call it, or value(). While
+        the penalty is attached to an optimizer it would act twice, so it warns: log `value()` instead.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._is_attached():
             warnings.warn(
@@ -100,11 +98,11 @@ class WeightPenalty:
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """The same number, detached, for logging; it stays on the device and nothing waits for it."""
+        """The same number, detached, for logging; it stays on the device without synchronizing."""
         return self.value_of(self.parameters)
 
     def value_of(self, parameters: Sequence[Tensor]) -> Tensor:
-        """The penalty of those of the parameters that are not frozen."""
+        """The penalty of those parameters that are not frozen."""
         kinds: dict[tuple[torch.device, torch.dtype, type], list[Tensor]] = {}
         for parameter in parameters:
             if parameter.requires_grad:
@@ -120,11 +118,11 @@ class WeightPenalty:
 
         Without a term in the loss and, on a GPU, in one kernel launch for each dtype; where
         `weight_decay` does exactly the same (SGD, Adam, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop
-        and ASGD, not decoupled, with l1 = 0 and groups of penalised parameters only) it is raised for
+        and ASGD, not decoupled, with l1 = 0 and groups of penalized parameters only) it is raised for
         the time of the step and costs nothing. `attachment.ways` tells which. Between steps the
         optimizer's groups and its state_dict() are as without a penalty, so attach it again, in any
         order, when a training is resumed, and to a copy of the optimizer, which has no hooks; groups that
-        are added later are penalised too.
+        are added later are penalized too.
 
         A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters
         are pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a
@@ -178,7 +176,7 @@ class WeightPenalty:
 
 
 class _Value(torch.autograd.Function):
-    """The penalty of parameters of one type and device; its gradient is not rounded through that of norms."""
+    """The penalty of parameters of one type and device, with a gradient that is rounded once."""
 
     @staticmethod
     def forward(ctx: Any, l2: float, l1: float, *parameters: Tensor) -> Tensor:

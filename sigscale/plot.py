@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import atomic
-from .history import COUNTS, GradientHistory, quantile_name, threshold_name
-from .monitor import GradientMonitor
-from .monitoring.rows import TOTALS
-from .panels import Scale, Steps, draw_curves, draw_key, draw_layers
+from ._files import atomic
+from ._plot_panels import Scale, Steps, draw_curves, draw_key, draw_layers
+from .monitor._rows import TOTALS
+from .monitor.history import COUNTS, GradientHistory, quantile_name, threshold_name
+from .monitor.monitor import GradientMonitor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"activation": "#D55E00", "parameter": "#0072B2"}  # Okabe and Ito's vermilion and blue
+COLORS = {"activation": "#D55E00", "parameter": "#0072B2"}  # Okabe and Ito's vermilion and blue
 TITLES = {"activation": "activations", "parameter": "parameters"}
 CURVES, ROW, HIGHEST = 2.5, 0.19, 6.0  # heights in inches: of the curves, of a layer, of all layers
 STYLE: Any = {
@@ -41,7 +41,7 @@ def gradients(
 
     Above, for all activations and all parameters together, the median of |g| and bands between the outer
     quantiles. Below, a row for each activation and each parameter, the first of the model at the top, with
-    the median of |g| as colour. Exact zeros, which a logarithmic scale lacks, have a strip and a colour of
+    the median of |g| as color. Exact zeros, which a logarithmic scale lacks, have a strip and a color of
     their own; what is more than 20 decades below the greatest value is drawn at the end of the scale. Where
     there was no gradient it is hatched. Of a long training several steps are drawn as one, with the median
     of each quantity.
@@ -49,7 +49,7 @@ def gradients(
     Args:
         source: a monitor, or its history.
         path: where to save the picture as well; the suffix tells the format: .png, .svg, .pdf.
-        statistic: what the colours show, "mean" or a quantile such as "q95"; by default the median.
+        statistic: what the colors show, "mean" or a quantile such as "q95"; by default the median.
         title: of the picture; by default the steps that it shows.
 
     Returns:
@@ -131,13 +131,13 @@ def _draw_totals(axes: Axes, steps: Steps, history: GradientHistory) -> None:
     """Curves of all activations and all parameters together."""
     totals = [row for row, kind in enumerate(history.kinds) if kind == "total"]
     names = [history.names[row] for row in totals]
-    colours = [COLOURS[kind] for name in names for kind, total in TOTALS.items() if total == name]
+    colors = [COLORS[kind] for name in names for kind, total in TOTALS.items() if total == name]
     ordered = sorted(history.quantiles)
     middle = min(ordered, key=lambda q: abs(q - 0.5))
     pairs = [*zip([q for q in ordered if q < middle], [q for q in ordered[::-1] if q > middle], strict=False)]
     drawn = [*(low for low, _ in pairs), middle, *(high for _, high in pairs[::-1])]
     values = np.stack([history.quantile(q)[:, totals] for q in drawn])
-    draw_curves(axes, steps, values, Scale.of(values), names, colours)
+    draw_curves(axes, steps, values, Scale.of(values), names, colors)
     axes.set_ylabel("|gradient|")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.1)
     bands = " and ".join(f"{100 * low:.10g} to {100 * high:.10g} %" for low, high in pairs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import Quantiles, check_input, check_quantiles
-from .kernels import launch, summary
-from .kernels.bins import MANTISSA_BITS, bin_count, zero_bin
+from ._checks import Quantiles, check_input, check_quantiles, check_real
+from .kernels import summary
+from .kernels.device import check_supported, device_of_backend
+from .kernels.reference_sketch import MANTISSA_BITS, bin_count, zero_bin
+from .kernels.sketch import count
 
 FIRST_COUNT = threading.Lock()  # backward passes of several threads may share a sketch
 
@@ -86,7 +87,7 @@ class QuantileSketch:
 
         Raises:
             TypeError: x is not a dense real floating-point tensor.
-            ValueError: x lies on another device than what was counted before.
+            ValueError: x lies on another device than what was counted before, or on one without kernels.
         """
         check_input(x, "update")
         if x.is_meta or torch._C._are_functorch_transforms_active():
@@ -94,10 +95,11 @@ class QuantileSketch:
             raise TypeError(
                 f"update() takes a tensor with values, got {what}: call it outside, on its values"
             )
+        check_supported(x.device, "update()")
         x = x.detach().resolve_neg()
         counts = self.counts_on(x.device)
         if x.numel():
-            launch.count(counts, x, self.mantissa_bits)
+            count(counts, x, self.mantissa_bits)
         return self
 
     def counts_on(self, device: torch.device) -> Tensor:
@@ -170,12 +172,15 @@ class QuantileSketch:
         two (a negative one counts as below itself); otherwise the bin that holds the threshold is divided in
         proportion.
         """
-        if isinstance(threshold, bool) or not isinstance(threshold, Real) or threshold != threshold:
-            raise ValueError(f"threshold must be a number; got {threshold!r}: pass a float such as 1e-8")
-        try:
-            number = float(threshold)
-        except OverflowError:
-            number = math.inf if threshold > 0 else -math.inf
+        number = check_real(
+            threshold,
+            "threshold",
+            "a number",
+            "pass a float such as 1e-8",
+            low=-math.inf,
+            high=math.inf,
+            wrong_type=ValueError,
+        )
         thresholds = summary.on_device((number,), self.counts.device)
         return summary.fraction_below(self._distribution(magnitude), thresholds)[0]
 
@@ -243,8 +248,7 @@ class QuantileSketch:
                 "call torch.distributed.init_process_group() first"
             )
         if self._counts is None:
-            on_gpu = "nccl" in dist.get_backend(group)
-            self._counts = self._zeros(torch.device("cuda" if on_gpu else "cpu"))
+            self._counts = self._zeros(device_of_backend(dist.get_backend(group)))
         dist.all_reduce(self._counts, group=group)
         return self
 

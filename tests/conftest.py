@@ -1,11 +1,13 @@
 """Tests run on the path that CPU tensors take in this process, and on the GPU where there is one.
 
-Without more that is the plain-PyTorch twin; under TRITON_INTERPRET=1 it is the Triton kernels in the
-interpreter (`test_interpreter.py` runs the suite that way, in a process of its own).
+By default that is the plain-PyTorch twin. Under TRITON_INTERPRET=1 it is the Triton kernels in the
+interpreter, and only tests and cases that are marked `interpreter` run, those that reach a kernel: one case
+for each kernel, dtype and way through it. `test_interpreter.py` does that in processes of its own.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +22,24 @@ settings.load_profile("suite")
 torch.backends.cudnn.allow_tf32 = False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
+
+
+def chosen(item: pytest.Item) -> bool:
+    """Whether a test, with its parameters, is for the interpreter."""
+    marker = item.get_closest_marker("interpreter")
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return marker is not None and all(parameters[key] in values for key, values in marker.kwargs.items())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    if INTERPRETED:
+        config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
+        items[:] = [item for item in items if chosen(item)]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

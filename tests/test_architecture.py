@@ -11,31 +11,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    "_optional",
-    "coefficients",
-    "elementary",
-    "registry",
+    "_triton",
+    "device",
+    "math",
     "functions",
-    "pointwise",
-    "constants",
-    "bins",
-    "counters",
-    "sketch",
-    "learned",
-    "select",
-    "multi_tensor",
-    "penalty",
-    "tables",
-    "summary",
-    "summarize",
-    "cached",
     "reference",
-    "reference_counts",
     "reference_learned",
     "reference_penalty",
-    "launch",
-    "launch_penalty",
-    "launch_learned",
+    "reference_sketch",
+    "reference_select",
+    "launcher",
+    "multi_tensor",
+    "counters",
+    "sketch",
+    "summary",
+    "select",
+    "activation",
+    "learned",
+    "penalty",
+    "convolution",
 ]
 
 
@@ -58,13 +52,70 @@ def test_every_kernel_module_has_its_layer():
 @pytest.mark.parametrize("layer", LAYERS)
 def test_kernels_import_downwards_and_only_torch_and_triton(layer):
     allowed = {f".{lower}" for lower in LAYERS[: LAYERS.index(layer)]}
-    third_party = {"torch", "triton", "numpy"} if layer == "elementary" else {"torch", "triton"}
+    third_party = {"torch", "triton", "numpy"} if layer == "math" else {"torch", "triton"}
     for module in imports(ROOT / "kernels" / f"{layer}.py"):
         if module.startswith("."):
             assert module in allowed, f"{layer} imports {module}"
         else:
             top = module.split(".")[0]
             assert top in third_party or top in sys.stdlib_module_names, f"{layer} imports {module}"
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other while they are loaded, in order; empty if there are none."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        found: list[str] = []
+        if module not in done:
+            found = next((c for to in sorted(edges[module]) if (c := search(to, [*path, module]))), [])
+            done.add(module)
+        return found
+
+    return next((found for module in edges if (found := search(module, []))), [])
+
+
+def test_no_circle_among_kernel_files():
+    edges = {
+        layer: {name[1:] for name in imports(ROOT / "kernels" / f"{layer}.py") if name.startswith(".")}
+        for layer in LAYERS
+    }
+    assert circle(edges) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_kernels_never_import_the_rest_of_sigscale():
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert not [name for name in imports(path) if name.startswith(("..", "sigscale"))], path
+
+
+def asks_for_the_accelerator(tree: ast.AST) -> list[str]:
+    """Expressions that ask which accelerator there is, such as torch.cuda and x.is_cuda."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if text in ("torch.cuda", "torch.version.hip", "torch.xpu", "torch.mps") or node.attr in (
+                "is_cuda",
+                "is_xpu",
+                "is_mps",
+            ):
+                found.append(text)
+        elif isinstance(node, ast.Constant) and node.value in ("cuda", "hip", "nccl"):
+            found.append(repr(node.value))
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [name for name in names if "cuda" in name]
+    return found
+
+
+def test_only_the_device_module_asks_for_the_accelerator():
+    for folder in ("kernels", "sigscale"):
+        for path in (ROOT / folder).rglob("*.py"):
+            asked = asks_for_the_accelerator(ast.parse(path.read_text()))
+            assert bool(asked) == (path == ROOT / "kernels" / "device.py"), f"{path}: {asked}"
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -88,8 +139,8 @@ import torch, sigscale as ss
 x = torch.randn(5, requires_grad=True)
 ss.tanh(x).sum().backward()
 torch.testing.assert_close(x.grad, torch.cosh(x.detach() / 2) ** -2)
-from sigscale.kernels import launch
-launch.takes_kernel = lambda x: True
+from sigscale.kernels import device
+device.takes_kernel = lambda x: True
 try:
     ss.tanh(x.detach())
 except ImportError as error:

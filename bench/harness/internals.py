@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 import sigscale
-from sigscale.kernels import cached, launch, launch_learned
+from sigscale.kernels import activation, device, launcher, learned
 
 MANTISSA_BITS = 3
 Gradients = Callable[[], Sequence[Tensor]]
@@ -22,12 +22,14 @@ def backward_launches(
 ) -> tuple[Gradients, Gradients]:
     """The backward kernel without and with counting, from what is kept by default."""
     entry, from_output = sigscale.FUNCTIONS[function], x.dtype.itemsize > 2
-    saved = launch.forward(entry, x, alpha) if from_output else x
+    saved = activation.forward(entry, x, alpha) if from_output else x
     counts = sketch.counts_on(x.device)
     return (
-        lambda: (launch.backward(entry, g, saved, alpha, from_output=from_output),),
+        lambda: (activation.backward(entry, g, saved, alpha, from_output=from_output),),
         lambda: (
-            launch.backward(entry, g, saved, alpha, from_output=from_output, counts=counts, m=MANTISSA_BITS),
+            activation.backward(
+                entry, g, saved, alpha, from_output=from_output, counts=counts, m=MANTISSA_BITS
+            ),
         ),
     )
 
@@ -38,13 +40,13 @@ def learned_launches(
     """The backward kernel from the input with a number for alpha, and with a tensor that learns."""
     entry = sigscale.FUNCTIONS[function]
 
-    def learned() -> Sequence[Tensor]:
-        dx, dalpha = launch_learned.backward(entry, g, x, alphas, dx=True, dalpha=True)
+    def learning() -> Sequence[Tensor]:
+        dx, dalpha = learned.backward(entry, g, x, alphas, dx=True, dalpha=True)
         assert dx is not None
         assert dalpha is not None
         return dx, dalpha
 
-    return lambda: (launch.backward(entry, g, x, alpha, from_output=False),), learned
+    return lambda: (activation.backward(entry, g, x, alpha, from_output=False),), learning
 
 
 class _NoOps(dict[Any, Any]):
@@ -55,7 +57,7 @@ class _NoOps(dict[Any, Any]):
 
     def __init__(self) -> None:
         compiled = SimpleNamespace(run=lambda *arguments: None, function=0, packed_metadata=(4, 1, 0))
-        self.no_op = cached.cached_launch(compiled)
+        self.no_op = launcher.cached_launch(compiled)
 
 
 @contextmanager
@@ -64,21 +66,23 @@ def launches_without_gpu() -> Iterator[None]:
     driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 0)
     runtime = SimpleNamespace(driver=SimpleNamespace(active=driver))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cached, "triton", SimpleNamespace(runtime=runtime, knobs=vars(cached)["triton"].knobs))
-        patch.setattr(launch, "takes_kernel", lambda x: True)
-        patch.setattr(cached, "_launches", _NoOps())
+        version = launcher.VERSIONS_READ[-1]
+        knobs = vars(launcher)["triton"].knobs
+        patch.setattr(launcher, "triton", SimpleNamespace(runtime=runtime, knobs=knobs, __version__=version))
+        patch.setattr(device, "takes_kernel", lambda x: True)
+        patch.setattr(launcher, "_launches", _NoOps())
         yield
 
 
 def by_triton(call: Callable[[], object]) -> Callable[[], None]:
     """The call through Triton's own launcher, which runs when somebody observes launches."""
-    observed = cached._observed
+    observed = launcher._observed
 
     def wrapped() -> None:
-        cached._observed = lambda: True
+        launcher._observed = lambda: True
         try:
             call()
         finally:
-            cached._observed = observed
+            launcher._observed = observed
 
     return wrapped

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _plan(
     return plan(
         pipelines.unique(figures),
         arguments.seeds,
-        folder.finished,
+        partial(folder.finished, epochs=options.settings(arguments).epochs),
         folder.begun,
         together=arguments.together,
         world=world,
@@ -116,6 +117,10 @@ def _train(
         for job in jobs:
             run = Run(job.pipeline, job.seeds, settings, cifar, device)
             folder.restore(run)
+            if run.not_native and not quiet:
+                bar.write(
+                    f"{job.pipeline.label}: PyTorch makes the steps ({run.not_native})", file=sys.stdout
+                )
             seeds = len(job.seeds)
             what = f"{job.pipeline.label}, seeds {spans.name(job.seeds)}"
             bar.update(run.epoch * steps * seeds)
@@ -141,7 +146,7 @@ def _report(
     warning = GENERATED_WARNING if experiment["data_generated"] else ""
     drawn: dict[str, Path] = {}
     answers: dict[str, str] = {}
-    outcomes = folder.outcomes(p.name for p in pipelines.unique(figures))
+    outcomes = folder.outcomes((p.name for p in pipelines.unique(figures)), settings.epochs)
     for figure in figures:
         names = [pipeline.name for pipeline in figure.pipelines]
         found = [outcome for outcome in outcomes if outcome.pipeline in names]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from examples.cifar10 import pipelines
 from examples.cifar10.beyond import ALSO
 from examples.cifar10.results import Outcome, by_pipeline
-from sigscale.files import atomic
+from sigscale._files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sigscale.files import atomic
+from sigscale._files import atomic
 
 try:
     import fcntl

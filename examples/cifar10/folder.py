@@ -3,7 +3,7 @@
     run.json                              settings and the data's checksum
     runs/<pipeline>-seed<k>.json, .npz    of each finished run, see `results`
     gradients/<pipeline>-seeds<span>.npz  what the monitor of seeds trained together recorded
-    checkpoints/<same>.pt                 their last complete epoch, until they are finished
+    checkpoints/<same>.pt                 their last complete epoch, from which more epochs can go on
 
 A folder is never mixed with another experiment's, and continued only when asked to.  Each of these files is
 written whole or not at all, and is on the disk before the next, in an order in which any may be the last.
@@ -61,7 +61,7 @@ class Folder:
                     "Name another folder with --out."
                 )
             return
-        self._check_same(experiment, self.identity())
+        self._check_same(experiment, self.identity(), more_epochs=resume)
         if not resume:
             raise FolderError(
                 f"{self.path}: holds runs of these settings. Continue, extend or report them with "
@@ -71,13 +71,16 @@ class Folder:
     def begin(self, experiment: Mapping[str, Any]) -> None:
         """Make the folder and say in it what `experiment` it is of."""
         self.path.mkdir(parents=True, exist_ok=True)
+        about = {**experiment, "commit": results.commit()}
         with durable(self._identity) as part:  # first: without it a folder counts as foreign
-            part.write_text(json.dumps(experiment, indent=2) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         for inner in INNER:
             (self.path / inner).mkdir(exist_ok=True)
 
-    def finished(self, pipeline: str, seed: int) -> bool:
-        return (self.path / "runs" / f"{results.stem(pipeline, seed)}.json").exists()
+    def finished(self, pipeline: str, seed: int, epochs: int) -> bool:
+        """Whether there are results, of as many epochs."""
+        path = self.path / "runs" / f"{results.stem(pipeline, seed)}.json"
+        return path.exists() and results.epochs(path) == epochs
 
     def begun(self, pipeline: str) -> list[tuple[int, ...]]:
         """The seeds of each checkpoint."""
@@ -112,17 +115,17 @@ class Folder:
             ) from error
 
     def finish(self, run: Run, experiment: Mapping[str, Any]) -> None:
-        """Write the results of each seed and drop the checkpoint."""
+        """Write the results of each seed."""
         about = {**experiment, "device": device_name(run.device)}
         results.write(self.path / "runs", run, about)
-        self._checkpoint(run).unlink(missing_ok=True)
 
-    def outcomes(self, pipelines: Iterable[str]) -> list[results.Outcome]:
+    def outcomes(self, pipelines: Iterable[str], epochs: int) -> list[results.Outcome]:
         """All finished runs of the pipelines, whoever made them."""
         return [
             results.read(self.path / "runs", pipeline, seed)
             for pipeline in pipelines
             for seed in self._finished_seeds(pipeline)
+            if self.finished(pipeline, seed, epochs)
         ]
 
     def histories(self, pipeline: str, outcomes: Iterable[results.Outcome]) -> list[ss.GradientHistory]:
@@ -206,11 +209,13 @@ class Folder:
     def _gradients(self, run: Run) -> Path:
         return self.path / "gradients" / f"{run.pipeline.name}-seeds{spans.name(run.seeds)}.npz"
 
-    def _check_same(self, one: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    def _check_same(
+        self, one: Mapping[str, Any], there: Mapping[str, Any], *, more_epochs: bool = False
+    ) -> None:
         changed = [
             f"{key} {there.get(key)!r} there, {value!r} now"
             for key, value in one.items()
-            if there.get(key) != value
+            if there.get(key) != value and not (key == "epochs" and there[key] < value and more_epochs)
         ]
         if changed:
             raise FolderError(

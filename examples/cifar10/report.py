@@ -18,7 +18,7 @@ from examples.cifar10.claims_table import RULES, cell
 from examples.cifar10.judging import Finding
 from examples.cifar10.results import Outcome, by_pipeline
 from examples.cifar10.train import Settings
-from sigscale.files import atomic
+from sigscale._files import atomic
 
 PAPER = (
     "Ven and Lederer, *Regularization and Reparameterization Avoid Vanishing Gradients in Sigmoid-Type "

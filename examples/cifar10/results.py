@@ -9,12 +9,15 @@ Both are written when the run is complete, the second one last: a run is there w
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, median
@@ -56,7 +59,8 @@ def stem(pipeline: str, seed: int) -> str:
 def write(folder: Path, run: Run, experiment: Mapping[str, Any]) -> None:
     """The files of each seed of a finished run, but for those that are there, merged from elsewhere."""
     for place, seed in enumerate(run.seeds):
-        if (folder / f"{stem(run.pipeline.name, seed)}.json").exists():
+        path = folder / f"{stem(run.pipeline.name, seed)}.json"
+        if path.exists() and epochs(path) >= run.epoch:
             continue
         about = {
             "pipeline": run.pipeline.name,
@@ -78,6 +82,14 @@ def write(folder: Path, run: Run, experiment: Mapping[str, Any]) -> None:
             np.savez(file, **curves)
         with durable(folder / f"{stem(run.pipeline.name, seed)}.json") as part:
             part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def epochs(path: Path) -> int:
+    """How many the results have whose JSON is at `path`; 0 if that is damaged."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["epochs"])
+    except DAMAGED:
+        return 0
 
 
 def read(folder: Path, pipeline: str, seed: int) -> Outcome:
@@ -150,6 +162,18 @@ def environment() -> dict[str, Any]:
             "python": platform.python_version(),
             **{package: metadata.version(package) for package in ("torch", "sigscale", "numpy")},
         },
+        "commit": commit(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def commit() -> str | None:
+    """That of the checkout this code is from, with "-dirty" behind if files were changed since."""
+    git = ["git", "-C", os.fspath(Path(__file__).parent)]
+    describe = [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

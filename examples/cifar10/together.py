@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import sigscale as ss
-from examples.cifar10.convolution import convolve
 from examples.cifar10.networks import SeparableConv2d
+from sigscale.kernels.convolution import convolve
 
 
 class Stacked(nn.Module):
@@ -32,34 +32,31 @@ class Stacked(nn.Module):
             stack = torch.stack([layer.get_parameter(name).detach() for layer in layers])
             self.register_parameter(name.replace(".", "_"), nn.Parameter(stack))
 
-    def shared(self, name: str, x: Tensor) -> Tensor:
-        """A parameter (s, n, ...) as (s n, ...), for operations that take channels."""
-        return self.get_parameter(name).to(x.dtype).flatten(0, 1)
-
-    def biased(self, y: Tensor, name: str) -> Tensor:
-        return y if name not in self._parameters else y + self.shared(name, y)[:, None, None]
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        """Weights (s, out, in, ...) and biases (s, out), if the layers have any."""
+        return self.get_parameter("weight"), self._parameters.get("bias")
 
 
 class Conv2d(Stacked):
     def forward(self, x: Tensor) -> Tensor:
-        return self.biased(convolve(x, self.shared("weight", x)), "bias")
+        weight, bias = self.tensors()
+        y = convolve(x, weight.to(x.dtype).flatten(0, 1))
+        return y if bias is None else y + bias.to(y.dtype).flatten()[:, None, None]
 
 
-class Separable(Stacked):
+class Separable(Conv2d):
     """As one convolution, whose weights are the products of those of both steps."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
         depthwise = self.get_parameter("depthwise_weight").transpose(1, 2)  # (s, 1, 3, 3, 3)
-        weight = self.get_parameter("pointwise_weight") * depthwise
-        return self.biased(convolve(x, weight.to(x.dtype).flatten(0, 1)), "pointwise_bias")
+        return self.get_parameter("pointwise_weight") * depthwise, self._parameters.get("pointwise_bias")
 
 
 class Linear(Stacked):
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.get_parameter("weight").to(x.dtype).transpose(1, 2)
-        if "bias" not in self._parameters:
-            return torch.bmm(x, weight)
-        return torch.baddbmm(self.get_parameter("bias").to(x.dtype)[:, None], x, weight)
+        weight, bias = self.tensors()
+        weight = weight.to(x.dtype).transpose(1, 2)
+        return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.to(x.dtype)[:, None], x, weight)
 
 
 class Flatten(Stacked):

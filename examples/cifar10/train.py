@@ -5,10 +5,10 @@ The penalty r/2 * sum(theta^2) (Section 2.2) has the gradient r * theta: exactly
 from 0 to 1; each epoch shuffles anew and drops its last incomplete batch (1,562 steps of 32 images).
 
 Data, order of the images, losses, hits and gradients stay on the device; one small copy comes to the host at
-the end of an epoch, besides those of the monitor.  On a GPU whole steps are replayed from a CUDA graph.
+the end of an epoch, besides those of the monitor.  On a GPU whole steps are replayed from a CUDA graph; on a
+CPU `native` makes them, where there is a compiler and it knows the layers.
 Gradients are measured twice: over all parameters in every step, for the numbers of an epoch, and layer by
-layer, over all seeds, by a `sigscale.GradientMonitor`, in so many of the steps that a run of any length keeps
-some hundreds.
+layer, over all seeds, by a `sigscale.GradientMonitor`, in a few steps of every epoch, which PyTorch makes.
 A seed has the same initial parameters and order of the images whatever the pipeline, the device and the seeds
 it is trained with.
 """
@@ -30,7 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import sigscale as ss
-from examples.cifar10 import networks, together
+from examples.cifar10 import native, networks, together
 from examples.cifar10.capture import Captured
 from examples.cifar10.data import Cifar10, Split
 from examples.cifar10.gradients import COLUMNS, QUANTILES, VANISHED, EpochGradients
@@ -40,8 +40,8 @@ from examples.cifar10.shuffling import generator, orders
 PIXELS = ("unit", "byte", "standard")
 EVALUATION_BATCH = 250
 
-RECORDS = 500
-"""So many steps of a run its monitor measures at most, from the first one on, equally far apart: 1 MB."""
+RECORDS = 5
+"""The monitor measures at most this many steps an epoch, from the first one on, equally far apart."""
 
 NUMBERS = ("test_accuracy", "train_accuracy", "train_loss", *COLUMNS)
 """What is kept of an epoch and a seed."""
@@ -90,12 +90,24 @@ class Run:
             ss.WeightPenalty(self.network, pipeline.l2, pipeline.l1).attach(self.optimizer)
         self.steps = settings.steps_per_epoch(len(data.train.labels))
         self.gradients = EpochGradients(parameters, len(self.seeds), pipeline.l2, pipeline.l1)
-        self._every = -(-settings.epochs * self.steps // RECORDS)
+        self._every = -(-self.steps // RECORDS)
         self.monitor = ss.GradientMonitor(self.network, QUANTILES, every=self._every, thresholds=(VANISHED,))
         self.to_floats = pixel_transform(settings.pixels, data.train.images)
+        self.native, self.not_native = self._native_step()
         self.history: list[npt.NDArray[np.float64]] = []  # of each epoch, (seeds, NUMBERS)
         self.seconds: list[float] = []
         self._allocate()
+
+    def _native_step(self) -> tuple[native.Step | None, str]:
+        """The compiled step of a CPU, or why PyTorch makes the steps instead."""
+        if self.device.type != "cpu":
+            return None, ""
+        if self.pipeline.dtype != "float32":
+            return None, f"no native code for {self.pipeline.dtype}"
+        try:
+            return native.Step(self.network, self.to_floats, len(self.seeds)), ""
+        except native.NotNativeError as error:
+            return None, str(error)
 
     def _allocate(self) -> None:
         """What a step reads and writes, at places that do not change."""
@@ -170,19 +182,27 @@ class Run:
     def _step(self) -> None:
         """One batch of every network, of which images the device knows."""
         chosen = self._order.index_select(1, self._at)[:, 0]  # (seeds, batch)
-        labels = self.data.train.labels[chosen]
-        logits = self._logits(self.data.train.images[chosen.T])
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        losses = loss.view_as(labels).mean(1)
         self.optimizer.zero_grad()
-        losses.sum().backward()
+        if self.native is None or self._measured:
+            losses, hits = self._by_pytorch(chosen)
+        else:
+            losses, hits = self.native(self.data.train.images, self.data.train.labels, chosen, backward=True)
         self.gradients.record()
         if self._measured:
             self.monitor.step()
         self.optimizer.step()
-        self._losses += losses.detach()
-        self._hits += (logits.argmax(2) == labels).sum(1)
+        self._losses += losses
+        self._hits += hits
         self._at.add_(1).remainder_(self.steps)
+
+    def _by_pytorch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses and hits of a batch; leaves the gradients on the parameters."""
+        labels = self.data.train.labels[chosen]
+        logits = self._logits(self.data.train.images[chosen.T])
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        losses = loss.view_as(labels).mean(1)
+        losses.sum().backward()
+        return losses.detach(), (logits.argmax(2) == labels).sum(1)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -192,6 +212,9 @@ class Run:
 
     def _recognized(self, split: Split) -> Tensor:
         """How many images of a split each network labels right: (seeds,)."""
+        if self.native is not None:
+            everything = torch.arange(len(split.labels)).expand(len(self.seeds), -1)
+            return self.native(split.images, split.labels, everything, backward=False)[1]
         hits = torch.zeros_like(self._hits)
         for images, labels in zip(
             split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True

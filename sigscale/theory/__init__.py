@@ -1,34 +1,34 @@
-"""The theory of the paper as something one can run: the toy network, Theorems 1 and 2, the four properties.
+"""The paper's theory, evaluated: the toy network, Theorems 1 and 2, the four properties.
 
 The network is l neurons in a row, g(x) = f[theta^l f[theta^(l-1) ... f[theta^1 x]]], of Section 2 of
 L. Ven and J. Lederer, arXiv 2106.02260. Everything is float64 and takes any number of draws at once;
-`exact` evaluates the same in arbitrary precision.
+`exact` evaluates the same in arbitrary precision. README.md in this folder lists where the text is wrong.
 
-Where the text and this package differ:
+- theta: parameters (..., l), theta^1 first; anything that `torch.as_tensor` takes.
+- x, d, r: inputs, h'[y - g(x)] and the L2 penalty's tuning parameter, at least 0; their shapes broadcast
+  with theta's leading dimensions. For least squares d is 2 (y - g(x)).
+- alpha: the scale; f_alpha(z) = alpha f(z / alpha), eq. (1), or alpha f(z) if `naive`.
+- function: name of f, a key of `sigscale.FUNCTIONS`. The theorems are stated for tanh.
 
-- f^0 is x, not 1, and the derivative of h[y - g(x)] has the sign of -d, d = h'[y - g(x)].
-- Theorem 1 is stated for every t in (0, 1) and holds up to t = 0.623: `theorem_1_boundary`, with proof.
-- Theorem 1 is about tanh; for arctan, softsign and the logistic function its first claim fails at small t.
-- In Theorem 2's network, scaling delays saturation by log(alpha) / log(1.5) layers, and from depth 2 on
-  naive scaling does not make gradients explode: `theorem_2`.
-- The four properties are not all met by the functions that are said to meet them: `properties`.
+Results are float64 tensors on theta's device. An argument that is not a real number, or out of range,
+raises a TypeError or ValueError.
 """
 
 from . import exact as exact
-from .conditions import Properties as Properties
-from .conditions import properties as properties
-from .domain import Boundary as Boundary
-from .domain import Counterexample as Counterexample
-from .domain import Search as Search
-from .domain import theorem_1_boundary as theorem_1_boundary
-from .domain import theorem_1_domain as theorem_1_domain
-from .network import Identity as Identity
-from .network import gradient as gradient
-from .network import identity as identity
-from .network import network as network
-from .network import partial as partial
-from .theorems import Theorem1 as Theorem1
-from .theorems import Theorem2 as Theorem2
-from .theorems import smallest_parameter as smallest_parameter
-from .theorems import theorem_1 as theorem_1
-from .theorems import theorem_2 as theorem_2
+from ._domain import Boundary as Boundary
+from ._domain import Counterexample as Counterexample
+from ._domain import Search as Search
+from ._domain import theorem_1_boundary as theorem_1_boundary
+from ._domain import theorem_1_domain as theorem_1_domain
+from ._network import Identity as Identity
+from ._network import gradient as gradient
+from ._network import identity as identity
+from ._network import network as network
+from ._network import partial as partial
+from ._properties import Properties as Properties
+from ._properties import properties as properties
+from ._theorems import Theorem1 as Theorem1
+from ._theorems import Theorem2 as Theorem2
+from ._theorems import smallest_parameter as smallest_parameter
+from ._theorems import theorem_1 as theorem_1
+from ._theorems import theorem_2 as theorem_2

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sigscale as ss
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 
 functions = pytest.mark.parametrize("name", list(ss.FUNCTIONS))
 saves = pytest.mark.parametrize("save", ["input", "output"])
@@ -20,6 +20,7 @@ saves = pytest.mark.parametrize("save", ["input", "output"])
 @functions
 @saves
 @pytest.mark.parametrize("alpha", [0.3, 2.0])
+@pytest.mark.interpreter(alpha=[2.0])
 def test_gradients_of_first_and_second_order(name, save, alpha, device):
     x = torch.linspace(-2, 2, 8, dtype=torch.float64, device=device).reshape(2, 4).requires_grad_()
 
@@ -32,6 +33,7 @@ def test_gradients_of_first_and_second_order(name, save, alpha, device):
 
 @functions
 @saves
+@pytest.mark.interpreter(name=["tanh"])
 def test_third_derivative(name, save, device):
     """By repeated differentiation, against differentiation of the plain composition."""
     function = ss.FUNCTIONS[name]
@@ -48,6 +50,7 @@ def test_third_derivative(name, save, device):
 
 
 @functions
+@pytest.mark.interpreter
 def test_second_order_of_16_bit_tensors(name, device):
     x = torch.linspace(-2, 2, 10, device=device, dtype=torch.bfloat16).requires_grad_()
     (dx,) = torch.autograd.grad(getattr(ss, name)(x).sum(), x, create_graph=True)
@@ -60,7 +63,7 @@ def test_second_order_of_16_bit_tensors(name, device):
 
 
 @saves
-def test_one_tensor_is_saved(save, device):
+def test_saved_tensor(save, device):
     x = torch.randn(5, device=device, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
@@ -72,7 +75,7 @@ def test_one_tensor_is_saved(save, device):
     ("dtype", "save"),
     [(torch.float16, "x"), (torch.bfloat16, "x"), (torch.float32, "y"), (torch.float64, "y")],
 )
-def test_what_is_saved_by_default(dtype, save, device):
+def test_saved_tensor_by_default(dtype, save, device):
     x = torch.randn(5, device=device, dtype=dtype, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
@@ -80,7 +83,8 @@ def test_what_is_saved_by_default(dtype, save, device):
     assert saved == [{"x": x, "y": y}[save].data_ptr()]
 
 
-def test_nothing_is_kept_where_no_gradient_is_needed(device):
+@pytest.mark.interpreter
+def test_no_grad_fn_without_gradient(device):
     x = torch.randn(5, device=device)
     assert ss.tanh(x).grad_fn is None
     with torch.no_grad():
@@ -90,7 +94,8 @@ def test_nothing_is_kept_where_no_gradient_is_needed(device):
 
 
 @saves
-def test_modified_saved_tensor_is_detected(save, device):
+@pytest.mark.interpreter
+def test_modified_saved_tensor(save, device):
     leaf = torch.randn(5, device=device, requires_grad=True)
     x = leaf * 1
     y = ss.tanh(x, save=save)
@@ -104,7 +109,7 @@ def test_modified_saved_tensor_is_detected(save, device):
 
 
 @pytest.mark.parametrize("inside", [torch.float32, torch.bfloat16])
-def test_autocast_leaves_the_dtype_alone(inside, device):
+def test_autocast_dtype(inside, device):
     x = torch.randn(4, 4, device=device, dtype=inside, requires_grad=True)
     with torch.autocast(device, dtype=torch.bfloat16):
         y, like = ss.tanh(x), torch.tanh(x)
@@ -126,6 +131,7 @@ def test_checkpointing_and_hooks(device):
 
 
 @functions
+@pytest.mark.interpreter(name=["tanh"])
 def test_tracing_and_transforms_see_plain_operations(name, device):
     activation = getattr(ss, name)
     x = torch.randn(3, 5, device=device)
@@ -164,7 +170,8 @@ def test_modules(name, device):
         assert torch.equal(clone(x), layer(x))
 
 
-def test_a_network_trains_as_with_the_plain_activation(device):
+@pytest.mark.interpreter
+def test_training_matches_composition(device):
     """Same losses as the hand-written composition, in fp64, step for step."""
 
     def losses(activation):
@@ -207,6 +214,7 @@ def test_hooks_of_the_input_run_once(save, device):
 
 @functions
 @saves
+@pytest.mark.interpreter(name=["tanh"])
 def test_vectorized_and_forward_mode(name, save, device):
     x = torch.tensor([-1.0, 0.3, 2.0], device=device, dtype=torch.float64)
 
@@ -223,6 +231,7 @@ def test_vectorized_and_forward_mode(name, save, device):
     torch.testing.assert_close(tangent, want.diagonal())
 
 
+@pytest.mark.interpreter
 def test_lazy_negation(device):
     x = torch._neg_view(torch.randn(6, device=device))
     assert x.is_neg()
@@ -233,6 +242,7 @@ def test_lazy_negation(device):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.interpreter
 def test_tracers_see_plain_operations(device):
     x = torch.randn(5, device=device)
     traced = torch.jit.trace(ss.nn.Tanh(), x)
@@ -246,7 +256,8 @@ def test_tracers_see_plain_operations(device):
     assert type(ss.tanh(x, 1.2345)) is torch.Tensor
 
 
-def test_one_element_does_not_change_another():
+@pytest.mark.interpreter
+def test_elements_are_independent():
     x = torch.linspace(-3, 3, 1001)
     y = torch.cat([x, torch.tensor([torch.nan, -1e4])])
     for alpha in (1.7, 2.0):

@@ -1,56 +1,29 @@
-"""A function registered here works everywhere: one entry in the registry is all it takes."""
+"""A function of one's own works everywhere: one entry in the registry is all it takes."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import sigscale as ss
-from sigscale.kernels._optional import tl, triton
-from sigscale.kernels.registry import Function
+from tests.oracles.toy import ALGEBRAIC
 
-
-@triton.jit
-def _value(x, alpha, inv, DTYPE: tl.constexpr):
-    u = x * inv.to(x.dtype)
-    return x * tl.rsqrt(1.0 + u * u)
-
-
-@triton.jit
-def _slope(x, alpha, inv, DTYPE: tl.constexpr):
-    u = x * inv.to(x.dtype)
-    r = tl.rsqrt(1.0 + u * u)
-    return r * r * r
-
-
-@triton.jit
-def _slope_from_output(y, alpha, inv, DTYPE: tl.constexpr):
-    t = y * inv.to(y.dtype)
-    c = 1.0 - t * t
-    return c * tl.sqrt(c)
+TESTS = Path(__file__).parents[1]
+OF_ANY_FUNCTION = ("activations", "quantiles/test_grad_sketch.py", "theory", "test_api.py")
 
 
 @pytest.fixture
 def toy():
-    function = Function(
-        name="algebraic",
-        formula="u / sqrt(1 + u^2)",
-        value=_value,
-        slope=_slope,
-        slope_from_output=_slope_from_output,
-        torch_value=lambda u: u * torch.rsqrt(1 + u * u),
-        torch_slope=lambda u: torch.rsqrt(1 + u * u) ** 3,
-        torch_gradient_of_value=lambda g, t: g * (1 - t * t) ** 1.5,
-        lower=-1.0,
-        upper=1.0,
-        value_at_zero=0.0,
-        slope_at_zero=1.0,
-        symmetry="odd",
-    )
-    yield ss.FUNCTIONS.register(function)
+    yield ss.FUNCTIONS.register(ALGEBRAIC)
     ss.FUNCTIONS.unregister("algebraic")
 
 
+@pytest.mark.interpreter
 def test_end_to_end(toy, device):
     layer = ss.nn.Algebraic(alpha=1.7)
     assert repr(layer) == "Algebraic(alpha=1.7)"
@@ -65,13 +38,25 @@ def test_end_to_end(toy, device):
     torch.testing.assert_close(layer(x), x / torch.sqrt(1 + (x / 1.7) ** 2))
 
 
-def test_gone_when_unregistered(toy):
+@pytest.mark.parametrize("interpreted", ["", "1"], ids=["twin", "interpreter"])
+def test_suite_on_registered_function(interpreted):
+    """Registered before collection, it goes through every test that is parametrized by the registry."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.oracles.toy"]
+    command += ["-m", "not gpu", "-k", "algebraic", *(TESTS / suite for suite in OF_ANY_FUNCTION)]
+    environment = os.environ | {"TRITON_INTERPRET": interpreted}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert int(run.stdout.split(" passed")[0].split()[-1]) >= 30, run.stdout
+
+
+def test_unregister(toy):
     ss.FUNCTIONS.unregister("algebraic")
     assert not hasattr(ss, "algebraic")
     assert not hasattr(ss.nn, "Algebraic")
     ss.FUNCTIONS.register(toy)
 
 
-def test_a_name_is_taken_once(toy):
+def test_duplicate_name(toy):
     with pytest.raises(ValueError, match=r"cannot register 'algebraic'.*not yet taken"):
         ss.FUNCTIONS.register(toy)

@@ -42,7 +42,7 @@ class TestDistributions:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("bound", [10.0, 0.1, 3.3, 1.001, Fraction(1, 3)], ids=str)
-    def test_no_number_leaves_the_interval(self, dtype, bound):
+    def test_bounds_of_the_interval(self, dtype, bound):
         """Of half precision, uniform_() by itself draws numbers below -0.1 and -3.3."""
         x = ss.init.large_uniform_(torch.empty(1 << 18, dtype=dtype), bound, seeded())
         assert x.double().min() >= -float(bound)
@@ -88,13 +88,13 @@ class TestModules:
         initialize(layer)
         assert layer.log2_alpha.item() == 1.5
 
-    def test_a_tensor(self, initialize):
+    def test_single_tensor(self, initialize):
         x = torch.zeros(3, requires_grad=True)
         assert initialize(x) is x
         assert x.all()
         assert x.is_leaf
 
-    def test_without_a_generator_the_default_one_is_used(self, initialize, device):
+    def test_default_generator(self, initialize, device):
         draws = []
         for _ in range(2):
             torch.manual_seed(5)
@@ -109,14 +109,14 @@ class TestModules:
         assert doctest.DocTestRunner().run(example).failed == 0
 
     @pytest.mark.gpu
-    def test_a_generator_of_the_cpu_gives_the_same_start_on_every_device(self, initialize):
+    def test_cpu_generator_on_every_device(self, initialize):
         one, other = network(), network().cuda()
         initialize(one, generator=seeded(3))
         initialize(other, generator=seeded(3))
         for parameter, on_gpu in zip(one.parameters(), other.parameters(), strict=True):
             assert torch.equal(parameter, on_gpu.cpu())
 
-    def test_a_generator_of_another_device(self, initialize):
+    def test_generator_of_another_device(self, initialize):
         """Numbers are drawn where the generator is; meta tensors stand in for those of another device."""
         generator, reference = seeded(3), seeded(3)
         initialize(torch.empty(5, device="meta"), generator=generator)

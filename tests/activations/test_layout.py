@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sigscale as ss
-from sigscale.kernels import launch
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
+from sigscale.kernels.activation import FORWARD_BLOCK, backward
+from sigscale.kernels.device import takes_kernel
+from sigscale.kernels.launcher import dense
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EXAMPLES = 40 if INTERPRETED else 150
@@ -33,7 +35,7 @@ def views(draw: st.DrawFn) -> torch.Tensor:
 
 def same(result, expected):
     """Equal to the bit in a kernel; PyTorch's CPU functions differ by an ulp between vectors and rests."""
-    if launch.takes_kernel(result):
+    if takes_kernel(result):
         assert torch.equal(result, expected)
     else:
         eps = torch.finfo(result.dtype).eps
@@ -41,6 +43,7 @@ def same(result, expected):
 
 
 @pytest.mark.parametrize("name", list(ss.FUNCTIONS))
+@pytest.mark.interpreter(name=["tanh"])
 def test_any_view(name, device):
     activation = getattr(ss, name)
 
@@ -73,10 +76,11 @@ def test_any_view(name, device):
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.interpreter
 def test_around_a_block(dtype, extra, device):
     """The masked tail begins where it must and writes no further."""
     for blocks in (0, 1, 3):
-        n = blocks * launch.FORWARD_BLOCK[dtype.itemsize] + extra
+        n = blocks * FORWARD_BLOCK[dtype.itemsize] + extra
         if n < 0:
             continue
         x = torch.linspace(-5, 5, n, dtype=torch.float64).to(dtype).to(device)
@@ -86,29 +90,33 @@ def test_around_a_block(dtype, extra, device):
         torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance / 10)
 
 
-def test_channels_last_is_neither_copied_nor_lost(device):
+@pytest.mark.interpreter
+def test_channels_last(device):
     x = torch.randn(2, 3, 5, 7, device=device).to(memory_format=torch.channels_last)
-    assert launch.dense(x) is x
+    assert dense(x) is x
     y = ss.tanh(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, 2 * torch.tanh(x / 2))
 
 
-def test_gaps_are_copied_once_and_left_alone(device):
+@pytest.mark.interpreter
+def test_input_with_gaps(device):
     memory = torch.randn(10, 10, device=device)
     x, before = memory[:, ::2], memory.clone()
-    assert launch.dense(x) is not x
+    assert dense(x) is not x
     torch.testing.assert_close(ss.tanh(x), 2 * torch.tanh(x / 2))
     assert torch.equal(memory, before)
 
 
-def test_result_never_shares_memory_with_the_input(device):
+@pytest.mark.interpreter
+def test_output_memory(device):
     for alpha in (1.0, 2.0):
         x = torch.randn(64, device=device)
         assert ss.tanh(x, alpha).data_ptr() != x.data_ptr()
 
 
-def test_same_bits_every_time(device):
+@pytest.mark.interpreter
+def test_deterministic_bits(device):
     x = torch.randn(100_001, device=device, dtype=torch.bfloat16)
     g = torch.randn_like(x)
     results = []
@@ -126,7 +134,7 @@ def test_more_than_2_to_the_31_elements():
     n = 2**31 + 12_345
     x = torch.empty(n, dtype=torch.bfloat16, device="cuda").normal_()
     y = ss.tanh(x)
-    dx = launch.backward(ss.FUNCTIONS["tanh"], torch.ones_like(x), x, 2.0, from_output=False)
+    dx = backward(ss.FUNCTIONS["tanh"], torch.ones_like(x), x, 2.0, from_output=False)
     for part in (slice(0, 4096), slice(n - 4096, n), slice(2**31 - 2048, 2**31 + 2048)):
         u = x[part].double() / 2
         torch.testing.assert_close(y[part].double(), 2 * torch.tanh(u), rtol=4e-3, atol=1e-30)

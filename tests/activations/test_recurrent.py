@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import sigscale as ss
-from sigscale.recurrent import pieces_of_buffer, rescaled
+from sigscale.nn.recurrent import pieces_of_buffer, rescaled
 from tests.oracles import cells
 
 NAMES = ("RNN", "LSTM", "GRU")
@@ -92,7 +92,7 @@ def test_against_the_cells(name, projection, layers, bidirectional, batch_first,
     ("name", "alpha", "options"),
     [*((name, 1.0, {}) for name in NAMES), ("RNN", 2.0, {"nonlinearity": "relu"})],
 )
-def test_alpha_1_and_relu_are_pytorch_to_the_bit(name, alpha, options, device):
+def test_alpha_1_and_relu_bits(name, alpha, options, device):
     x = torch.randn(LENGTH, BATCH, INPUT, device=device)
     module = getattr(ss.nn, name)(INPUT, HIDDEN, 2, alpha=alpha, device=device, **options)
     stock = getattr(torch.nn, name)(INPUT, HIDDEN, 2, device=device, **options)
@@ -116,7 +116,7 @@ def test_lower_precision(name, dtype, device):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_power_of_two_loses_nothing(name):
+def test_power_of_two_alpha_bits(name):
     module = getattr(ss.nn, name)(INPUT, HIDDEN, 2, dtype=torch.bfloat16)
     for found, weight in zip(rescaled(module, 2.0), module._flat_weights, strict=True):
         ratios = (found.double() / weight.double())[weight != 0]
@@ -180,7 +180,7 @@ class TestGradients:
 
         assert order(output, (x, *(p.detach().clone().requires_grad_() for p in module.parameters())))
 
-    def test_alpha_learns_where_weights_are_frozen(self, name):
+    def test_learned_alpha_with_frozen_weights(self, name):
         module = seeded(name, learnable=True)
         for weight in module._flat_weights:
             weight.requires_grad_(False)
@@ -233,7 +233,7 @@ def put_into_one_buffer(module, gap=3):
 
 
 class TestBuffer:
-    def test_rescaled_weights_lie_as_the_parameters_do(self):
+    def test_memory_layout_of_rescaled_weights(self):
         module = seeded("LSTM", num_layers=2, alpha=1.5, dtype=torch.float32)
         expected = [weight.clone() for weight in rescaled(module, 1.5)]
         buffer = put_into_one_buffer(module)
@@ -250,7 +250,7 @@ class TestBuffer:
         assert not whole[:3].any()
         assert not whole[-3:].any()
 
-    def test_what_is_no_buffer_of_this_module(self):
+    def test_foreign_buffers(self):
         module = seeded("GRU", dtype=torch.float32)
         assert pieces_of_buffer(module._flat_weights) is None
         put_into_one_buffer(module, gap=1000)

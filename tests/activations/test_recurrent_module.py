@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sigscale as ss
-from sigscale.recurrent import CACHE
+from sigscale.nn.recurrent import CACHE
 
 NAMES = ("RNN", "LSTM", "GRU")
 LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
@@ -28,7 +28,7 @@ def inputs():
 
 @pytest.mark.parametrize("name", NAMES)
 class TestState:
-    def test_the_state_dict_is_that_of_pytorch(self, name):
+    def test_state_dict_keys(self, name):
         module, stock = make(name), make(name, of=nn)
         assert [*module.state_dict()] == [*stock.state_dict()]
         for a, b in zip(module.parameters(), stock.parameters(), strict=True):
@@ -40,7 +40,7 @@ class TestState:
         other.load_state_dict(stock.state_dict())
         assert torch.equal(other(inputs())[0], module(inputs())[0])
 
-    def test_a_learned_alpha_is_saved(self, name):
+    def test_learned_alpha_in_state_dict(self, name):
         module, other = make(name, alpha=1.5, learnable=True), make(name, learnable=True)
         assert set(module.state_dict()) - set(make(name).state_dict()) == {"log2_alpha"}
         other.load_state_dict(module.state_dict())
@@ -71,7 +71,7 @@ class TestState:
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 class TestCopies:
-    def test_copies_compute_the_same_and_are_their_own(self, name, learnable):
+    def test_independent_copies(self, name, learnable):
         module, x = make(name, alpha=1.5, learnable=learnable), inputs()
         wanted = module(x)[0]
         buffer = io.BytesIO()
@@ -117,7 +117,7 @@ class TestCopies:
         assert torch.equal(module(x)[0], before)
 
 
-def test_the_cache_holds_no_module():
+def test_cache_keeps_no_module_alive():
     module = make("LSTM")
     module(inputs())
     held = len(CACHE)
@@ -126,44 +126,20 @@ def test_the_cache_holds_no_module():
     assert len(CACHE) == held - 1
 
 
-def test_compile():
-    torch.compiler.reset()
-    model = nn.Sequential(nn.Linear(INPUT, INPUT), make("LSTM", learnable=True))
-    compiled, x = torch.compile(model, backend="eager"), inputs()
-    found = torch.autograd.grad(compiled(x)[0].sum(), [*model.parameters()])
-    wanted = torch.autograd.grad(model(x)[0].sum(), [*model.parameters()])
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(compiled(x)[0], model(x)[0])
-
-
 @pytest.mark.parametrize("name", NAMES)
-class TestTransformations:
-    @pytest.mark.filterwarnings(
-        "ignore:The tensor attributes self._flat_weights:UserWarning"
-    )  # also stock ones
-    def test_export(self, name):
-        module, x = make(name), inputs()
-        module(x)
-        exported = torch.export.export(module, (x,)).module()
-        torch.testing.assert_close(exported(x)[0], module(x)[0])
-        module(x)[0].sum().backward()
-
-    def test_monitor(self, name):
-        """Its parameters are measured; as a module it is no elementwise activation."""
-        model = nn.ModuleList([make(name, learnable=True), ss.nn.Tanh(), nn.Linear(HIDDEN, 1)])
-        with ss.GradientMonitor(model) as monitor:
-            recurrent, activation, linear = model
-            linear(activation(recurrent(inputs())[0])).sum().backward()
-            monitor.step()
-        history = monitor.history()
-        assert {f"0.{key}" for key, _ in recurrent.named_parameters()} < set(history.names)
-        assert [n for n, kind in zip(history.names, history.kinds, strict=True) if kind == "activation"] == [
-            "1"
-        ]
-        row = history.names.index("0.weight_hh_l0")
-        median = recurrent.weight_hh_l0.grad.abs().median().item()
-        assert history.quantile(0.5)[0, row] == pytest.approx(median, rel=0.15)
+def test_monitor(name):
+    """Its parameters are measured; as a module it is no elementwise activation."""
+    model = nn.ModuleList([make(name, learnable=True), ss.nn.Tanh(), nn.Linear(HIDDEN, 1)])
+    with ss.GradientMonitor(model) as monitor:
+        recurrent, activation, linear = model
+        linear(activation(recurrent(inputs())[0])).sum().backward()
+        monitor.step()
+    history = monitor.history()
+    assert {f"0.{key}" for key, _ in recurrent.named_parameters()} < set(history.names)
+    assert [n for n, kind in zip(history.names, history.kinds, strict=True) if kind == "activation"] == ["1"]
+    row = history.names.index("0.weight_hh_l0")
+    median = recurrent.weight_hh_l0.grad.abs().median().item()
+    assert history.quantile(0.5)[0, row] == pytest.approx(median, rel=0.15)
 
 
 class TestErrors:
@@ -188,7 +164,7 @@ class TestErrors:
         assert not module.learnable
 
     @pytest.mark.parametrize("value", [40.0, -200.0, float("nan")])
-    def test_an_alpha_that_diverges(self, value):
+    def test_diverged_alpha(self, value):
         layer = ss.nn.GRU(2, 3, learnable=True)
         with torch.no_grad():
             layer.log2_alpha.fill_(value)

@@ -1,398 +1,643 @@
-"""What `scale_activations` sees besides modules: calls in forward, and sigmoids that are gates."""
+"""`scale_activations(functional=True)`: calls such as torch.tanh(x) in forward, scaled as they happen."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import pickle
+import random
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 from torch.nn.functional import softsign
+from torch.overrides import TorchFunctionMode
 
 import sigscale as ss
-from sigscale.conversion import copies
 
-ACT = "tanh"
+FORMULAS = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "arctan": torch.atan,
+    "softsign": lambda u: u / (1 + u.abs()),
+}
 
 
-def swish(x):
-    return x * x.sigmoid()
+def scaled(name, x, alpha):
+    return alpha * FORMULAS[name](x / alpha)
+
+
+class Forward(nn.Module):
+    """A module whose forward is this function of the input."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def into_new(function, x):
+    return function(x, out=torch.empty_like(x))
+
+
+def calls_of(name: str) -> dict[str, object]:
+    """PyTorch's spellings of a function, as functions of one tensor."""
+    function = ss.FUNCTIONS[name]
+    found = {}
+    for spelling in (name, *function.torch_aliases):
+        for prefix, place in (("torch", torch), ("F", F), ("torch.special", torch.special)):
+            for variant in (spelling, f"{spelling}_"):
+                if hasattr(place, variant):
+                    found[f"{prefix}.{variant}"] = getattr(place, variant)
+        for variant in (spelling, f"{spelling}_"):
+            if hasattr(torch.Tensor, variant):
+                found[f"Tensor.{variant}"] = getattr(torch.Tensor, variant)
+                found[f"x.{variant}"] = lambda x, variant=variant: getattr(x, variant)()
+        if hasattr(torch, spelling):
+            found[f"out={spelling}"] = partial(into_new, getattr(torch, spelling))
+    return found
+
+
+CALLS = [(name, text, call) for name in FORMULAS for text, call in calls_of(name).items()]
+
+
+@pytest.mark.parametrize(("name", "call"), [c[::2] for c in CALLS], ids=[c[1] for c in CALLS])
+def test_every_spelling(name, call):
+    x = torch.linspace(-6, 6, 41, dtype=torch.float64)
+    model = Forward(lambda x: call(x.clone()))
+    ss.scale_activations(model, 1.7, functional=True, functions=name)
+    torch.testing.assert_close(model(x), scaled(name, x, 1.7), rtol=1e-14, atol=1e-15)
+    others = [other for other in FORMULAS if other != name]
+    ss.unscale_activations(model)
+    ss.scale_activations(model, 1.7, functional=True, functions=others)
+    assert torch.equal(model(x), call(x.clone()))
 
 
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(3, 3)
-        self.tanh = nn.Tanh()
+        self.tanh, self.own = nn.Tanh(), ss.nn.Tanh(3.0)
 
     def head(self, x):
         return torch.atan(x)
 
-    def forward(self, x):
+    def forward(self, x, mask=None):
         y = self.tanh(self.linear(x))
         y = torch.tanh(y) + y.sigmoid() + F.softsign(y)
-        return self.head(softsign(y)) + math.tanh(0.0) * swish(y)
+        if mask is not None:
+            y = y * mask
+        y = self.own(ss.tanh(y, 5.0))
+        return self.linear(self.head(softsign(y)) + math.tanh(0.0))
 
 
-def functional_values(model: Functional, x: torch.Tensor, alpha: float) -> torch.Tensor:
-    """The model in fp64 with every activation scaled, written out."""
-
-    def scaled(f, z):
-        return alpha * f(z / alpha)
-
-    y = scaled(torch.tanh, model.linear(x))
-    y = scaled(torch.tanh, y) + scaled(torch.sigmoid, y) + scaled(lambda u: u / (1 + u.abs()), y)
-    return scaled(torch.arctan, scaled(lambda u: u / (1 + u.abs()), y))
+def values(model: Functional, x, alpha, mask=1.0):
+    """The model with every activation scaled but sigmoid, written out."""
+    y = scaled("tanh", model.linear(x), alpha)
+    y = scaled("tanh", y, alpha) + y.sigmoid() + scaled("softsign", y, alpha)
+    y = scaled("tanh", scaled("tanh", y * mask, 5.0), 3.0)
+    return model.linear(scaled("arctan", scaled("softsign", y, alpha), alpha))
 
 
-def test_calls_are_named_with_their_lines():
-    model = nn.Sequential(
-        Functional(), Functional(), nn.LSTMCell(3, 3), nn.RNNCell(3, 3, nonlinearity="relu")
-    )
-    with pytest.warns(UserWarning, match=r"since no modules compute them: torch.tanh in 0 and 1 more \(Func"):
-        report = ss.scale_activations(model)
-    line = Functional.forward.__code__.co_firstlineno
-    notes = {(entry.before, entry.note.split(", ")[-1]) for entry in report.unseen}
-    assert notes == {
-        ("torch.tanh", f"test_calls.py:{line + 2}"),
-        ("Tensor.sigmoid", f"test_calls.py:{line + 2}"),
-        ("F.softsign", f"test_calls.py:{line + 2}"),
-        ("F.softsign", f"test_calls.py:{line + 3}"),
-        ("torch.atan", f"test_calls.py:{Functional.head.__code__.co_firstlineno + 1}"),
-        ("Tensor.sigmoid", f"test_calls.py:{swish.__code__.co_firstlineno + 1}"),
-        ("LSTMCell", "computes it inside"),
-    }
-    assert {entry.name for entry in report.unseen} == {"0 and 1 more", "2"}
+def functional_model(alpha=1.7, **options) -> Functional:
+    torch.manual_seed(0)
+    model = Functional().double()
+    ss.scale_activations(model, alpha, functional=True, exclude="own", **options)
+    return model
 
 
-class Attribute(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.act, self.plain = torch.tanh, nn.Tanh()
-
-    def forward(self, x):
-        return self.act(self.plain(x)) + len(ACT)
+X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def test_functions_kept_as_attributes():
-    encoder = nn.TransformerEncoderLayer(4, 1, 8, activation=torch.tanh)
-    with pytest.warns(UserWarning, match="since no modules compute them"):
-        report = ss.scale_activations(nn.ModuleDict({"encoder": encoder, "own": Attribute()}))
-    assert [(entry.name, entry.before, entry.note) for entry in report.unseen] == [
-        ("encoder", "torch.tanh", "its attribute 'activation'"),
-        ("own", "torch.tanh", "its attribute 'act'"),
-    ]
+def test_values_and_gradients():
+    model, plain, x = functional_model(), functional_model(), X.clone().requires_grad_()
+    torch.testing.assert_close(model(x), values(plain, x, 1.7), rtol=1e-13, atol=1e-14)
+    (found,) = torch.autograd.grad(model(x).sum(), x)
+    (expected,) = torch.autograd.grad(values(plain, x, 1.7).sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_functions_that_a_trace_does_not_reach():
-    """A trace stops at modules of torch.nn, whatever functions these were given."""
-    encoder = nn.TransformerEncoderLayer(4, 1, 8, activation=torch.tanh)
-    model = nn.Sequential(encoder, nn.Linear(4, 4), nn.Tanh())
-    with pytest.warns(UserWarning, match="torch.tanh in 0 .*modules of PyTorch call them inside"):
-        report = ss.scale_activations(model, functional=True)
-    assert [(entry.name, entry.note) for entry in report.unseen] == [("0", "its attribute 'activation'")]
-    assert [entry.name for entry in report.changed] == ["2"]
+def test_forward_keeps_its_arguments_and_branches():
+    model = functional_model()
+    mask = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    assert str(inspect.signature(model.forward)) == "(x, mask=None)"
+    torch.testing.assert_close(model(X, mask=mask), values(model, X, 1.7, mask), rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(model(X), values(model, X, 1.7), rtol=1e-13, atol=1e-14)
 
 
-class Quiet(nn.Module):
-    """Names like those of activations that are none."""
+def test_the_model_stays_the_same_object():
+    torch.manual_seed(0)
+    model, calls = Functional().double(), []
+    model.register_forward_hook(lambda *_: calls.append("after"))
+    model.linear.register_forward_pre_hook(lambda *_: calls.append("linear"))
+    keys, representation = [*model.state_dict()], repr(model)
+    report = ss.scale_activations(model, functional=True, exclude=["own", "tanh"])
+    assert report.model is model
+    assert isinstance(model, Functional)
+    assert [*model.state_dict()] == keys
+    assert repr(model) == representation
+    model(X)
+    assert calls == ["linear", "linear", "after"]
 
-    def __init__(self):
-        super().__init__()
-        self.tanh, self.sigmoid = nn.Tanh(), nn.ReLU()
 
-    def forward(self, x):
-        return self.sigmoid(self.tanh(x)) + math.tanh(1.0)
-
-
-def test_nothing_is_seen_where_nothing_is():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not ss.scale_activations(Quiet()).unseen
+def test_undone_to_the_bit():
+    torch.manual_seed(0)
+    model = Functional().double()
+    before, kinds = model(X), [(type(m), [*vars(m)]) for m in model.modules()]
+    for options in ({}, {"exclude": ["tanh", "own"]}, {"learnable": True}):
+        report = ss.scale_activations(
+            model, functional=True, **{"exclude": "own", **options}, example_inputs=X
+        )
+        assert not torch.equal(model(X), before)
+        undone = ss.unscale_activations(model, exclude="own")
+        assert torch.equal(model(X), before)
+        assert [(type(m), [*vars(m)]) for m in model.modules()] == kinds
+        assert undone.parameters == report.parameters
 
 
 @pytest.mark.parametrize("learnable", [False, True])
-def test_functional(learnable):
-    model = Functional().double()
-    x = torch.randn(5, 3, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="look like gates .*'sigmoid_1' \\(multiplies another tensor"):
-        report = ss.scale_activations(model, 1.7, functional=True, learnable=learnable)
-    torch.testing.assert_close(report.model(x), functional_values(model, x, 1.7))
-    assert report.model.tanh is model.tanh
-    assert report.model.linear.weight is model.linear.weight
-    assert [entry.name for entry in report.changed] == [
-        "tanh", "tanh_1", "sigmoid", "softsign", "softsign_1", "arctan", "sigmoid_1",
-    ]  # fmt: skip
-    assert len(report.parameters) == 7 * learnable
-    assert set(report.parameters) <= set(report.model.parameters())
-    assert not report.unseen
-    report.model(x).sum().backward()
-    for copied in (copy.deepcopy(report.model), pickle.loads(pickle.dumps(report.model))):
-        assert torch.equal(copied(x), report.model(x))
-    undone = ss.unscale_activations(report.model, exclude="arctan")
-    assert type(report.model.sigmoid) is nn.Sigmoid
-    assert type(model.tanh) is nn.Tanh
-    assert [entry.name for entry in undone.left] == ["arctan"]
-
-
-def test_functional_by_patterns_and_again():
-    model = nn.Sequential(nn.Linear(3, 3), Functional())
-    first = ss.scale_activations(model, 1.5, functional=True, include="1.tanh*")
-    assert [entry.name for entry in first.changed] == ["1.tanh", "1.tanh_1"]
-    second = ss.scale_activations(first.model, 3.0, functional=True, include="arctan")
-    assert second.model.get_submodule("arctan").alpha == 3.0
-    assert second.model.get_submodule("1.tanh_1").alpha == 1.5
-
-
-class Awkward(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3))
-        self.register_buffer("seen", torch.zeros(()))
-        self.log = []
-
-    def forward(self, x):
-        self.seen += 1
-        self.log.append(x)
-        y = x * torch.tanh(self.weight)
-        z = (y + 1).tanh_()
-        return torch.tanh(z, out=torch.empty(3)) + z.tanh()
-
-
-def test_calls_that_stay():
-    model = Awkward()
-    report = ss.scale_activations(model, functional=True)
-    assert [entry.before for entry in report.changed] == ["Tensor.tanh"]
-    assert [(entry.before, entry.note.split(":")[0]) for entry in report.unseen] == [
-        ("torch.tanh", "of a parameter or a buffer, not of an activation"),
-        ("Tensor.tanh_", "in place, which may change other tensors"),
-        ("torch.tanh", "with further arguments"),
+def test_copies_pickles_and_saved_models(learnable, tmp_path):
+    model = functional_model(learnable=learnable)
+    torch.save(model, tmp_path / "model.pt")
+    expected = model(X)
+    copies = [
+        copy.deepcopy(model),
+        copy.copy(model),
+        pickle.loads(pickle.dumps(model)),
+        pickle.loads(pickle.dumps(model, protocol=1)),
+        torch.load(tmp_path / "model.pt", weights_only=False),
+        model._replicate_for_data_parallel() if not learnable else model,
     ]
-    assert model.seen.item() == 0
-    assert model.log == []
+    for other in copies:
+        assert torch.equal(other(X), expected)
+    for other in copies[:1] + copies[2:5]:
+        other.linear.weight.data.zero_()
+        assert torch.equal(model(X), expected)
+        ss.unscale_activations(other, exclude="own")
+        assert type(other) is Functional
 
 
-class Squeeze(nn.Module):
+def test_a_class_that_copies_itself():
+    class Own(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.size = size
+
+        def forward(self, x):
+            return torch.tanh(x[: self.size])
+
+        def __deepcopy__(self, memo):
+            return Own(self.size)
+
+    model = nn.Sequential(Own(2))
+    ss.scale_activations(model, functional=True, include="0")
+    for other in (model, copy.deepcopy(model), copy.deepcopy(copy.deepcopy(model))):
+        assert torch.equal(other(X), ss.tanh(X[:2]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_models_whose_forward_is_not_their_class_s():
+    replaced = Inner()
+    replaced.forward = lambda x: x.tanh()
+    for model, why in (
+        (torch.fx.symbolic_trace(Inner()), "is a script or a traced graph"),
+        (torch.jit.script(Inner()), "is a script or a traced graph"),
+        (replaced, "had its forward replaced"),
+    ):
+        with pytest.raises(ValueError, match=rf"own forward makes; got '\w+', which {why}: scale the model"):
+            ss.scale_activations(model, functional=True)
+
+
+def test_wrappers():
+    model = functional_model()
+    expected = model(X)
+    for wrapped in (nn.DataParallel(model), nn.Sequential(model), torch.compile(model, backend="eager")):
+        torch.testing.assert_close(wrapped(X), expected, rtol=1e-13, atol=1e-14)
+    other = nn.DataParallel(Functional().double())
+    other.module.load_state_dict(model.state_dict())
+    assert ss.scale_activations(other, 1.7, functional=True, exclude="own").model is other
+    assert torch.equal(other(X), expected)
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_compiled_in_one_graph(backend, learnable):
+    torch.compiler.reset()
+    model = functional_model(learnable=learnable)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(X), model(X), rtol=1e-12, atol=1e-13)
+    compiled(X).sum().backward()
+    found = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    model(X).sum().backward()
+    for p, gradient in zip(model.parameters(), found, strict=True):
+        torch.testing.assert_close(gradient, p.grad, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_compiled_before_scaling():
+    torch.compiler.reset()
+    model = Functional().double()
+    compiled = torch.compile(model, backend="eager")
+    plain = compiled(X)
+    ss.scale_activations(compiled, 1.7, functional=True, exclude="own")
+    torch.testing.assert_close(compiled(X), values(model, X, 1.7), rtol=1e-13, atol=1e-14)
+    ss.unscale_activations(compiled, exclude="own")
+    assert torch.equal(compiled(X), plain)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_exported(strict):
+    model = functional_model()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},), strict=strict)
+    torch.testing.assert_close(program.module()(X[:3]), model(X[:3]), rtol=1e-13, atol=1e-14)
+
+
+def test_under_torch_func():
+    model = functional_model(learnable=True)
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x,)).sum()
+
+    gradients = torch.func.grad(loss)(parameters, X)
+    model(X).sum().backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-12, atol=1e-13)
+    assert torch.allclose(torch.vmap(model)(X), model(X))
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, X)
+    torch.testing.assert_close(each["linear.weight"].sum(0), gradients["linear.weight"])
+
+
+def test_inside_autocast_no_grad_and_other_modes():
+    class Seen(TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    model = nn.Sequential(nn.Linear(3, 3), Forward(torch.tanh))
+    ss.scale_activations(model, functional=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(X.float()).dtype is torch.bfloat16
+    with torch.no_grad():
+        assert not model(X.float()).requires_grad
+    with torch.device("cpu"), Seen() as seen:
+        torch.testing.assert_close(model(X.float()), 2 * torch.tanh(model[0](X.float()) / 2))
+    assert "linear" in seen.names
+
+
+def test_random_numbers_and_branches_are_not_frozen():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            y = torch.tanh(x) * random.random()
+            return y if self.training and y.sum() > 0 else -y
+
+    model = Noisy()
+    ss.scale_activations(model, functional=True)
+    x = torch.ones(3)
+    assert not torch.equal(model(x), model(x))
+    assert (model(x) > 0).all()
+    assert (model.eval()(x) < 0).all()
+
+
+class Inner(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x)
+
+
+class Nested(nn.Module):
+    """tanh in forward, in modules of one's own, in nn.Tanh and in other modules of PyTorch."""
+
     def __init__(self):
         super().__init__()
-        self.inner = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4), nn.Sigmoid())
+        self.first, self.gate = Inner(), nn.Sequential(Inner(), nn.Tanh())
+        self.act = nn.Tanh()
+
+    def parts(self, x):
+        return [torch.tanh(x), self.first(x), self.gate[0](x), self.gate[1](x), self.act(x)]
 
     def forward(self, x):
-        return x * self.inner(x).view(-1, 4)
+        self.last = self.parts(x)
+        return sum(self.last) + self.gate(x)
 
 
-class Used(nn.Module):
-    """A sigmoid, and what becomes of it."""
-
-    def __init__(self, use):
-        super().__init__()
-        self.linear, self.act, self.use = nn.Linear(4, 4), nn.Sigmoid(), use
-
-    def forward(self, x):
-        return self.linear(self.use(self.act(self.linear(x)), x))
-
-
-class Branching(Squeeze):
-    def __init__(self):
-        super().__init__()
-        self.gate, self.hidden = nn.Sigmoid(), nn.Sigmoid()
-
-    def forward(self, x):
-        return self.hidden(self.gate(super().forward(x))) if x.sum() > 0 else x
+def alphas(model: Nested) -> list[float]:
+    """The alpha of each part: a tanh of large values is alpha."""
+    model(torch.full((1,), 1e6))
+    return [part.item() for part in model.last]
 
 
 @pytest.mark.parametrize(
-    ("model", "notes"),
+    ("patterns", "expected"),
     [
-        (nn.Sequential(nn.Sigmoid(), nn.Linear(2, 2)), {}),
-        (nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Sigmoid())), {"1.0": "gives the model's output"}),
-        (nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()), nn.Linear(2, 2)), {}),
-        (nn.Sequential(nn.Tanh()), {}),
-        (Squeeze(), {"inner.3": "multiplies another tensor"}),
-        (nn.Sequential(Squeeze(), nn.Sigmoid(), nn.Flatten()), {
-            "0.inner.3": "multiplies another tensor", "1": "gives the model's output",
-        }),
-        (Used(lambda p, x: p + x), {}),
-        (Used(lambda p, x: p - 1), {}),
-        (Used(lambda p, x: torch.lerp(x, -x, p)), {"act": "multiplies another tensor"}),
-        (Used(lambda p, x: torch.einsum("ij,ij->ij", x, p)), {"act": "multiplies another tensor"}),
-        (Used(lambda p, x: x / p), {"act": "multiplies another tensor"}),
-        (Used(lambda p, x: 1 - p), {"act": "is used like a probability"}),
-        (Used(lambda p, x: torch.rsub(p, 1)), {"act": "is used like a probability"}),
-        (Used(lambda p, x: p.log()), {"act": "is used like a probability"}),
-        (Used(lambda p, x: torch.bernoulli(p)), {"act": "is used like a probability"}),
-        (Used(lambda p, x: torch.where(p > 0.5, x, -x)), {"act": "is used like a probability"}),
-        (Branching(), {"gate": "its name is that of a gate", "inner.3": "the last module of its Sequential"}),
+        ({}, [2, 2, 2, 2, 2]),
+        ({"exclude": "first"}, [2, 1, 2, 2, 2]),
+        ({"exclude": "gate"}, [2, 2, 1, 1, 2]),
+        ({"exclude": "gate.*"}, [2, 2, 1, 1, 2]),
+        ({"exclude": "act"}, [2, 2, 2, 2, 1]),
+        ({"exclude": "*"}, None),
+        ({"include": "first"}, [1, 2, 1, 1, 1]),
+        ({"include": "gate"}, [1, 1, 2, 2, 1]),
+        ({"include": ["gate", "act"], "exclude": "gate.0"}, [1, 1, 1, 2, 2]),
+        ({"include": "Nested", "exclude": ["first", "gate.1"]}, [2, 1, 2, 1, 2]),
     ],
-)  # fmt: skip
-def test_gates(model, notes):
+)
+def test_patterns(patterns, expected):
+    model = Nested()
+    if expected is None:
+        with pytest.raises(ValueError, match="must have activations to scale"):
+            ss.scale_activations(model, functional=True, **patterns)
+        expected = [1] * 5
+    else:
+        ss.scale_activations(model, functional=True, **patterns)
+        assert alphas(copy.deepcopy(model)) == expected
+        assert alphas(model) == expected
+        ss.unscale_activations(model)
+    assert alphas(model) == [1] * 5
+    assert not any("_scaled_calls" in vars(module) for module in model.modules())
+
+
+def test_several_alphas_nested():
+    model = Nested()
+    ss.scale_activations(model, 2.0, functional=True, exclude=["gate", "act"])
+    ss.scale_activations(model, 3.0, functional=True, include=["gate"])
+    ss.scale_activations(model, 4.0, include=["act"])
+    assert alphas(model) == [2, 2, 3, 3, 4]
+    ss.unscale_activations(model, include="gate.*")
+    assert alphas(model) == [2, 2, 1, 1, 4]
+    ss.unscale_activations(model, include="act")
+    assert alphas(model) == [2, 2, 1, 1, 1]
+    ss.unscale_activations(model)
+    assert alphas(model) == [1] * 5
+
+
+def test_scaled_inside_first():
+    model = Nested()
+    ss.scale_activations(model, 3.0, functional=True, include="gate")
+    with pytest.raises(ValueError, match=r"scaled twice; .*'gate\.0', calls of tanh, .*alpha=3.0.*exclude="):
+        ss.scale_activations(model, functional=True)
+    ss.scale_activations(model, 2.0, functional=True, exclude="gate")
+    assert alphas(model) == [2, 2, 3, 3, 2]
+    ss.unscale_activations(model, include="Nested")
+    assert alphas(model) == [1, 1, 3, 3, 2]
+
+
+def test_scaled_twice_is_refused():
+    model = functional_model()
+    expected = model(X)
+    with pytest.raises(ValueError, match="'Functional', calls of tanh, arctan, softsign"):
+        ss.scale_activations(model, functional=True, exclude="own")
+    assert torch.equal(model(X), expected)
+
+
+def test_a_subclass_with_calls_in_forward():
+    class Doubled(nn.Tanh):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    model = nn.Sequential(Doubled())
+    ss.scale_activations(model, functional=True)
+    torch.testing.assert_close(model(X), 2 * scaled("tanh", X, 2.0))
+
+
+def test_functions_given_to_modules_of_pytorch():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(4, 1, 8, activation=torch.tanh, batch_first=True, dropout=0.0)
+    x = torch.randn(2, 3, 4)
+    plain = model(x)
+    report = ss.scale_activations(model, functional=True, example_inputs=x)
+    assert [(e.before, e.note) for e in report.changed] == [("torch.tanh", "inside PyTorch")]
+    assert not torch.allclose(model(x), plain)
+    assert torch.equal(model.eval()(x), model.train()(x))
+
+
+def test_other_functions_that_call_tanh_inside_stay():
+    x = torch.randn(7)
+    for function in (F.tanhshrink, F.mish, lambda x: F.gelu(x, approximate="tanh"), F.logsigmoid):
+        model = Forward(function)
+        ss.scale_activations(model, functional=True)
+        assert torch.equal(model(x), function(x))
+
+
+@pytest.mark.parametrize(
+    "x", [torch.arange(5), torch.tensor([1 + 2j]), torch.tensor([True]), torch.ones(2, 2).to_sparse()]
+)
+def test_inputs_that_only_pytorch_takes(x):
+    model = Forward(torch.tanh)
+    ss.scale_activations(model, functional=True)
+    expected = 2 * torch.tanh(x / 2)
+    torch.testing.assert_close(model(x), expected)
+    assert model(x).dtype is expected.dtype
+
+
+def test_in_place_calls():
+    model = Forward(lambda x: (x * 3).tanh_())
+    ss.scale_activations(model, functional=True)
+    x = X.clone().requires_grad_()
+    model(x).sum().backward()
+    torch.testing.assert_close(x.grad, 3 / torch.cosh(1.5 * X) ** 2)
+    same = torch.ones(3)
+    inside = Forward(torch.tanh_)
+    ss.scale_activations(inside, functional=True)
+    assert inside(same) is same
+    assert (same == 2 * torch.tanh(torch.tensor(0.5))).all()
+    for bad in (torch.arange(3), torch.ones(3, requires_grad=True)):
+        with pytest.raises(RuntimeError, match=r"can't be cast|leaf Variable"):
+            inside(bad)
+
+
+def test_out():
+    out = torch.empty(5, 3, dtype=torch.float64)
+    model = Forward(lambda x: torch.tanh(x, out=out))
+    ss.scale_activations(model, functional=True)
+    assert model(X) is out
+    torch.testing.assert_close(out, scaled("tanh", X, 2.0))
+    with pytest.raises(RuntimeError, match="don't support automatic differentiation"):
+        model(X.clone().requires_grad_())
+
+
+def test_bad_calls_get_pytorchs_own_errors():
+    for call in (lambda x: torch.tanh(), lambda x: torch.tanh(x, 2), lambda x: torch.tanh(None)):
+        model = Forward(call)
+        ss.scale_activations(model, functional=True)
+        with pytest.raises(TypeError):
+            model(X)
+
+
+def test_learned_alpha_of_calls():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), Forward(torch.tanh), nn.Tanh(), nn.Linear(3, 1)).double()
+    report = ss.scale_activations(model, 4.0, functional=True, learnable=True, exclude="0")
+    assert [name for name, _ in model.named_parameters() if "log2" in name] == ["log2_alpha", "2.log2_alpha"]
+    assert [p.item() for p in report.parameters] == [2.0, 2.0]
+    penalty = ss.WeightPenalty(model, l2=0.1)
+    assert not set(report.parameters) & set(penalty.parameters)
+    optimizer = torch.optim.SGD(report.parameters, lr=0.1)
+    model(X).square().sum().backward()
+    optimizer.step()
+    assert all(p.grad is not None and p.item() != 2.0 for p in report.parameters)
+    with pytest.raises(ValueError, match=r"num_parameters=3 is for activation modules.*calls in 1"):
+        ss.scale_activations(
+            nn.Sequential(nn.Tanh(), Forward(torch.tanh)), functional=True, learnable=True, num_parameters=3
+        )
+
+
+def test_the_report_without_example_inputs():
+    model = Functional()
+    report = ss.scale_activations(model, functional=True, exclude="own")
+    assert [(e.name, e.before, e.after) for e in report.changed] == [
+        ("tanh", "Tanh", "Tanh(alpha=2.0)"),
+        ("Functional", "calls in forward", "tanh, arctan, softsign (alpha=2.0)"),
+    ]
+    undone = ss.unscale_activations(model, exclude="own", dry_run=True)
+    assert [(e.name, e.before, e.after) for e in undone.changed] == [
+        ("Functional", "calls of tanh, arctan, softsign (alpha=2.0)", "plain"),
+        ("tanh", "Tanh(alpha=2.0)", "Tanh"),
+    ]
+
+
+def test_the_report_lists_calls_with_file_and_line():
+    class Stateful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.norm = Functional(), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return torch.tanh(self.inner(self.norm(x))).flatten()
+
+    model = Stateful()
+    state = copy.deepcopy(model.state_dict())
+    report = ss.scale_activations(
+        model, functional=True, exclude="inner.own", dry_run=True, example_inputs=X.float()
+    )
+    line = Functional.forward.__code__.co_firstlineno
+    head = Functional.head.__code__.co_firstlineno + 1
+    last = Stateful.forward.__code__.co_firstlineno + 1
+    output = "gives the model's output, whose range grows to alpha"
+    assert [(e.name, e.before, e.note) for e in report.changed] == [
+        ("inner.tanh", "Tanh", ""),
+        ("inner", "torch.tanh", f"test_calls.py:{line + 2}"),
+        ("inner", "F.softsign", f"test_calls.py:{line + 2}"),
+        ("inner", "F.softsign", f"test_calls.py:{line + 6}"),
+        ("inner", "torch.atan", f"test_calls.py:{head}"),
+        ("Stateful", "torch.tanh", f"test_calls.py:{last}, {output}"),
+    ]
+    assert [(e.name, e.before, e.note) for e in report.left] == [
+        ("inner.own", "Tanh(alpha=3.0)", "scaled already"),
+        (
+            "inner",
+            "Tensor.sigmoid",
+            f"test_calls.py:{line + 2}: scaled only where functions= names 'sigmoid'",
+        ),
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values(), strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_calls_that_only_functional_scales_are_warned_of():
+    model = nn.Sequential(Inner(), nn.Tanh(), nn.LSTMCell(3, 3), Forward(torch.sigmoid))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = ss.scale_activations(model, dry_run=True)
-    found = {entry.name: entry.note.split(":")[0] for entry in report.changed if entry.note}
-    assert {name: note.split(" or ")[0] for name, note in found.items()} == notes
-    if not notes:
-        return
-    with pytest.warns(UserWarning, match="exclude=") as caught:
-        ss.scale_activations(model)
-    assert len(caught) == 1
-    assert all(repr(name) in str(caught[0].message) for name in notes)
-    ss.unscale_activations(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ss.scale_activations(model, include=[entry.name for entry in report.changed])
+    assert [(e.name, e.before, e.note) for e in report.unseen] == [("2", "LSTMCell", "computes it inside")]
+    line = Inner.forward.__code__.co_firstlineno + 1
+    with pytest.warns(UserWarning, match=rf"not scaled, .*torch.tanh in 0 \(test_calls.py:{line}\); func"):
+        report = ss.scale_activations(model[:2], example_inputs=X)
+    assert [(e.name, e.before) for e in report.unseen] == [("0", "torch.tanh")]
 
 
 def test_a_warning_that_is_an_error_leaves_the_model():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
+    model = nn.Sequential(Inner(), nn.Tanh())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="look like gates"):
-            ss.scale_activations(model)
-    assert type(model[1]) is nn.Sigmoid
+        with pytest.raises(UserWarning, match="not scaled"):
+            ss.scale_activations(model, example_inputs=X)
+    assert type(model[1]) is nn.Tanh
 
 
-def test_a_look_leaves_hooks_and_lists():
-    model, calls = Squeeze(), []
-    model.inner.register_forward_hook(lambda *_: calls.append("hook"))
-    ss.scale_activations(model, dry_run=True)
-    assert not calls
-    model(torch.ones(1, 4))
-    assert calls == ["hook"]
+OUTPUT = "gives the model's output"
+LAST = "the last module: if it gives the model's output"
 
 
-class Block(nn.Module):
-    """A sigmoid whose values leave the block, and one that is a gate where a tensor is doubled."""
-
-    def __init__(self, doubled=False, inner=None):
-        super().__init__()
-        self.linear, self.act, self.inner, self.doubled = nn.Linear(4, 4), nn.Sigmoid(), inner, doubled
-
-    def forward(self, x):
-        if self.doubled:
-            x = x * self.inner(x)
-        return self.act(self.linear(x))
-
-
-class Parts(nn.Module):
-    """Like blocks, of whose results one is a gate, one a probability, one goes on, through like modules."""
-
+class Generator(nn.Module):
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(True, Block()) for _ in range(3))
-        self.passing = nn.ModuleList(nn.Sequential(nn.Identity(), Through()) for _ in range(2))
+        self.main = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
 
     def forward(self, x):
-        x = x * self.passing[0](self.blocks[0](x))
-        x = x + (1 - self.passing[1](self.blocks[1](x)))
-        return self.blocks[2].linear(self.blocks[2](x))
-
-
-class Through(nn.Module):
-    def forward(self, x):
-        return x.view(-1, 4)
-
-
-def notes(model):
-    return {e.name: e.note.split(":")[0] for e in ss.scale_activations(model, dry_run=True).changed if e.note}
-
-
-def test_like_blocks_by_what_becomes_of_each():
-    gate, probability = "multiplies another tensor", "is used like a probability"
-    expected = {f"blocks.{i}.inner.act": gate for i in range(3)}
-    assert notes(Parts()) == expected | {"blocks.0.act": gate, "blocks.1.act": probability}
+        return self.main(x).view(-1)
 
 
 @pytest.mark.parametrize(
-    "change", [{"doubled": False}, {"training": False}, {"note": [1]}, {"inner": Block(inner=nn.Tanh())}]
+    ("model", "inputs", "expected"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.Tanh()), None, {"1": OUTPUT}),
+        (nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Tanh(), nn.Flatten())), None, {"1.0": OUTPUT}),
+        (nn.Sequential(nn.Tanh(), nn.Linear(3, 3)), None, {}),
+        (nn.Tanh(), None, {"Tanh": OUTPUT}),
+        (Generator(), None, {"main.1": LAST}),
+        (Generator(), X.float(), {"main.1": OUTPUT}),
+        (nn.Sequential(nn.Tanh(), nn.Tanh(), nn.Linear(3, 3)), (X.float(),), {}),
+        (nn.Sequential(nn.LSTM(3, 3)), X.float(), {"0": OUTPUT}),
+    ],
 )
-def test_blocks_that_are_not_alike(change):
-    class Changing(Block):
-        def forward(self, x):
-            alike = self.doubled and self.training and self.inner.inner is None and not hasattr(self, "note")
-            y = self.act(self.linear(x))
-            return x * y if alike else x + y
-
-    model = nn.Sequential(Changing(True, Block()), Changing(True, Block()), nn.Linear(4, 4))
-    assert notes(model) == dict.fromkeys(("0.act", "1.act"), "multiplies another tensor")
-    for name, value in change.items():
-        setattr(model[1], name, value)
-    assert notes(model) == {"0.act": "multiplies another tensor"}
+def test_the_models_own_output(model, inputs, expected):
+    report = ss.scale_activations(model, example_inputs=inputs, dry_run=True)
+    assert {e.name: e.note.split(",")[0] for e in report.changed if e.note} == expected
 
 
-def test_like_blocks_that_share_a_module_or_are_called_again():
-    shared = Block(), Block()
-    shared[1].act = shared[0].act
+def test_folded():
+    """fold() sees scaled calls as calls of sigscale's functions, methods as well."""
 
-    class Twice(nn.Module):
-        def __init__(self, *blocks):
+    class Network(nn.Module):
+        def __init__(self):
             super().__init__()
-            self.blocks = nn.ModuleList(blocks)
+            self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+            self.act = nn.Tanh()
 
         def forward(self, x):
-            x = self.blocks[0].linear(self.blocks[0](x) + self.blocks[0](x))
-            return self.blocks[0].linear(x * self.blocks[1](x))
+            return self.c(self.act(self.b(torch.tanh(self.a(x)))) + F.softsign(self.d(x.relu())).tanh())
 
-    assert notes(Twice(*shared)) == {"blocks.0.act": "multiplies another tensor"}
-    assert notes(Twice(Block(), Block())) == {"blocks.1.act": "multiplies another tensor"}
-
-
-class Keeping(nn.Module):
-    """What a copy must keep together, or make in a way of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.own, self.act = [], Own(), nn.Tanh()
-        self.alias, self.me, self.table = self.seen, [self], {}
-        self.same = self.table
-
-
-class Own(nn.Module):
-    def __deepcopy__(self, memo):
-        result = Own()
-        result.copied = True
-        return result
+    torch.manual_seed(0)
+    x = torch.randn(8, 4)
+    for options in ({}, {"learnable": True}, {"exclude": "act"}):
+        model = Network()
+        plain = model(x)
+        ss.scale_activations(model, functional=True, **options)
+        if options.get("exclude"):
+            with pytest.raises(ValueError, match="cannot fold"):
+                ss.fold(model)
+            continue
+        folded = ss.fold(model, x)
+        assert not torch.allclose(model(x), plain, atol=1e-4)
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-6)
+        assert not any(type(module).__module__.startswith("sigscale") for module in folded.modules())
 
 
-class Squared(nn.Module):
-    """A sigmoid times itself, which went through a module that gives what it takes."""
-
-    def __init__(self):
-        super().__init__()
-        self.act, self.linear, self.gives = nn.Sigmoid(), nn.Linear(4, 4), Gives()
-
-    def forward(self, x):
-        p = self.act(x)
-        return self.linear(p * self.gives(p))
+def test_a_folded_model_whose_calls_were_none():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    ss.scale_activations(model, functional=True)
+    folded = ss.fold(model, X.float())
+    assert type(folded) is nn.Sequential
+    assert b"sigscale" not in pickle.dumps(folded)
 
 
-class Gives(nn.Module):
-    def forward(self, x):
-        return x
-
-
-def test_a_square_is_no_gate():
-    assert notes(nn.Sequential(Squared(), Squared())) == {}
-
-
-def test_a_copy_is_a_deep_one():
-    model = nn.Sequential(Keeping(), nn.BatchNorm1d(2))
-    model.register_forward_hook(print)
-    new = copies.copied(model, (model[1].weight, model[0].act))
-    assert new[0] is not model[0]
-    assert new[0].alias is new[0].seen is not model[0].seen
-    assert new[0].same is new[0].table is not model[0].table
-    assert new[0].me[0] is new[0]
-    assert new[0].own.copied
-    assert new[0].act is model[0].act
-    assert new[1].weight is model[1].weight
-    assert new[1].bias is not model[1].bias
-    assert new[1].running_mean is not model[1].running_mean
-    assert list(new._forward_hooks.values()) == [print]
-    expected = vars(copy.deepcopy(model[1]))
-    assert vars(new[1]).keys() == expected.keys()
-    assert all(type(value) is type(expected[name]) for name, value in vars(new[1]).items())
+def test_a_monitor_of_a_model_with_scaled_calls():
+    model = functional_model()
+    with ss.GradientMonitor(model) as monitor:
+        model(X).sum().backward()
+        monitor.step()
+    assert "tanh" in monitor.history().names

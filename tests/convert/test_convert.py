@@ -20,7 +20,7 @@ F64 = {
     nn.Sigmoid: lambda u: 1 / (1 + torch.exp(-u)),
     nn.Softsign: lambda u: u / (1 + u.abs()),
 }
-pytestmark = pytest.mark.filterwarnings("ignore:sigmoids are scaled:UserWarning")
+ALL = {"functions": ("tanh", "sigmoid", "softsign")}
 
 
 def network() -> nn.Sequential:
@@ -42,7 +42,7 @@ def traces(model: nn.Module) -> list[tuple[object, ...]]:
 def test_value(plain, alpha, device):
     x = torch.linspace(-9, 9, 101, dtype=torch.float64, device=device)
     model = nn.Sequential(nn.Identity(), plain())
-    ss.scale_activations(model, alpha)
+    ss.scale_activations(model, alpha, **ALL)
     torch.testing.assert_close(model(x), alpha * F64[plain](x / alpha), rtol=1e-12, atol=0)
 
 
@@ -91,7 +91,7 @@ def test_undone_to_the_bit(learnable, device):
     model = network().append(nn.LSTM(4, 4)).to(device)
     x = torch.randn(8, 4, device=device)
     state, before, plain = copy.deepcopy(model.state_dict()), traces(model), model(x)
-    ss.scale_activations(model, 1.3, learnable=learnable)
+    ss.scale_activations(model, 1.3, learnable=learnable, **ALL)
     assert not torch.equal(model(x)[0], plain[0])
     report = ss.unscale_activations(model)
     assert traces(model) == before
@@ -146,8 +146,8 @@ def test_the_model_itself():
 
 def test_several_alphas_by_patterns():
     model = nn.ModuleDict({"a": network(), "b": network()})
-    ss.scale_activations(model, 1.5, include="a.*")
-    ss.scale_activations(model, 3.0, include=["b.*"], exclude=["b.3"])
+    ss.scale_activations(model, 1.5, include="a.*", **ALL)
+    ss.scale_activations(model, 3.0, include=["b.*"], exclude=["b.3"], **ALL)
     assert [model["a"][i].alpha for i in (1, 3)] == [1.5, 1.5]
     assert model["b"][1].alpha == 3.0
     assert type(model["b"][3]) is nn.Sigmoid
@@ -258,10 +258,10 @@ def test_report_and_dry_run():
     assert traces(model) == before
     assert report.dry_run
     assert repr(report).splitlines() == [
-        "activations: 2 would change, 1 left",
+        "activations: 1 would change, 2 left",
         "  1    Tanh -> Tanh(alpha=2.0)",
-        "  3    Sigmoid -> Sigmoid(alpha=2.0)",
-        "  2.1  Softsign, left                 not selected",
+        "  2.1  Softsign, left           not selected",
+        "  3    Sigmoid, left            scaled only where functions= names 'sigmoid'",
     ]
     done = ss.scale_activations(model, exclude="2.*")
     assert (done.changed, done.left) == (report.changed, report.left)
@@ -270,12 +270,22 @@ def test_report_and_dry_run():
     assert type(model[1]) is ss.nn.Tanh
 
 
+def test_functions_by_name():
+    model = network()
+    assert [e.name for e in ss.scale_activations(model, functions=["sigmoid"]).changed] == ["3"]
+    assert [type(model[i]) for i in (1, 3)] == [nn.Tanh, ss.nn.Sigmoid]
+    model = nn.ModuleList([nn.Softsign(), nn.GRU(2, 2), nn.Tanh()])
+    report = ss.scale_activations(model, functions="tanh")
+    assert [type(module) for module in model] == [nn.Softsign, ss.nn.GRU, ss.nn.Tanh]
+    assert [e.note for e in report.left] == ["scaled only where functions= names 'softsign'"]
+
+
 def test_compiled_model():
     model = network()
     compiled = torch.compile(model, backend="eager")
     x = torch.randn(3, 4)
     plain = compiled(x)
-    report = ss.scale_activations(compiled, exclude="2.1")
+    report = ss.scale_activations(compiled, exclude="2.1", **ALL)
     assert [entry.name for entry in report.changed] == ["1", "3"]
     assert torch.equal(compiled(x), model(x))
     ss.unscale_activations(compiled)
@@ -284,7 +294,7 @@ def test_compiled_model():
 
 def test_data_parallel_names():
     model = nn.DataParallel(network())
-    assert [entry.name for entry in ss.scale_activations(model).changed] == ["1", "2.1", "3"]
+    assert [entry.name for entry in ss.scale_activations(model, **ALL).changed] == ["1", "2.1", "3"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -331,7 +341,7 @@ def test_any_tree(model, alpha, data):
             ss.scale_activations(model, alpha)
         return
     before, kinds = traces(model), {name: type(module) for name, module in names.items()}
-    report = ss.scale_activations(model, alpha, include=chosen)
+    report = ss.scale_activations(model, alpha, include=chosen, **ALL)
     assert {entry.name for entry in report.changed} == chosen
     x = torch.linspace(-5, 5, 11, dtype=torch.float64)
     for name, module in names.items():

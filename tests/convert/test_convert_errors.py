@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 from torch.nn.utils.parametrizations import weight_norm
 
 import sigscale as ss
+
+X = torch.ones(2, 3)
 
 
 def network(**scaled) -> nn.ModuleDict:
@@ -29,7 +30,11 @@ def traces(model: nn.Module) -> list[tuple[object, ...]]:
         ({"alpha": torch.tensor(2.0)}, TypeError, "got a tensor"),
         ({"alpha": "2"}, TypeError, "got '2' of type str"),
         ({"num_parameters": 4}, ValueError, "num_parameters=4 is for an alpha that learns"),
-        ({"learnable": True, "num_parameters": 4}, ValueError, "recurrent lstm: .*exclude them in this one"),
+        (
+            {"learnable": True, "num_parameters": 4},
+            ValueError,
+            "also lstm: scale those by themselves",
+        ),
         (
             {"include": "frist"},
             ValueError,
@@ -54,40 +59,30 @@ class Calls(nn.Module):
         return torch.tanh(x)
 
 
-class Both(nn.Sequential):
-    """Does something else in training."""
-
-    def forward(self, x):
-        return super().forward(F.dropout(x, training=self.training))
-
-
-class Branches(nn.Sequential):
-    def forward(self, x):
-        return super().forward(x) if x.sum() > 0 else x
-
-
-def with_hook() -> nn.Module:
-    model = nn.Sequential(nn.Sequential(nn.Tanh()), Calls())
-    model[0].register_forward_hook(lambda *_: None)
-    return model
-
-
 @pytest.mark.parametrize(
     ("model", "options", "error", "message"),
     [
         (None, {}, TypeError, "model must be a torch.nn.Module; got NoneType"),
         (nn.ReLU(), {}, ValueError, r"activations to scale, modules nn.Tanh; .*nn.GRU; got none: func"),
         (nn.ReLU(), {"include": "x"}, ValueError, "must have activations to scale"),
-        (Calls(), {}, ValueError, r"computes torch.tanh \(Calls.forward, test_convert_errors.py:\d+\)"),
+        (Calls(), {}, ValueError, "got none: functional=True scales calls in forward"),
+        (Calls(), {"example_inputs": X}, ValueError, r"computes torch.tanh \(test_convert_errors.py:\d+\)"),
+        (nn.Sequential(nn.Sigmoid()), {}, ValueError, r"'0' \(Sigmoid: scaled only where functions= "),
+        (nn.ReLU(), {"functional": True}, ValueError, "must have activations to scale"),
+        (nn.Sequential(nn.Tanh()), {"functions": "tahn"}, ValueError, "unknown function 'tahn': choose one"),
+        (nn.Sequential(nn.Tanh()), {"functions": ()}, ValueError, "functions must name at least one; got no"),
+        (nn.Sequential(nn.Tanh()), {"functions": ["tanh", 3]}, TypeError, r"got \['tanh', 3\]: pass \("),
+        (nn.Sequential(nn.Tanh()), {"functions": 3}, TypeError, "functions must be a name or a seq"),
+        (nn.Sequential(nn.Tanh()), {"example_inputs": [X]}, TypeError, "a tensor or a tuple; got list"),
+        (nn.Linear(3, 3), {"functional": True, "example_inputs": X}, ValueError, "must have activations"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Tanh()), {"example_inputs": X}, ValueError,
+            "example_inputs must be what the model is called with; calling a copy of it raised RuntimeError"),
+        (Calls(), {"functional": True, "exclude": "Cals"}, ValueError, "must match names of modules"),
         (nn.GRUCell(2, 2), {}, ValueError, r"no module computes GRUCell \(computes it inside\)"),
         (nn.RNN(2, 2, nonlinearity="relu"), {}, ValueError, r"'RNN' \(RNN: relu stays the same"),
         (nn.Sequential(ss.nn.Tanh()), {}, ValueError, r"scaled twice; got '0', Tanh\(alpha=2.0\): undo"),
         (network(act=ss.nn.Arctan(1.5)), {}, ValueError, r"twice; got 'act', Arctan\(alpha=1.5\)"),
         (weight_norm(nn.LSTM(2, 2), "weight_hh_l0"), {}, ValueError, "parametrized: scale it before"),
-        (Branches(nn.Tanh()), {"functional": True}, ValueError, "traces the model .* fails: TraceError"),
-        (Both(nn.Tanh()), {"functional": True}, ValueError, "in training and in evaluation: use modules"),
-        (with_hook(), {"functional": True}, ValueError, "would lose the hooks of '0': remove them"),
-        (nn.DataParallel(Calls()), {"functional": True}, ValueError, "got a DataParallel: pass the model"),
     ],
 )  # fmt: skip
 def test_bad_model(model, options, error, message):

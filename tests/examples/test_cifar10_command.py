@@ -16,7 +16,7 @@ from examples.cifar10.data import GENERATED, Cifar10
 from examples.cifar10.folder import Folder
 from examples.cifar10.pipelines import FIGURES
 from examples.cifar10.train import NUMBERS, Settings
-from tests.oracles.cifar10 import PIPELINES, split
+from tests.oracles.cifar10 import PIPELINES, same_history, split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,8 +95,7 @@ class TestRun:
             assert "<svg" in (tmp_path / f"{picture}.svg").read_text()
         assert "figure3.png" in (tmp_path / "report.md").read_text()
         history = ss.GradientHistory.load(tmp_path / "gradients" / "combined-relu-r-seeds0-1.npz")
-        assert history.step_count == len(history) == 2 * 8
-        assert not list((tmp_path / "checkpoints").iterdir())
+        assert (history.step_count, len(history)) == (2 * 8, 2 * 4)
         assert not list(tmp_path.rglob("*.part"))
 
     def test_figures_that_share_pipelines(self, tmp_path):
@@ -126,6 +125,22 @@ class TestRun:
         assert arrays(tmp_path / "parts") == arrays(tmp_path / "whole")
         for file in ("figure3.png", "figure3-layers.png"):
             assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_epochs_are_added(self, tmp_path, capsys):
+        """To the same bits as of a run that was to have as many from the first; never taken away."""
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        assert command(whole, "--figure", "2", "--epochs", "3") == 0
+        assert command(parts, "--figure", "2") == 0
+        assert command(parts, "--figure", "2", "--epochs", "3") == 2
+        assert command(parts, "--figure", "2", "--epochs", "3", "--resume") == 0
+        assert arrays(parts) == arrays(whole)
+        (one,), (other,) = ((f / "gradients").glob("deep-tanh-seeds*") for f in (whole, parts))
+        assert same_history(ss.GradientHistory.load(one), ss.GradientHistory.load(other))
+        assert json.loads((parts / "run.json").read_text())["epochs"] == 3
+        capsys.readouterr()
+        assert command(parts, "--figure", "2", "--resume") == 2
+        assert "epochs 3 there, 2 now" in capsys.readouterr().err
 
     @pytest.mark.usefixtures("undrawn")
     def test_seeds_are_added(self, tmp_path):
@@ -179,7 +194,7 @@ class TestRun:
             (gradients / "deep-tanh-seeds0-1.npz").read_bytes()
         )
         (gradients / "deep-tanh-seeds0-1 (copy).npz").write_bytes(b"")
-        assert len(folder.histories("deep-tanh", folder.outcomes(["deep-tanh"]))) == 1
+        assert len(folder.histories("deep-tanh", folder.outcomes(["deep-tanh"], 2))) == 1
 
     @pytest.mark.usefixtures("undrawn")
     def test_folder_of_another_run_is_left_alone(self, tmp_path, capsys, loaded):

@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from examples.cifar10 import convolution
-from examples.cifar10.convolution import PIXELS_A_PROGRAM, TILE, convolve
+from sigscale.kernels import convolution
+from sigscale.kernels.convolution import PIXELS_A_PROGRAM, TILE, convolve
+
+pytestmark = pytest.mark.interpreter
 
 
 @pytest.mark.parametrize(("seeds", "images", "side"), [(1, 2, 8), (3, 9, 8), (2, 1, 16), (2, 1, 32)])

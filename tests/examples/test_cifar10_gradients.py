@@ -87,7 +87,8 @@ class TestEpoch:
                 assert found == pytest.approx(np.quantile(magnitudes, q, axis=1), rel=1 / 32)
             assert run.column(f"{name}_mean")[1] == pytest.approx(magnitudes.mean(1), rel=1 / 64)
 
-    def test_monitor_sees_the_gradient_of_the_loss_layer_by_layer(self):
+    def test_monitor_sees_the_gradient_of_the_loss_layer_by_layer(self, monkeypatch):
+        monkeypatch.setattr(train, "RECORDS", 8)
         run = trained(SCALED, epochs=1)
         history = run.monitor.history()
         assert history.steps.tolist() == list(range(8))
@@ -110,8 +111,8 @@ class TestEpoch:
         for one, two in zip(bare.network.parameters(), measured.network.parameters(), strict=True):
             assert torch.equal(one, two)
 
-    def test_long_runs_keep_as_many_steps_as_short_ones(self, monkeypatch):
-        monkeypatch.setattr(train, "RECORDS", 10)
+    def test_every_epoch_keeps_as_many_steps(self, monkeypatch):
+        monkeypatch.setattr(train, "RECORDS", 3)
         run = trained(RELU)
         assert run.monitor.history().steps.tolist() == list(range(0, 24, 3))
         coordinates = 8 * sum(p.numel() for p in run.network.parameters())
@@ -122,7 +123,7 @@ class TestSaved:
     FILE = "combined-tanh-a2-r-seeds0-1.npz"
 
     def test_gradients_that_are_ahead_of_the_checkpoint_are_cut_off(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(train, "RECORDS", 10)
+        monkeypatch.setattr(train, "RECORDS", 3)
         folder, run = Folder(tmp_path), trained(epochs=1)
         folder.begin({})
         folder.save(run)

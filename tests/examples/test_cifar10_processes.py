@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -87,8 +88,7 @@ OPTIONS = ["--epochs", "3", "--batch", "8", "--device", "cpu", "--figure", "2", 
 @pytest.fixture
 def start(tmp_path):
     """Start the command with an output folder, by these words ahead of the script."""
-    root = os.path.dirname(os.path.dirname(__file__))
-    environment = os.environ | {"PYTHONPATH": f"{root}/tests:{root}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
 
     def started(out, *more, launcher=(sys.executable,), text=SCRIPT, first=()):
@@ -139,7 +139,6 @@ def test_killed_at_any_moment(start, tmp_path, whole):
     assert code == 0, printed
     assert kills
     assert arrays(tmp_path / "parts") == whole
-    assert not list((tmp_path / "parts" / "checkpoints").glob("*.pt"))
     assert not list((tmp_path / "parts").rglob("*.part"))
 
 

@@ -53,7 +53,7 @@ class TestReproducibility:
 
         So few records leave steps to replay, so many epochs evaluations.
         """
-        monkeypatch.setattr(train, "RECORDS", 5)
+        monkeypatch.setattr(train, "RECORDS", 1)
         folder, device = Folder(tmp_path), torch.device("cuda")
         folder.begin({})
         settings = replace(SETTINGS, epochs=7)
@@ -148,7 +148,7 @@ class TestEpoch:
     @pytest.mark.parametrize("name", ["combined-tanh-a2-r", "large-tanh-r", "deep-tanh"])
     def test_graph_is_the_steps_it_replays(self, name, monkeypatch):
         """Bit for bit, with some of the steps monitored and made as they are."""
-        monkeypatch.setattr(train, "RECORDS", 5)
+        monkeypatch.setattr(train, "RECORDS", 1)
         device = torch.device("cuda")
         runs = []
         for eager in (True, False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import sigscale as ss
+from tests.oracles.toy import ALGEBRAIC
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -111,25 +113,10 @@ def test_recurrent_onnx(kind, tmp_path):
     torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_function_that_pytorch_does_not_have():
-    from tests.activations.test_extension import _slope, _slope_from_output, _value
-
-    function = ss.kernels.registry.Function(
-        name="algebraic",
-        formula="u / sqrt(1 + u^2)",
-        value=_value,
-        slope=_slope,
-        slope_from_output=_slope_from_output,
-        torch_value=lambda u: u.mul_(torch.rsqrt(1 + u * u)),
-        torch_slope=lambda u: torch.rsqrt(1 + u * u) ** 3,
-        torch_gradient_of_value=lambda g, t: g * (1 - t * t) ** 1.5,
-        lower=-1.0,
-        upper=1.0,
-        value_at_zero=0.0,
-        slope_at_zero=1.0,
-        symmetry="odd",
+def test_registered_function():
+    ss.FUNCTIONS.register(
+        dataclasses.replace(ALGEBRAIC, torch_value=lambda u: u.mul_(torch.rsqrt(1 + u * u)))
     )
-    ss.FUNCTIONS.register(function)
     try:
         model = nn.Sequential(nn.Linear(3, 3), ss.nn.Algebraic(1.7), nn.Linear(3, 3))
         folded = ss.fold(model, X[0, 0, :, :3])

@@ -86,7 +86,7 @@ def test_arguments_by_name():
 
 
 @pytest.mark.parametrize("last", [1, -1])
-def test_indices_have_no_scale(last):
+def test_argmax_indices(last):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -107,7 +107,7 @@ def test_indices_have_no_scale(last):
     check(model, torch.randn(3, 4, dtype=torch.float64))
 
 
-def test_a_shared_layer_with_the_same_scales():
+def test_shared_layer():
     shared, act = nn.Linear(4, 4), ss.nn.Tanh(1.5)
     model = nn.Sequential(nn.Linear(4, 4), act, shared, act, shared, act, nn.Linear(4, 2))
     folded = check(randomized(model), torch.randn(2, 4, dtype=torch.float64))
@@ -115,7 +115,7 @@ def test_a_shared_layer_with_the_same_scales():
     assert folded[2] is folded[4]
 
 
-def test_tied_parameters_that_need_the_same_factor():
+def test_tied_parameters():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -151,7 +151,7 @@ def test_training_mode():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_weights_are_rounded_once(dtype):
+def test_rounding_of_weights(dtype):
     model = nn.Sequential(
         nn.Linear(4, 4), ss.nn.Tanh(1.7), nn.Linear(4, 4), ss.nn.Tanh(0.9), nn.Linear(4, 2)
     ).to(dtype)
@@ -162,7 +162,7 @@ def test_weights_are_rounded_once(dtype):
     assert [p.requires_grad for p in folded.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
-def test_powers_of_two_change_nothing_but_exponents():
+def test_power_of_two_bits():
     """alpha = 2, the paper's choice, folds without any rounding of the weights."""
     model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0), nn.Linear(4, 2))
     folded = ss.fold(model)
@@ -170,19 +170,19 @@ def test_powers_of_two_change_nothing_but_exponents():
     assert torch.equal(folded[2].weight / 2, model[2].weight)
 
 
-def test_what_has_no_alpha_is_copied():
+def test_model_without_alpha():
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.LSTM(4, 3))
     folded = ss.fold(model)
     assert all(torch.equal(a, b) for a, b in zip(folded.parameters(), model.parameters(), strict=True))
     assert all(a is not b for a, b in zip(folded.parameters(), model.parameters(), strict=True))
 
 
-def test_a_wrapper_is_left_out():
+def test_wrapper():
     model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0), nn.Linear(4, 2))
     assert type(ss.fold(nn.DataParallel(model))) is nn.Sequential
 
 
-def test_forward_runs_on_a_copy():
+def test_model_unchanged():
     class Model(nn.Sequential):
         def forward(self, x):
             self.calls.add_(1)

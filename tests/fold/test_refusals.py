@@ -26,7 +26,7 @@ def test_no_module():
         ss.fold(network(), [torch.ones(4)])
 
 
-def test_an_activation_at_the_end():
+def test_last_activation():
     refuses(
         nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0)),
         "'1' (Tanh) has alpha = 2",
@@ -36,7 +36,7 @@ def test_an_activation_at_the_end():
     )
 
 
-def test_an_activation_at_the_start():
+def test_first_activation():
     refuses(
         nn.Sequential(nn.Flatten(), ss.nn.Tanh(3.0), nn.Linear(4, 4)),
         "the model's input 'input' has the scale 1, and '1' (Tanh) has alpha = 3",
@@ -44,7 +44,7 @@ def test_an_activation_at_the_start():
     )
 
 
-def test_alpha_one_is_a_scale_too():
+def test_alpha_1_beside_another():
     refuses(
         network(ss.nn.Tanh(1.0)),
         "'1' (Tanh) has alpha = 2",
@@ -75,9 +75,7 @@ def test_operands_with_different_alphas(together):
 
 def test_branches_with_different_alphas():
     model = Forward(lambda m, x: m.second(m.one(m.first(x)) + F.relu(m.two(m.first(x)))))
-    refuses(
-        model, "'one' (Tanh) has alpha = 2", "'two' (Sigmoid) has alpha = 3", "add() at test_fold_refusals.py"
-    )
+    refuses(model, "'one' (Tanh) has alpha = 2", "'two' (Sigmoid) has alpha = 3", "add() at test_refusals.py")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,7 @@ def test_branches_with_different_alphas():
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_layers_that_are_not_homogeneous(layer):
+def test_inhomogeneous_layers(layer):
     name = f"'2' ({type(layer).__name__})"
     refuses(network(layer), "'1' (Tanh) has alpha = 2", name)
     ss.fold(nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 4)))
@@ -129,7 +127,7 @@ def test_layers_that_are_not_homogeneous(layer):
         (lambda m, y: torch.relu(m.first.weight) + y, "relu() at"),
     ],
 )
-def test_operations_that_are_not_homogeneous(operation, named):
+def test_inhomogeneous_operations(operation, named):
     refuses(
         Forward(lambda m, x: m.second(operation(m, m.one(m.first(x))))), "'one' (Tanh) has alpha = 2", named
     )
@@ -145,7 +143,7 @@ def test_batch_statistics():
     refuses(bare.append(nn.Linear(4, 4)), "'1' (LayerNorm)", "has no weight")
 
 
-def test_a_layer_called_with_different_scales():
+def test_shared_layer_with_different_scales():
     shared = nn.Linear(4, 4)
     refuses(
         nn.Sequential(shared, ss.nn.Tanh(2.0), shared, ss.nn.Tanh(2.0), nn.Linear(4, 4)),
@@ -155,13 +153,13 @@ def test_a_layer_called_with_different_scales():
     )
 
 
-def test_parameters_that_need_different_factors():
+def test_tied_parameters_with_different_factors():
     model = nn.Sequential(nn.Embedding(5, 4), ss.nn.Tanh(2.0), nn.Linear(4, 5))
     model[2].weight = model[0].weight
     refuses(model, "'0.weight' and '2.weight' are one tensor", "different factors", "clone")
 
 
-def test_a_weight_that_forward_reads():
+def test_weight_read_in_forward():
     model = Forward(lambda m, x: m.second(m.one(m.first(x))) + m.first.weight.sum())
     refuses(model, "'first.weight' and 'first.weight, as forward reads it,' are one tensor")
 
@@ -188,7 +186,7 @@ def test_parametrized_and_computed_weights():
         ss.fold(model().to("meta"))
 
 
-def test_an_embedding_with_max_norm():
+def test_embedding_with_max_norm():
     model = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), ss.nn.Tanh(2.0), nn.Linear(4, 4))
     refuses(model, "'0' (Embedding) has a max_norm, which does not scale")
 
@@ -203,7 +201,7 @@ def test_hooks():
     ss.fold(model)
 
 
-def test_what_cannot_be_traced():
+def test_untraceable_model():
     class Branching(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
@@ -211,7 +209,7 @@ def test_what_cannot_be_traced():
     refuses(network(Branching()), "torch.fx cannot trace", "'2'", "TraceError", "model.features = ")
 
 
-def test_activations_out_of_sight():
+def test_hidden_activations():
     unused = Forward(lambda m, x: m.second(m.one(m.first(x))))
     refuses(unused, "'two' (Sigmoid)", "forward does not call", "delete it")
     hidden = network(nn.TransformerEncoderLayer(4, 2, activation=ss.tanh, batch_first=True))
@@ -219,13 +217,13 @@ def test_activations_out_of_sight():
     refuses(hidden, "'2' (TransformerEncoderLayer)", "where torch.fx does not look")
 
 
-def test_an_overflowing_weight():
+def test_overflowing_weight():
     model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(1000.0), nn.Linear(4, 4)).half()
     nn.init.constant_(model[2].weight, 100.0)
     refuses(model, "'2.weight' overflows torch.float16", "sigscale.fold(model.float())")
 
 
-def test_a_vanishing_weight():
+def test_vanishing_weight():
     """Numbers below the smallest normal one have lost digits, 3 % of them here."""
     model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0**17), nn.Linear(4, 4)).half()
     with torch.no_grad():
@@ -234,14 +232,14 @@ def test_a_vanishing_weight():
     ss.fold(model.float())
 
 
-def test_a_subclass_of_a_layer_is_named():
+def test_subclassed_layer():
     class Own(nn.Linear):
         pass
 
     refuses(network(Own(4, 4)), "'1' (Tanh) has alpha = 2", "linear() in '2' (Own)")
 
 
-def test_initial_states_that_are_inputs():
+def test_initial_states_as_inputs():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -253,13 +251,13 @@ def test_initial_states_that_are_inputs():
     refuses(Model(), "the model's input 'h'", "'cell' (GRU) has alpha = 2")
 
 
-def test_an_alpha_that_depends_on_the_input():
+def test_data_dependent_alpha():
     model = Forward(lambda m, x: m.second(ss.tanh(m.first(x), x.mean().exp())))
     del model.one, model.two
     refuses(model, "sigscale.tanh() at 'tanh', whose alpha depends on the model's inputs")
 
 
-def test_outputs_that_differ():
+def test_differing_outputs():
     class Counting(nn.Sequential):
         calls = 0
 
@@ -274,3 +272,73 @@ def test_outputs_that_differ():
         inputs=torch.randn(2, 4),
         error=RuntimeError,
     )
+
+
+def test_channel_alphas_without_shapes():
+    act = ss.nn.Tanh(2.0, learnable=True, num_parameters=4)
+    act.log2_alpha.data.copy_(torch.arange(4.0))
+    model = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4))
+    refuses(model, "without shapes", "pass example_inputs")
+    ss.fold(model, torch.randn(2, 4))
+    refuses(
+        model, "'1' (Tanh)", "differs from channel to channel", "'0' (Linear)", inputs=torch.randn(2, 4, 4)
+    )
+    mixed = nn.Sequential(nn.Conv1d(4, 4, 1), act, nn.ChannelShuffle(2), nn.Conv1d(4, 4, 1))
+    refuses(
+        mixed, "'1' (Tanh)", "'2' (ChannelShuffle) needs one for all channels", inputs=torch.randn(2, 4, 4)
+    )
+    shuffled = Forward(lambda m, x: m.second(m.act(m.first(x)).flip(1)))
+    shuffled.act = act
+    refuses(shuffled, "'act' (Tanh)", "flip()", inputs=torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [
+        (lambda y: y - y.mean(1, keepdim=True), "mean() at"),
+        (lambda y: y - y.mean(dim=(-1, 0), keepdim=True), "mean() at"),
+        (lambda y: F.max_pool1d(y, 3, 1, 1), "max_pool1d() at"),
+        (lambda y: F.pad(y, (1, 1))[:, 1:-1], "pad() at"),
+        (lambda y: y.view(2, 2, 4).flip(2).view(4, 4), "view() at"),
+        (lambda y: y.T, "getattr() at"),
+        (lambda y: torch.stack([y, y]).sum(0), "stack() at"),
+        (lambda y: (y * torch.ones(2, 1, 1))[0], "mul() at"),
+    ],
+)
+def test_mixed_channels(operation, named):
+    """Of a tensor of two dimensions, in which the last one holds the channels."""
+    model = Forward(lambda m, x: m.second(operation(m.act(m.first(x)))))
+    model.act = ss.nn.Tanh(2.0, learnable=True, num_parameters=4)
+    del model.one, model.two
+    ss.fold(model, torch.randn(4, 4))  # all channels have one scale
+    model.act.log2_alpha.data.copy_(torch.arange(4.0))
+    refuses(model, "'act' (Tanh), whose scale differs", named, inputs=torch.randn(4, 4))
+
+
+def test_changing_number_of_channels():
+    """A scale for each feature, but a pool in between takes several features together."""
+    act = ss.nn.Tanh(2.0, learnable=True, num_parameters=16)
+    act.log2_alpha.data.copy_(torch.arange(16.0) / 4)
+    model = nn.Sequential(nn.Linear(4, 16), act, nn.Unflatten(1, (4, 4)), nn.MaxPool1d(2), nn.Flatten())
+    model.append(nn.Linear(8, 2))
+    refuses(model, "16 scales of channels into '2' (Unflatten), which has 4", inputs=torch.randn(3, 4))
+    act.log2_alpha.data.copy_(torch.arange(4.0).repeat_interleave(4))
+    ss.fold(model, torch.randn(3, 4))
+
+
+def test_flattened_channels_of_the_wrong_size():
+    act = ss.nn.Tanh(2.0, learnable=True, num_parameters=8)
+    act.log2_alpha.data.copy_(torch.arange(8.0))
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Flatten(), act, nn.Linear(8, 2))
+    refuses(
+        model, "cannot fold 8 scales of channels into '0' (Conv1d), which has 4", inputs=torch.randn(3, 2, 2)
+    )
+
+
+def test_unbatched_channels():
+    """Without a batch, dimension 1 of a convolution's output does not hold its channels."""
+    act = ss.nn.Tanh(2.0, learnable=True, num_parameters=4)
+    act.log2_alpha.data.copy_(torch.arange(4.0))
+    model = nn.Sequential(nn.Conv1d(4, 4, 1), act, nn.Conv1d(4, 4, 1))
+    ss.fold(model, torch.randn(2, 4, 4))
+    refuses(model, "'0' (Conv1d) needs one for all channels", inputs=torch.randn(4, 4))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sigscale as ss
-from sigscale.kernels import cached, launch
+from sigscale.kernels import activation, device, launcher
 
 pytest.importorskip("triton")
 
@@ -52,12 +52,14 @@ def gpu(monkeypatch):
         launch_enter_hook=SimpleNamespace(calls=[]), launch_exit_hook=SimpleNamespace(calls=[])
     )
     stand_in = SimpleNamespace(
-        runtime=SimpleNamespace(driver=SimpleNamespace(active=driver)), knobs=SimpleNamespace(runtime=hooks)
+        __version__="3.9.0",
+        runtime=SimpleNamespace(driver=SimpleNamespace(active=driver)),
+        knobs=SimpleNamespace(runtime=hooks),
     )
-    monkeypatch.setattr(cached, "triton", stand_in)
-    monkeypatch.setattr(launch, "takes_kernel", lambda x: True)
-    monkeypatch.setattr(launch, "forward_kernel", kernel)
-    monkeypatch.setattr(cached, "_launches", {})
+    monkeypatch.setattr(launcher, "triton", stand_in)
+    monkeypatch.setattr(device, "takes_kernel", lambda x: True)
+    monkeypatch.setattr(activation, "forward_kernel", kernel)
+    monkeypatch.setattr(launcher, "_launches", {})
     return SimpleNamespace(kernel=kernel, compiled=compiled, hooks=hooks)
 
 
@@ -67,8 +69,8 @@ def test_first_by_triton_then_cached(gpu):
     assert len(gpu.kernel.calls) == 1
     assert not gpu.compiled.runs
     (grid, arguments, options) = gpu.kernel.calls[0]
-    assert grid == (-(-5000 // launch.FORWARD_BLOCK[4]),)
-    assert options == {"num_warps": launch.NUM_WARPS} | cached.OPTIONS
+    assert grid == (-(-5000 // activation.FORWARD_BLOCK[4]),)
+    assert options == {"num_warps": activation.NUM_WARPS} | launcher.OPTIONS
     y = ss.tanh(x, 1.9)
     assert len(gpu.kernel.calls) == 1
     (run,) = gpu.compiled.runs
@@ -76,15 +78,15 @@ def test_first_by_triton_then_cached(gpu):
     assert [t.data_ptr() for t in run[9:11]] == [x.data_ptr(), y.data_ptr()]
     assert run[11] == 5000
     assert struct.unpack("<2d", struct.pack("<2q", *run[12:14])) == (1.9, 1 / 1.9)
-    assert run[14:] == (ss.FUNCTIONS["tanh"].value, launch.FORWARD_BLOCK[4])
+    assert run[14:] == (ss.FUNCTIONS["tanh"].value, activation.FORWARD_BLOCK[4])
     assert len(run[9:]) == len(arguments)
 
 
 def test_another_dtype_or_function_is_another_kernel(gpu):
     for x in (torch.randn(64), torch.randn(64).bfloat16()):
-        for activation in (ss.tanh, ss.arctan):
-            activation(x)
-            activation(x)
+        for function in (ss.tanh, ss.arctan):
+            function(x)
+            function(x)
     assert len(gpu.kernel.calls) == 4
     assert len(gpu.compiled.runs) == 4
 
@@ -107,7 +109,7 @@ def test_each_device_has_its_own_launch(gpu, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "get_device", lambda self: index[0])
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
     monkeypatch.setattr(torch.cuda, "device", Device)
-    monkeypatch.setattr(cached.triton.runtime.driver.active, "get_current_device", lambda: current[0])
+    monkeypatch.setattr(launcher.triton.runtime.driver.active, "get_current_device", lambda: current[0])
     x = torch.randn(64)
     for index[0] in (0, 1, 0, 1):
         ss.tanh(x)
@@ -118,7 +120,7 @@ def test_each_device_has_its_own_launch(gpu, monkeypatch):
 
 def test_beyond_32_bit_offsets_is_left_to_triton(gpu, monkeypatch):
     """There AMD's kernels are compiled apart."""
-    monkeypatch.setattr(cached, "OFFSET_REACH", 1000)
+    monkeypatch.setattr(launcher, "OFFSET_REACH", 1000)
     ss.tanh(torch.randn(64))
     ss.tanh(torch.randn(250))
     ss.tanh(torch.randn(250))
@@ -147,6 +149,20 @@ def test_profilers_see_every_launch(gpu, hook):
     assert len(gpu.compiled.runs) == 1
 
 
+@pytest.mark.parametrize(
+    ("version", "cached"),
+    [("3.6.0", 1), ("3.9.1", 1), ("3.5.1", 0), ("3.10.0", 0), ("3.60.0", 0), ("4.0.0", 0)],
+)
+def test_versions_of_triton(gpu, monkeypatch, version, cached):
+    """A version whose source was not read launches by itself, whatever its compiled kernels look like."""
+    monkeypatch.setattr(launcher.triton, "__version__", version)
+    x = torch.randn(64)
+    ss.tanh(x)
+    ss.tanh(x)
+    assert len(gpu.compiled.runs) == cached
+    assert len(gpu.kernel.calls) == 2 - cached
+
+
 @pytest.mark.parametrize("missing", ["run", "function", "packed_metadata"])
 def test_falls_back_where_triton_has_changed(gpu, missing):
     parts = {"run": print, "function": 1, "packed_metadata": 2}
@@ -159,7 +175,7 @@ def test_falls_back_where_triton_has_changed(gpu, missing):
 
 
 def test_falls_back_without_the_drivers_streams(gpu):
-    del cached.triton.runtime.driver.active.get_current_stream
+    del launcher.triton.runtime.driver.active.get_current_stream
     x = torch.randn(64)
     ss.tanh(x)
     ss.tanh(x)
@@ -176,8 +192,8 @@ def test_both_ways_agree_on_a_gpu(monkeypatch):
     x = torch.randn(100_000, device="cuda")
     ss.tanh(x)
     again = ss.tanh(x)
-    assert any(cached._launches.values())
-    monkeypatch.setattr(cached, "_observed", lambda: True)
+    assert any(launcher._launches.values())
+    monkeypatch.setattr(launcher, "_observed", lambda: True)
     assert torch.equal(ss.tanh(x), again)
 
 

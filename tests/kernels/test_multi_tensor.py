@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from sigscale.kernels import launch, summary, tables
-from sigscale.kernels.bins import bin_count
+from sigscale.kernels import multi_tensor, sketch, summary
+from sigscale.kernels.reference_sketch import bin_count
 from tests.oracles import adversarial
 from tests.oracles.adversarial import CASES, DTYPES
+
+pytestmark = pytest.mark.interpreter
 
 GRID = (0.0, 0.05, 0.25, 0.5, 0.95, 1.0)
 THRESHOLDS = (1e-8, 2.0**-3, 0.7, 100.0)
@@ -20,7 +22,7 @@ def many(device):
     tensors = [
         CASES[case](dtype) for dtype in DTYPES for case in CASES if dtype is torch.float64 or "32" not in case
     ]
-    tensors += [torch.randn(n) for n in (1, 1, 2047, 2049, tables.CHUNK + 1)]
+    tensors += [torch.randn(n) for n in (1, 1, 2047, 2049, multi_tensor.CHUNK + 1)]
     tensors += [
         tensors[-1][3:],
         torch.randn(30, 40).t(),
@@ -36,8 +38,8 @@ def test_counts(m, device):
     tensors = many(device)
     rows = [(7 * i) % 50 for i in range(len(tensors))]  # in some order, some of them shared
     counts = torch.zeros(50, bin_count(m), dtype=torch.int64, device=device)
-    launch.count_many(counts, rows, tensors, m)
-    launch.count_many(counts, rows[:3], tensors[:3], m)
+    sketch.count_many(counts, rows, tensors, m)
+    sketch.count_many(counts, rows[:3], tensors[:3], m)
     expected = np.zeros(counts.shape, dtype=np.int64)
     for row, tensor in [*zip(rows, tensors, strict=True), *zip(rows[:3], tensors[:3], strict=True)]:
         expected[row] += adversarial.counts(tensor, m)
@@ -46,8 +48,8 @@ def test_counts(m, device):
 
 def test_nothing_to_count(device):
     counts = torch.zeros(2, bin_count(3), dtype=torch.int64, device=device)
-    launch.count_many(counts, [], [], 3)
-    launch.count_many(counts, [1, 0], [torch.empty(0, device=device)] * 2, 3)
+    sketch.count_many(counts, [], [], 3)
+    sketch.count_many(counts, [1, 0], [torch.empty(0, device=device)] * 2, 3)
     assert not counts.any()
 
 
@@ -58,14 +60,14 @@ def test_summaries(m, magnitude, device):
     torch.manual_seed(0)
     tensors = many(device)
     counts = torch.zeros(len(tensors), bin_count(m), dtype=torch.int64, device=device)
-    launch.count_many(counts, range(len(tensors)), tensors, m)
+    sketch.count_many(counts, range(len(tensors)), tensors, m)
     scale = torch.ones(len(tensors), dtype=torch.float64, device=device)
     scale[::2] = 2.0**16
     q, thresholds = (torch.tensor(t, dtype=torch.float64, device=device) for t in (GRID, THRESHOLDS))
-    result = launch.summarize(counts, scale, q, thresholds, m, magnitude=magnitude)
+    result = summary.summarize(counts, scale, q, thresholds, m, magnitude=magnitude)
     on_cpu = [t.cpu() for t in (counts, scale, q, thresholds)]
-    twin = summary.summary(*on_cpu, m, magnitude=magnitude)
-    sizes = summary.summary(*on_cpu, m, magnitude=True)[:, 4]  # of the terms of the mean
+    twin = summary.summarize_plainly(*on_cpu, m, magnitude=magnitude)
+    sizes = summary.summarize_plainly(*on_cpu, m, magnitude=True)[:, 4]  # of the terms of the mean
     (counted, mean, searched, shares), (twin_counted, twin_mean, twin_searched, twin_shares) = (
         table.cpu().split((4, 1, len(GRID), len(THRESHOLDS)), 1) for table in (result, twin)
     )
@@ -82,10 +84,10 @@ def test_a_summary_is_true(device):
     """Of a tensor with known statistics; scaled by 8."""
     x = torch.tensor([0.0, -1.0, 2.0, 4.0, torch.inf, torch.nan], device=device)
     counts = torch.zeros(1, bin_count(3), dtype=torch.int64, device=device)
-    launch.count(counts[0], x, 3)
+    sketch.count(counts[0], x, 3)
     numbers = [torch.tensor(t, dtype=torch.float64, device=device) for t in ([8.0], [0.0, 1.0], [0.25, 1.0])]
     for magnitude, least in ((True, 0.0), (False, -1.125 / 8)):
-        (row,) = launch.summarize(counts, *numbers, 3, magnitude=magnitude).tolist()
+        (row,) = summary.summarize(counts, *numbers, 3, magnitude=magnitude).tolist()
         assert row[:5] == [6.0, 1.0, 1.0, 1.0, torch.inf]
         assert least <= row[5] <= least + 0.125 / 8
         assert row[6] == torch.inf
@@ -97,9 +99,9 @@ def test_means_beyond_fp32_have_no_preferred_sign(device):
     x = torch.tensor([1e39, -1e39, 2e300, -2e300, 3.0, -3.0], dtype=torch.float64, device=device)
     counts = torch.zeros(3, bin_count(3), dtype=torch.int64, device=device)
     for row, part in zip(counts, (x, x[::2], x[1::2]), strict=True):
-        launch.count(row, part, 3)
+        sketch.count(row, part, 3)
     ones, none = torch.ones(3, dtype=torch.float64, device=device), counts.new_zeros(0, dtype=torch.float64)
-    both, above, below = launch.summarize(counts, ones, none, none, 3, magnitude=False)[:, 4].tolist()
+    both, above, below = summary.summarize(counts, ones, none, none, 3, magnitude=False)[:, 4].tolist()
     assert both == 0
     assert above == -below == (2 * 2.0**128 + 3.125) / 3
 
@@ -110,10 +112,10 @@ def test_thousands_of_tensors():
     tensors = [torch.randn(n % 997 + 1, device="cuda") for n in range(5000)]
     tensors.append(torch.randn(100_000_000, device="cuda"))
     counts = torch.zeros(5001, bin_count(3), dtype=torch.int64, device="cuda")
-    launch.count_many(counts, range(5001), tensors, 3)
+    sketch.count_many(counts, range(5001), tensors, 3)
     for row in (0, 1, 996, 4999, 5000):
         expected = torch.zeros_like(counts[0])
-        launch.count(expected, tensors[row], 3)
+        sketch.count(expected, tensors[row], 3)
         assert torch.equal(counts[row], expected)
     assert counts.sum() == sum(tensor.numel() for tensor in tensors)
 
@@ -123,15 +125,15 @@ def test_capture_in_a_graph():
     tensors = [torch.randn(n, device="cuda") for n in (1, 1000, 200_000)]
     counts = torch.zeros(3, bin_count(3), dtype=torch.int64, device="cuda")
     for _ in range(2):
-        launch.count_many(counts, range(3), tensors, 3)
+        sketch.count_many(counts, range(3), tensors, 3)
     counts.zero_()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        launch.count_many(counts, range(3), tensors, 3)
+        sketch.count_many(counts, range(3), tensors, 3)
     del tensors[0]
     torch.cuda.empty_cache()
     expected = torch.zeros_like(counts)
-    launch.count_many(expected, [1, 2], tensors, 3)
+    sketch.count_many(expected, [1, 2], tensors, 3)
     counts.zero_()
     graph.replay()
     assert torch.equal(counts[1:], expected[1:])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sigscale.kernels import launch_penalty
-from sigscale.kernels.launch_penalty import BLOCK, CHUNK, add_penalty
+from sigscale.kernels import launcher
+from sigscale.kernels.device import takes_kernel
+from sigscale.kernels.penalty import BLOCK, CHUNK, add_penalty
+
+pytestmark = pytest.mark.interpreter
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -85,13 +88,13 @@ def test_small_factors(dtype, device):
 def test_which_way(monkeypatch, device):
     """Plain tensors in one launch for each dtype and alignment; all else, by PyTorch."""
     launched = []
-    original = launch_penalty.launch
+    original = launcher.launch
 
     def noting(kernel, what, grid, tensors, *arguments, num_warps):
         launched.append(tensors[0].dtype)
         original(kernel, what, grid, tensors, *arguments, num_warps=num_warps)
 
-    monkeypatch.setattr(launch_penalty, "launch", noting)
+    monkeypatch.setattr(launcher, "launch", noting)
     thetas = [torch.randn(50, device=device).to(dtype) for dtype in (*DTYPES, *DTYPES)]
     gradients = [torch.zeros_like(theta) for theta in thetas]
     thetas.append(torch.randn(9, device=device))
@@ -99,7 +102,7 @@ def test_which_way(monkeypatch, device):
     add_penalty(gradients, thetas, 0.5, 0.0)
     for gradient, theta in zip(gradients, thetas, strict=True):
         torch.testing.assert_close(gradient, (0.5 * theta).to(gradient.dtype))
-    assert launched == (list(DTYPES) if launch_penalty.takes_kernel(thetas[0]) else [])
+    assert launched == (list(DTYPES) if takes_kernel(thetas[0]) else [])
 
 
 def test_nothing_to_add(device):
@@ -109,7 +112,7 @@ def test_nothing_to_add(device):
 
 def test_factors_as_bits():
     for number in (0.0, -0.0, 0.1, -3.0, 1e-300):
-        assert torch.tensor(launch_penalty.bits(number)).view(torch.float64) == number
+        assert torch.tensor(launcher.bits(number)).view(torch.float64) == number
 
 
 @pytest.mark.gpu

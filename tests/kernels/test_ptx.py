@@ -8,16 +8,18 @@ import torch
 pytest.importorskip("triton")
 import sigscale as ss
 from sigscale.kernels import (
-    launch,
-    launch_learned,
+    activation,
+    launcher,
+    learned,
+    multi_tensor,
     reference,
-    reference_counts,
     reference_learned,
+    reference_sketch,
+    sketch,
     summary,
-    tables,
 )
-from sigscale.kernels._optional import INTERPRETED
-from sigscale.kernels.bins import bin_count
+from sigscale.kernels._triton import INTERPRETED
+from sigscale.kernels.reference_sketch import bin_count
 from tests.oracles import emulated
 from tests.oracles.adversarial import CASES, DTYPES
 
@@ -32,7 +34,7 @@ def ran(monkeypatch):
 
 def expected_counts(x, m):
     counts = torch.zeros(bin_count(m), dtype=torch.int64)
-    reference_counts.count(counts, x, m)
+    reference_sketch.count(counts, x, m)
     return counts
 
 
@@ -58,9 +60,9 @@ def test_backward(name, from_output, dtype, ran):
     g[::7], g[5], g[8] = 0, torch.nan, -torch.inf
     saved = reference.forward(function, x, 1.7) if from_output else x
     counts = torch.zeros(bin_count(3), dtype=torch.int64)
-    dx = launch.backward(function, g, saved, 1.7, from_output=from_output, counts=counts)
+    dx = activation.backward(function, g, saved, 1.7, from_output=from_output, counts=counts)
     assert torch.equal(counts, expected_counts(dx, 3))
-    plain = launch.backward(function, g, saved, 1.7, from_output=from_output)
+    plain = activation.backward(function, g, saved, 1.7, from_output=from_output)
     torch.testing.assert_close(dx, plain, rtol=0, atol=0, equal_nan=True)
     twin = reference.backward(function, g, saved, 1.7, from_output=from_output)
     torch.testing.assert_close(dx, twin, equal_nan=True)
@@ -84,11 +86,11 @@ def test_learned_alpha(shape, dtype, ran):
     x, g = (torch.randn(shape, generator=generator).mul(2).to(dtype) for _ in range(2))
     alpha = torch.rand(shape[1] if len(shape) > 1 else 1, generator=generator) + 0.5
     for function in ss.FUNCTIONS.values():
-        y = launch_learned.forward(function, x, alpha)
+        y = learned.forward(function, x, alpha)
         torch.testing.assert_close(y, reference_learned.forward(function, x, alpha))
         counts = torch.zeros(bin_count(3), dtype=torch.int64)
         for counted in ({}, {"counts": counts}):
-            dx, dalpha = launch_learned.backward(function, g, x, alpha, dx=True, dalpha=True, **counted)
+            dx, dalpha = learned.backward(function, g, x, alpha, dx=True, dalpha=True, **counted)
             twin = reference_learned.backward(function, g, x, alpha, dx=True, dalpha=True)
             torch.testing.assert_close(dx, twin[0])
             torch.testing.assert_close(dalpha, twin[1], rtol=1e-4, atol=1e-3)
@@ -112,13 +114,18 @@ def test_quantiles(dtype, ran):
 def test_many_tensors(ran):
     torch.manual_seed(0)
     tensors = [CASES[case](dtype) for dtype in DTYPES for case in CHOSEN]
-    tensors += [torch.randn(tables.CHUNK + 5), torch.randn(70)[1:], torch.randn(30, 40).t(), torch.empty(0)]
+    tensors += [
+        torch.randn(multi_tensor.CHUNK + 5),
+        torch.randn(70)[1:],
+        torch.randn(30, 40).t(),
+        torch.empty(0),
+    ]
     rows = [i % 9 for i in range(len(tensors))]
     counts = torch.zeros(9, bin_count(3), dtype=torch.int64)
     expected = torch.zeros_like(counts)
-    launch.count_many(counts, rows, tensors, 3)
+    sketch.count_many(counts, rows, tensors, 3)
     for row, tensor in zip(rows, tensors, strict=True):
-        reference_counts.count(expected[row], launch.dense(tensor), 3)
+        reference_sketch.count(expected[row], launcher.dense(tensor), 3)
     assert torch.equal(counts, expected)
     small = [tensor for tensor in tensors if 0 < tensor.numel() <= 20_000]
     for result, tensor in zip(ss.foreach_quantile(small, 0.3), small, strict=True):
@@ -128,8 +135,8 @@ def test_many_tensors(ran):
     q, thresholds = torch.tensor([0.0, 0.3]).double(), torch.tensor([1e-3]).double()
     scale = torch.full((9,), 4.0, dtype=torch.float64)
     for magnitude in (True, False):
-        table = launch.summarize(counts, scale, q, thresholds, 3, magnitude=magnitude)
-        twin = summary.summary(counts, scale, q, thresholds, 3, magnitude=magnitude)
+        table = summary.summarize(counts, scale, q, thresholds, 3, magnitude=magnitude)
+        twin = summary.summarize_plainly(counts, scale, q, thresholds, 3, magnitude=magnitude)
         torch.testing.assert_close(table[:, 5:], twin[:, 5:], rtol=1e-15, atol=0, equal_nan=True)
         torch.testing.assert_close(table[:, :4], twin[:, :4], rtol=0, atol=0)
     assert {"multi_sketch_kernel", "multi_select_kernel", "summarize_kernel"} <= set(ran)

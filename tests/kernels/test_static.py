@@ -8,9 +8,9 @@ import pytest
 
 triton = pytest.importorskip("triton")
 from sigscale import FUNCTIONS
-from sigscale.kernels import launch
-from sigscale.kernels._optional import INTERPRETED
-from sigscale.kernels.pointwise import backward_kernel, forward_kernel
+from sigscale.kernels import activation
+from sigscale.kernels._triton import INTERPRETED
+from sigscale.kernels.activation import backward_kernel, forward_kernel
 from tests.oracles import sass
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
@@ -43,7 +43,7 @@ SLACK = 2.2 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 
 
 
 def compiled(function, dtype, direction, target):
-    """The kernel as `launch` would compile it, and its elements a thread."""
+    """The kernel as its launcher would compile it, and its elements a thread."""
     forward = direction == "forward"
     kernel = forward_kernel if forward else backward_kernel
     device_function = {
@@ -51,10 +51,12 @@ def compiled(function, dtype, direction, target):
         "from input": function.slope,
         "from output": function.slope_from_output,
     }[direction]
-    block = (launch.FORWARD_BLOCK if forward else launch.BACKWARD_BLOCK)[BYTES[dtype]]
+    block = (activation.FORWARD_BLOCK if forward else activation.BACKWARD_BLOCK)[BYTES[dtype]]
     pointers = dict.fromkeys(kernel.arg_names[: 2 if forward else 3], f"*{dtype}")
     constants = {kernel.arg_names[-2]: device_function, "BLOCK": block}
-    return sass.compiled(kernel, target, launch.NUM_WARPS, pointers, constants), block // launch.THREADS
+    return sass.compiled(
+        kernel, target, activation.NUM_WARPS, pointers, constants
+    ), block // activation.THREADS
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 triton = pytest.importorskip("triton")
-from examples.cifar10 import convolution
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels import convolution
+from sigscale.kernels._triton import INTERPRETED
 from tests.oracles import sass
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
@@ -15,7 +15,7 @@ SIDES = (32, 16, 8)
 
 
 def compiled(monkeypatch, kernel, target, dtype, **constants):
-    monkeypatch.setitem(sass.cached.OPTIONS, "enable_fp_fusion", True)  # as the example launches it
+    monkeypatch.setitem(sass.launcher.OPTIONS, "enable_fp_fusion", True)  # as the example launches it
     names = [name for name in kernel.arg_names if name.endswith("_ptr")]
     wide = {"sums_ptr": "*fp64" if dtype == "fp64" else "*fp32", "weight_ptr": f"*{dtype}"}
     pointers = {name: wide.get(name, f"*{dtype}") for name in names}

@@ -8,12 +8,12 @@ import pytest
 
 triton = pytest.importorskip("triton")
 from sigscale import FUNCTIONS
-from sigscale.kernels import launch, select
-from sigscale.kernels._optional import INTERPRETED
-from sigscale.kernels.multi_tensor import multi_select_kernel, multi_sketch_kernel
-from sigscale.kernels.select import digit_kernel, narrow_kernel
-from sigscale.kernels.sketch import backward_sketch_kernel, sketch_kernel
-from sigscale.kernels.summarize import summarize_kernel
+from sigscale.kernels import counters, select
+from sigscale.kernels._triton import INTERPRETED
+from sigscale.kernels.activation import backward_sketch_kernel
+from sigscale.kernels.select import digit_kernel, multi_select_kernel, narrow_kernel
+from sigscale.kernels.sketch import multi_sketch_kernel, sketch_kernel
+from sigscale.kernels.summary import summarize_kernel
 from tests.oracles import sass
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
@@ -26,11 +26,11 @@ SLACK = 0.6 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 
 
 
 def kernel_binary(kernel, dtype, m, target, **constants):
-    """The kernel as `launch` would compile it, and its elements a thread."""
+    """The kernel as its launcher would compile it, and its elements a thread."""
     shared = target != "gfx942"
-    elements = launch.SKETCH_ELEMENTS[BYTES[dtype]]
-    warps = launch.SKETCH_WARPS[m]
-    block = 32 * warps * elements if shared else launch.PORTABLE_TILE
+    elements = counters.ELEMENTS[BYTES[dtype]]
+    warps = counters.WARPS[m]
+    block = 32 * warps * elements if shared else counters.PORTABLE_TILE
     types = {"counts_ptr": "*i64", "prefix_ptr": "*i64", "addresses_ptr": "*i64", "sizes_ptr": "*i64"}
     types |= {"rows_ptr": "*i32", "chunk_tensors_ptr": "*i32", "chunk_numbers_ptr": "*i32"}
     pointers = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name.endswith("_ptr")}
@@ -124,8 +124,8 @@ def test_small_kernels_compile(target):
         for last in (False, True):
             constants = {"BITS": 10, "J": 10, "FIRST": False, "LAST": last}
             assert sass.compiled(narrow_kernel, target, 4, pointers, constants).kernel
-        constants = {"J": 10, "WIDTH": 8 * number, "BLOCK": launch.SELECT_TILE}
-        assert sass.compiled(multi_select_kernel, target, launch.SELECT_WARPS, pointers, constants).kernel
+        constants = {"J": 10, "WIDTH": 8 * number, "BLOCK": select.TILE}
+        assert sass.compiled(multi_select_kernel, target, select.WARPS, pointers, constants).kernel
     pointers = {name: "*fp64" for name in summarize_kernel.arg_names if name.endswith("_ptr")} | integers
     constants = {"M": 3, "MAGNITUDE": True, "K": 5, "T": 1, "WIDTH": 2048}
     assert sass.compiled(summarize_kernel, target, 8, pointers, constants).kernel

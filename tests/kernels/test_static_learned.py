@@ -9,8 +9,8 @@ import pytest
 
 triton = pytest.importorskip("triton")
 from sigscale import FUNCTIONS
-from sigscale.kernels import launch, launch_learned
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels import activation, counters, learned
+from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.learned import learned_backward_kernel, learned_forward_kernel
 from tests.oracles import sass
 
@@ -21,13 +21,13 @@ SLOTS = {"bf16": 47, "fp32": 93}  # for each element, that a backward pass at 4.
 
 
 def compiled_backward(name, dtype, target, *, per_channel=False, whole=True, group=None, dx=True, m=0):
-    """The kernel as `launch_learned` would compile it, and its elements a thread."""
+    """The kernel as its launcher would compile it, and its elements a thread."""
     function = FUNCTIONS[name]
     shared = target != "gfx942" and m > 0
-    warps = launch.SKETCH_WARPS[m] if m else launch.NUM_WARPS
-    block = launch.BACKWARD_BLOCK[BYTES[dtype]]
+    warps = counters.WARPS[m] if m else activation.NUM_WARPS
+    block = activation.BACKWARD_BLOCK[BYTES[dtype]]
     if m:
-        block = 32 * warps * launch.SKETCH_ELEMENTS[BYTES[dtype]] if shared else launch.PORTABLE_TILE
+        block = 32 * warps * counters.ELEMENTS[BYTES[dtype]] if shared else counters.PORTABLE_TILE
     sums = "*fp64" if dtype == "fp64" else "*fp32"
     pointers = dict.fromkeys(("g_ptr", "x_ptr", "dx_ptr"), f"*{dtype}")
     pointers |= {"alpha_ptr": "*fp32", "sums_ptr": sums, "counts_ptr": "*i64" if m else sums}
@@ -47,11 +47,11 @@ def compiled_backward(name, dtype, target, *, per_channel=False, whole=True, gro
 
 
 def compiled_forward(name, dtype, target, *, per_channel, whole):
-    block = launch.FORWARD_BLOCK[BYTES[dtype]]
+    block = activation.FORWARD_BLOCK[BYTES[dtype]]
     pointers = {"x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}", "alpha_ptr": "*fp32"}
     constants = {"VALUE": FUNCTIONS[name].value, "PER_CHANNEL": per_channel, "WHOLE": whole, "BLOCK": block}
-    kernel = sass.compiled(learned_forward_kernel, target, launch.NUM_WARPS, pointers, constants)
-    return kernel, block // launch.THREADS
+    kernel = sass.compiled(learned_forward_kernel, target, activation.NUM_WARPS, pointers, constants)
+    return kernel, block // activation.THREADS
 
 
 def loop_of(binary, tmp_path):
@@ -105,7 +105,7 @@ def test_forward_on_hopper(dtype, per_channel, tmp_path):
 @pytest.mark.parametrize("geometry", ["layer", "channels", "channels across rows"])
 def test_counters_and_sums_fit_into_shared_memory(geometry, dtype):
     """The counters that the kernel declares, and what Triton adds to share sums among threads."""
-    m = launch_learned.COUNTED_BITS
+    m = learned.COUNTED_BITS
     binary, _ = compiled_backward("softsign", dtype, "sm_90", m=m, **GEOMETRIES[geometry])
     declared = 4 * int(re.search(r"sigscale_counters\[(\d+)\]", binary.asm["ptx"])[1])
     assert declared + binary.metadata.shared <= 48 << 10

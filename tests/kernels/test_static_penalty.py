@@ -8,8 +8,8 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton")
-from sigscale.kernels import launch, launch_penalty
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels import penalty
+from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.penalty import penalty_kernel
 from tests.kernels.test_penalty_kernel import DTYPES, pairs
 from tests.oracles import emulated, sass
@@ -29,10 +29,10 @@ def compiled(dtype, flags, target):
     pointers = {"like_ptr": f"*{dtype}", "scale_ptr": "*fp32"}
     pointers |= dict.fromkeys(("g_addresses_ptr", "theta_addresses_ptr", "sizes_ptr"), "*i64")
     pointers |= dict.fromkeys(("chunk_tensors_ptr", "chunk_numbers_ptr"), "*i32")
-    block = launch_penalty.BLOCK[BYTES[dtype]]
+    block = penalty.BLOCK[BYTES[dtype]]
     constants = dict(zip(("L2", "L1", "SCALED"), flags, strict=True))
-    constants |= {"ALIGNED": True, "CHUNK": launch_penalty.CHUNK, "BLOCK": block}
-    return sass.compiled(penalty_kernel, target, launch_penalty.NUM_WARPS, pointers, constants)
+    constants |= {"ALIGNED": True, "CHUNK": penalty.CHUNK, "BLOCK": block}
+    return sass.compiled(penalty_kernel, target, penalty.NUM_WARPS, pointers, constants)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
@@ -48,7 +48,7 @@ def test_hopper_machine_code(dtype, flags, tmp_path):
     assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
     loop = sass.full_loop(program)
     accesses = [op for op in loop if op.startswith(("LDG", "STG"))]
-    elements = launch_penalty.BLOCK[BYTES[dtype]] // (32 * launch_penalty.NUM_WARPS)
+    elements = penalty.BLOCK[BYTES[dtype]] // (32 * penalty.NUM_WARPS)
     assert len(accesses) == 3 * elements * BYTES[dtype] // 16
     assert all(".128" in op for op in accesses), accesses
     per_element = len(loop) / elements
@@ -65,11 +65,9 @@ def test_emulated(dtype, l2, l1, scale, monkeypatch):
     gradients, thetas = pairs(dtype, "cpu")
     twins = [gradient.clone() for gradient in gradients]
     factor = None if scale is None else torch.tensor(scale)
-    launch_penalty.add_penalty(twins, thetas, l2, l1, factor)
+    penalty.add_penalty(twins, thetas, l2, l1, factor)
     ran = emulated.use(monkeypatch)
-    monkeypatch.setattr(launch_penalty, "launch", launch.launch)
-    monkeypatch.setattr(launch_penalty, "takes_kernel", launch.takes_kernel)
-    launch_penalty.add_penalty(gradients, thetas, l2, l1, factor)
+    penalty.add_penalty(gradients, thetas, l2, l1, factor)
     for result, twin in zip(gradients, twins, strict=True):
         eps = torch.finfo(dtype).eps
         torch.testing.assert_close(

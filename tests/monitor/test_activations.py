@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import sigscale as ss
-from sigscale.monitoring.taps import count_overwritten
+from sigscale.monitor._hooks import count_overwritten
 from tests.oracles.collected import Twin, assert_row, assert_step, batch, network, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +50,7 @@ def test_every_activation(layer):
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_what_is_no_elementwise_activation(layer):
+def test_unmonitored_modules(layer):
     with ss.GradientMonitor(nn.Sequential(nn.Linear(6, 8), layer)) as monitor:
         assert "1" not in monitor.history().names
 
@@ -83,7 +83,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("layer", [nn.ReLU, nn.ELU, nn.SiLU, nn.Hardtanh, nn.Mish])
-def test_activation_that_overwrites_its_input_a_view(layer, view):
+def test_inplace_activation_of_a_view(layer, view):
     """The rest of the memory, and later uses of the overwritten tensor, are left out."""
 
     class Model(nn.Module):
@@ -110,7 +110,7 @@ def test_activation_that_overwrites_its_input_a_view(layer, view):
     assert_row(monitor.history(), 0, "act", leaf.grad.double().numpy().ravel())
 
 
-def test_view_of_memory_whose_gradient_is_laid_out_otherwise():
+def test_view_with_another_gradient_layout():
     memory = torch.randn(20, 16, requires_grad=True) * 1
     weights = torch.arange(320.0).view(16, 20)
     sketch = ss.QuantileSketch()
@@ -119,7 +119,7 @@ def test_view_of_memory_whose_gradient_is_laid_out_otherwise():
     assert torch.equal(sketch.counts, ss.QuantileSketch().update(weights.t()[:, 3:7]).counts)
 
 
-def test_input_that_is_overwritten_afterwards():
+def test_input_overwritten_later():
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
     with ss.GradientMonitor(model, parameters=False) as monitor:
         x = model[0](batch(0))
@@ -150,7 +150,7 @@ def test_module_used_twice():
         assert_step(history, step, truth[step])
 
 
-def test_a_model_that_is_one_activation():
+def test_bare_activation():
     model = ss.nn.Tanh()
     x = torch.ones(3, requires_grad=True)
     with ss.GradientMonitor(model) as monitor:
@@ -190,7 +190,7 @@ def test_accumulated_gradients():
         assert history.count[step, 5] == 16 * 6
 
 
-def test_penalty_of_a_gradients_norm():
+def test_gradient_norm_penalty():
     """Both backward passes are counted, each coordinate as it was."""
     model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1))
     x = batch(0).requires_grad_()

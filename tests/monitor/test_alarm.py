@@ -26,7 +26,7 @@ def monitored(sizes, **options):
     return monitor
 
 
-def test_once_until_it_recovers():
+def test_rearmed_alarm():
     told = []
     sizes = [(1, 1), (1e-9, 1), (1e-9, 1), (1e-12, 0), (None, 1), (1e-9, 1), (1, 1), (1e-9, 0), (1e-9, 0)]
     monitor = monitored(sizes, ring=1, on_vanishing=lambda step, layers: told.append((step, layers)))
@@ -60,12 +60,12 @@ def test_warning():
     (warning,) = caught
     assert warning.filename == __file__
     assert re.search(
-        r"below 1e-06 in magnitude are, at step 0, 100% of '0\.weight'\. Where .*sigscale\.nn\.Tanh",
+        r"below 1e-06 in magnitude at step 0: 100% of '0\.weight'\. Where .*sigscale\.nn\.Tanh",
         str(warning.message),
     )
 
 
-def test_told_when_the_host_learns_of_it():
+def test_time_of_the_alarm():
     """Every half round of the ring, or when something is read."""
     told = []
     model = nn.Linear(2, 2, bias=False)

@@ -1,12 +1,14 @@
-"""A monitor leaves no trace in a model, its gradients, its state and its copies."""
+"""A monitor leaves no trace in a model and its copies, also where something goes wrong around it."""
 
 from __future__ import annotations
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import sigscale as ss
 from tests.oracles.collected import batch, network
@@ -14,7 +16,7 @@ from tests.oracles.collected import batch, network
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_model_is_left_as_it_was():
+def test_close_restores_the_model():
     model = network()
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
     hooks = {name: dict(module._forward_pre_hooks) for name, module in model.named_modules()}
@@ -33,7 +35,7 @@ def test_model_is_left_as_it_was():
     assert monitor.history().count[0, 0] == 3 * 320  # still to be read
 
 
-def test_a_monitor_that_nobody_holds_leaves_the_model_alone():
+def test_garbage_collected_monitor():
     model = network()
     monitor = ss.GradientMonitor(model)
     del monitor
@@ -42,7 +44,7 @@ def test_a_monitor_that_nobody_holds_leaves_the_model_alone():
     ss.GradientMonitor(model).close()
 
 
-def test_monitoring_changes_no_gradient():
+def test_gradients_unchanged():
     want = network()
     want(batch(0)).square().sum().backward()
     model = network()
@@ -82,3 +84,117 @@ def test_state_and_copies_of_a_monitored_model():
     assert (
         monitor.history().count.tolist() == [[960, 707, 320, 320, 320, 96, 16, 256, 16, 256, 16, 48, 3]] * 2
     )
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), ss.nn.Tanh(), nn.Linear(3, 1))
+
+
+def train(model, monitor, steps=1):
+    for _ in range(steps):
+        model.zero_grad()
+        model(torch.ones(2, 4)).sum().backward()
+        monitor.step()
+
+
+def test_loading_into_a_closed_monitor(tmp_path):
+    model = small()
+    with ss.GradientMonitor(model) as monitor:
+        train(model, monitor)
+        monitor.save(tmp_path / "history.npz")
+    closed = ss.GradientMonitor(model)
+    closed.close()
+    with pytest.raises(RuntimeError, match="the monitor is closed"):
+        closed.load(tmp_path / "history.npz")
+    assert "grad_sketch" not in vars(model[1])
+
+
+def test_raising_alarm():
+    def raising(step, shares):
+        raise KeyError(step)
+
+    model = small()
+    settings = {"every": 2, "ring": 1, "warn_below": 1e6, "on_vanishing": raising}
+    with ss.GradientMonitor(model, **settings) as monitor:
+        with pytest.raises(KeyError):
+            train(model, monitor)
+        train(model, monitor, 4)
+        history = monitor.history()
+    assert history.steps.tolist() == [0, 2, 4]
+    assert history.step_count == 5
+
+
+def test_warnings_as_errors():
+    model = small()
+    with ss.GradientMonitor(model, ring=1, warn_below=1e6) as monitor, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning):
+            train(model, monitor)
+        train(model, monitor, 2)
+        assert monitor.history().steps.tolist() == [0, 1, 2]
+
+
+def test_failing_step(monkeypatch):
+    model = small()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        train(model, monitor)
+        measured = [monitor.sketch(name).counts for name in monitor.history().names]
+        model.append(nn.Linear(1, 1))  # for which there was no room
+        with monkeypatch.context() as patch:
+            patch.setattr(monitor._reduction, "add_up", lambda *counts: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train(model, monitor)
+        for name, counts in zip(monitor.history().names, measured, strict=False):
+            assert torch.equal(monitor.sketch(name).counts, counts)
+        train(model, monitor)
+        history = monitor.history()
+    assert history.count[:, history.names.index("1")].tolist() == [6, 6]
+
+
+def test_made_in_inference_mode():
+    model = small()
+    with torch.inference_mode():
+        monitor = ss.GradientMonitor(model)
+        sketch = ss.QuantileSketch().update(torch.ones(3)).clone()
+    with monitor:
+        train(model, monitor, 2)
+        assert len(monitor.history()) == 2
+    assert int(sketch.update(torch.ones(3)).count) == 6
+    assert int((sketch + sketch).to("cpu").update(torch.ones(1)).count) == 13
+
+
+def test_grad_sketch_set_meanwhile():
+    model, mine = small(), ss.QuantileSketch()
+    with ss.GradientMonitor(model) as monitor:
+        model[1].grad_sketch = mine
+        train(model, monitor, 2)
+    assert model[1].grad_sketch is mine
+    assert int(mine.count) == 12
+
+
+def test_colliding_column_names():
+    for settings in (
+        {"thresholds": 10**400},
+        {"warn_below": 10**400},
+        {"warn_below": 1e-8, "warn_fraction": 10**400},
+    ):
+        with pytest.raises(ValueError, match="must be a"):
+            ss.GradientMonitor(small(), **settings)
+    with pytest.raises(ValueError, match="quantiles must be different"):
+        ss.GradientMonitor(small(), (0.5, 0.5 + 1e-13))
+
+
+def test_history_of_another_model(tmp_path):
+    model, path = small(), tmp_path / "history.npz"
+    with ss.GradientMonitor(model) as monitor:
+        train(model, monitor)
+        monitor.save(path)
+    with (
+        ss.GradientMonitor(nn.ModuleDict({"a": nn.Linear(2, 2)})) as other,
+        pytest.raises(ValueError, match=r"must be of this model; got one of .*, and the model has a.weight"),
+    ):
+        other.load(path)
+    with pytest.raises(RuntimeError, match="the monitor is closed"):
+        other.__enter__()

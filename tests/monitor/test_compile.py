@@ -76,7 +76,7 @@ def compiles_what_overwrites_its_input() -> bool:
 
 
 @pytest.mark.parametrize("layer", [nn.GELU(), nn.ReLU(inplace=True), nn.SiLU(inplace=True)], ids=str)
-def test_hooks_of_a_model_that_was_compiled_already(layer):
+def test_hooks_of_compiled_model(layer):
     """torch.compile does not look for new hooks, nor whether old ones have gone."""
     torch.compiler.reset()
     if isinstance(layer, nn.SiLU) and not compiles_what_overwrites_its_input():

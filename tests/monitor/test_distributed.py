@@ -131,7 +131,7 @@ def truth(step: int, twins: list[Twin]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "none"])
-def test_same_history_everywhere_of_all_data(way, histories):
+def test_global_history_on_every_rank(way, histories):
     first, second = histories[way]
     assert first.values.tobytes() == second.values.tobytes()
     assert first.names == second.names
@@ -162,7 +162,7 @@ def test_sharded_parameters_count_once(histories):
             assert_row(first, step, name, g)
 
 
-def test_activations_that_are_distributed_tensors():
+def test_dtensor_activations():
     """Each process counts the part that it has; here a single one has all."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

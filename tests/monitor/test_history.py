@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sigscale as ss
-from sigscale.history import quantile_name, threshold_name
+from sigscale.monitor.history import quantile_name, threshold_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,7 +110,7 @@ def test_names_of_thresholds(threshold, name):
     assert threshold_name(threshold) == name
 
 
-def test_what_was_not_recorded():
+def test_unrecorded_statistics():
     history = recorded(1)
     with pytest.raises(KeyError, match=r"no statistic 'median': choose one of count, zeros, .*q50"):
         history["median"]
@@ -138,7 +138,7 @@ def test_file(options, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_atomic_save(tmp_path, monkeypatch):
     path = tmp_path / "history.npz"
     recorded(2).save(path)
     before = path.read_bytes()
@@ -155,7 +155,7 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("field", ["steps", "names", "kinds", "quantiles", "thresholds"])
-def test_a_file_whose_parts_do_not_fit(field, tmp_path):
+def test_inconsistent_file(field, tmp_path):
     """As one that another program has cut; it must not come to light when a column is read."""
     history, path = recorded(3), tmp_path / "history.npz"
     dataclasses.replace(history, **{field: getattr(history, field)[:-1]}).save(path)
@@ -163,7 +163,7 @@ def test_a_file_whose_parts_do_not_fit(field, tmp_path):
         ss.GradientHistory.load(path)
 
 
-def test_two_histories_as_one():
+def test_followed_by():
     whole = recorded(6)
     parts = [
         dataclasses.replace(whole, steps=whole.steps[part], values=whole.values[part], step_count=count)
@@ -178,7 +178,7 @@ def test_two_histories_as_one():
             parts[0].followed_by(other)
 
 
-def test_rows_are_matched_by_name():
+def test_followed_by_matches_names():
     first, second = recorded(2), recorded(4)
     renamed = ["a" if name == "1" else name for name in second.names]
     order = [6, 5, 4, 3, 2, 1, 0]
@@ -205,7 +205,7 @@ def test_rows_are_matched_by_name():
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 @pytest.mark.parametrize("interrupted", [0, 1, 4, 5])
-def test_resumed_training_has_the_history_of_an_uninterrupted_one(every, interrupted, tmp_path):
+def test_resumed_history(every, interrupted, tmp_path):
     path = tmp_path / "history.npz"
     model = network()
     with ss.GradientMonitor(model, every=every) as monitor:
@@ -241,3 +241,33 @@ def test_summary():
     assert lines[-1] == "infinite or NaN coordinates in: all parameters, 0.bias, 2.weight"
     signed = recorded(1, magnitude=False)
     assert signed.quantile(0.05)[0, 3] < 0
+
+
+def test_files_of_the_first_format_still_load(tmp_path):
+    """Which had no number."""
+    values = np.arange(2 * 1 * 7, dtype=np.float64).reshape(2, 1, 7)
+    np.savez(
+        tmp_path / "first.npz",
+        steps=np.array([3, 4]),
+        names=np.array(["1.weight"]),
+        kinds=np.array(["parameter"]),
+        quantiles=np.array([0.5]),
+        thresholds=np.array([1e-8]),
+        values=values,
+        magnitude=np.array(True),
+        mantissa_bits=np.array(4),
+        step_count=np.array(5),
+    )
+    history = ss.GradientHistory.load(tmp_path / "first.npz")
+    assert (history.steps.tolist(), history.names, history.kinds) == ([3, 4], ["1.weight"], ["parameter"])
+    assert (history.quantiles, history.thresholds) == ((0.5,), (1e-8,))
+    assert (history.magnitude, history.mantissa_bits, history.step_count) == (True, 4, 5)
+    assert history.below(1e-8).tolist() == [[6.0], [13.0]]
+    history.save(tmp_path / "now.npz")
+    with np.load(tmp_path / "now.npz") as archive:
+        assert archive["format"] == 2
+        arrays = dict(archive)
+    assert (ss.GradientHistory.load(tmp_path / "now.npz").values == values).all()
+    np.savez(tmp_path / "later.npz", **{**arrays, "format": np.array(3), "more": values})
+    with pytest.raises(ValueError, match=r"later.npz' is of a newer format \(3, of at most 2\): read"):
+        ss.GradientHistory.load(tmp_path / "later.npz")

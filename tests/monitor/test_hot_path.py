@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigscale as ss
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from tests.oracles.collected import Twin, assert_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,7 +86,7 @@ def training(model, device="cpu", scaler=None, unscale=True, **options):
 
 @pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter reads tensors")
 @pytest.mark.parametrize("with_scaler", [False, True])
-def test_no_operation_waits(with_scaler):
+def test_no_host_reads(with_scaler):
     scaler = torch.amp.GradScaler("cpu") if with_scaler else None
     # unscale_() copies between devices by itself, without waiting.
     monitor, step = training(network(), scaler=scaler, unscale=False, warn_below=1e-8)
@@ -106,7 +106,7 @@ def test_no_operation_waits(with_scaler):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels are no operations of PyTorch")
-def test_a_step_that_is_not_measured_costs_nothing():
+def test_cost_of_unmeasured_steps():
     monitor, step = training(network(), every=3)
     with monitor:
         step()
@@ -120,7 +120,7 @@ def test_a_step_that_is_not_measured_costs_nothing():
     assert monitor.history().steps.tolist() == [0, 3]
 
 
-def test_memory_stays_where_it_is():
+def test_stable_addresses():
     """What a CUDA graph would replay writes to the same places, and so does the ring when it goes round."""
     monitor, step = training(network(), ring=4)
     with monitor:
@@ -137,7 +137,7 @@ def test_memory_stays_where_it_is():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("with_scaler", [False, True])
-def test_no_step_waits_on_a_gpu(with_scaler):
+def test_no_gpu_sync(with_scaler):
     scaler = torch.amp.GradScaler("cuda", growth_interval=2) if with_scaler else None
     monitor, step = training(network("cuda"), "cuda", scaler=scaler, ring=8, warn_below=1e-8)
 
@@ -159,7 +159,7 @@ def test_no_step_waits_on_a_gpu(with_scaler):
 
 
 @pytest.mark.gpu
-def test_replays_of_a_graph_are_recorded():
+def test_graph_replay():
     model, ring = network("cuda"), 4
     twin, truth = Twin(model), []
     twin_optimizer = torch.optim.SGD(twin.model.parameters(), lr=0.01)
@@ -209,7 +209,7 @@ def test_replays_of_a_graph_are_recorded():
 
 
 @pytest.mark.gpu
-def test_the_first_step_may_be_the_captured_one():
+def test_capture_of_first_step():
     model = network("cuda")
     torch.cuda.synchronize()
     monitor, step = training(model, "cuda")

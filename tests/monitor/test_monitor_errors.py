@@ -98,7 +98,7 @@ def test_bad_model(model, error, message):
         ss.GradientMonitor(model)
 
 
-def test_data_parallel_copies_of_a_model():
+def test_data_parallel():
     model = nn.DataParallel(network())
     with ss.GradientMonitor(model):
         pass
@@ -129,7 +129,7 @@ def test_attached_twice():
     ss.GradientMonitor(model).close()
 
 
-def test_a_module_with_a_sketch_of_its_own():
+def test_module_with_grad_sketch():
     model = network()
     sketch = model[1].grad_sketch = ss.QuantileSketch()
     before = traces(model)
@@ -142,7 +142,7 @@ def test_a_module_with_a_sketch_of_its_own():
     assert int(sketch.count) == 8
 
 
-def test_an_attachment_that_fails_midway(monkeypatch):
+def test_failing_attachment(monkeypatch):
     model = network()
     before = traces(model)
     monkeypatch.setattr(model[3], "register_forward_pre_hook", None)
@@ -239,7 +239,7 @@ def test_under_transforms():
 
 
 @pytest.mark.gpu
-def test_a_model_moved_later():
+def test_model_moved_later():
     model = network()
     with ss.GradientMonitor(model, activations=False) as monitor:
         model.to("cuda")

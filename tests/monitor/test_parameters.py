@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sigscale as ss
-from sigscale.history import assembled
-from sigscale.monitoring.recorder import Recorder, Statistics
+from sigscale.monitor._recorder import Recorder, Statistics
+from sigscale.monitor.history import assembled
 from tests.oracles.collected import Twin, assert_step, batch, network, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +34,7 @@ def test_frozen_parameters_and_missing_gradients():
     assert history.count[:, rows["1"]].tolist() == [0, 0, 320]
 
 
-def test_what_is_frozen_from_first_to_last_has_no_row():
+def test_frozen_throughout():
     model = network()
     model[0].requires_grad_(False)
     history, truth = run(model)
@@ -64,7 +64,7 @@ def test_parameters_added_later():
     assert history.names[13:] == [f"{layer}.{what}" for layer in range(7, 11) for what in ("weight", "bias")]
 
 
-def test_rows_added_while_a_copy_is_under_way():
+def test_rows_added_during_a_copy():
     statistics = Statistics((0.5,), (), True, 3)
     recorder = Recorder(torch.device("cpu"), statistics, 2, 8)
     values = []

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import sigscale as ss
-from sigscale.panels import Scale, Steps
+from sigscale._plot_panels import Scale, Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,7 @@ def meshes(figure: Figure) -> list[np.ma.MaskedArray]:
     return [mesh.get_array() for mesh in found]
 
 
-def test_colours_are_the_medians():
+def test_colors():
     source = history()
     activations, parameters = meshes(ss.plot.gradients(source))
     np.testing.assert_array_equal(activations, source.quantile(0.5)[:, 2:5].T)
@@ -80,7 +80,7 @@ def test_names_and_order():
     assert ss.plot.gradients(history(1)).get_suptitle() == "Gradients at step 0"
 
 
-def test_curves_are_those_of_the_totals():
+def test_curves():
     source = history()
     curves = ss.plot.gradients(source).axes[0]
     lines = {line.get_label(): line for line in curves.lines if not line.get_label().startswith("_")}
@@ -94,7 +94,7 @@ def test_curves_are_those_of_the_totals():
     assert curves.get_yscale() == "log"
 
 
-def test_zero_infinite_and_no_gradient_have_their_place():
+def test_zero_infinite_and_missing():
     source = changed(history(), r2_0=0.0, r3_1=np.inf, r5_2=np.nan, r1_3=0.0)
     figure = ss.plot.gradients(source)
     activations, parameters = meshes(figure)
@@ -120,7 +120,7 @@ def test_zero_infinite_and_no_gradient_have_their_place():
     assert ss.plot.gradients(history()).axes[1].get_legend() is None
 
 
-def test_far_too_small_values_end_the_scale():
+def test_lower_end_of_the_scale():
     source = changed(history(), r2_0=1e-60, r1_3=1e-60)
     figure = ss.plot.gradients(source)
     low = meshes(figure)[0][0, 0]
@@ -130,14 +130,14 @@ def test_far_too_small_values_end_the_scale():
     assert figure.axes[0].get_yticklabels()[0].get_text().startswith(r"$\leq 10^{")
 
 
-def test_nothing_but_zeros():
+def test_all_zeros():
     source = history(3)
     values = np.where(np.arange(11) >= 4, 0.0, source.values)
     figure = ss.plot.gradients(dataclasses.replace(source, values=values))
     assert len(set(meshes(figure)[0].ravel())) == 1
 
 
-def test_steps_that_lack_are_gaps():
+def test_missing_steps():
     source = history(6)
     figure = ss.plot.gradients(dataclasses.replace(source, steps=np.array([0, 2, 4, 10, 12, 14])))
     assert meshes(figure)[0].mask[0].tolist() == [False] * 3 + [True] + [False] * 3
@@ -150,7 +150,7 @@ def test_steps_that_lack_are_gaps():
     assert not steps.has_gaps
 
 
-def test_a_long_training_is_condensed():
+def test_condensed_steps():
     source = history(10)
     order = np.random.default_rng(0).integers(0, 10, 3001)
     values = source.values[order]
@@ -189,7 +189,7 @@ def test_files(suffix, tmp_path):
     assert isinstance(figure, Figure)
 
 
-def test_a_monitor_is_drawn_while_it_measures():
+def test_open_monitor():
     model = nn.Sequential(nn.Linear(5, 5), ss.nn.Tanh())
     with ss.GradientMonitor(model) as monitor:
         with pytest.raises(ValueError, match=r"has no steps to draw: call monitor.step\(\)"):
@@ -199,7 +199,7 @@ def test_a_monitor_is_drawn_while_it_measures():
         ss.plot.gradients(monitor)
 
 
-def test_settings_of_matplotlib_stay():
+def test_rcparams_unchanged():
     before = dict(mpl.rcParams)
     ss.plot.gradients(history(2))
     assert dict(mpl.rcParams) == before
@@ -218,7 +218,7 @@ def test_bad_arguments(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_scale_around_values():
+def test_scale():
     scale = Scale.of(np.array([3e-4, 0.2, 1.0, np.nan]))
     assert (scale.low, scale.high) == (1e-4, 1.0)
     assert scale[2:] == (False, False, False, True)
@@ -251,7 +251,7 @@ except ImportError as error:
     assert run.stdout == 'pictures need matplotlib, not found: pip install "sigscale[plot]"\n', run.stderr
 
 
-def test_pyplot_is_left_alone(tmp_path):
+def test_pyplot_not_imported(tmp_path):
     code = """
 import sys, numpy as np, sigscale as ss
 assert "matplotlib" not in sys.modules

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import sigscale as ss
-from sigscale.kernels.bins import bin_count
-from sigscale.monitoring.loss_scale import unscaled
+from sigscale.kernels.reference_sketch import bin_count
+from sigscale.monitor._loss_scale import unscaled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +51,7 @@ def train(model, order, *, scaler=None, steps=6, use_unscale=True, optimizer=Non
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("growth", [1, 2], ids=["scale grows each step", "each second step"])
-def test_values_are_unscaled_in_any_order(order, growth):
+def test_order_of_calls(order, growth):
     """Powers of two change no mantissa: the same counts and quantiles to the bit."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=growth)
     found = train(network(), order, scaler=scaler).history()
@@ -69,7 +69,7 @@ def test_without_a_call_of_unscale(order):
     np.testing.assert_allclose(found.values, want.values, rtol=1e-12)
 
 
-def test_a_scale_that_is_no_power_of_two():
+def test_scale_of_any_size():
     scaler = torch.amp.GradScaler("cpu", init_scale=1000.0, growth_factor=1.7, growth_interval=1)
     found = train(network(), "backward", scaler=scaler).history()
     want = train(network(), "backward").history()
@@ -81,7 +81,7 @@ def test_a_scale_that_is_no_power_of_two():
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_step_that_the_scaler_skips(order, fused):
+def test_skipped_step(order, fused):
     """An overflow at step 2; a fused optimizer leaves the gradients multiplied then."""
 
     def loss(y, step):
@@ -160,7 +160,7 @@ def test_accumulated_under_a_scaler():
     np.testing.assert_allclose(monitor.history().values, other.history().values, rtol=1e-12)
 
 
-def test_a_step_whose_scale_is_not_known():
+def test_unknown_scale():
     """The model's parts are called, not the model: refused rather than wrong, and only if it matters."""
     model = network()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
@@ -181,7 +181,7 @@ def test_a_step_whose_scale_is_not_known():
     assert known == monitor.history().quantile(0.5)[0, 2]
 
 
-def test_vanishing_and_sketch_are_unscaled():
+def test_vanishing_and_sketch():
     for scale in (2.0**14, 1.0):
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=100)
         monitor = train(network(), "update", scaler=scaler, steps=1)
@@ -228,7 +228,7 @@ def test_unscaled_counts(m, scale):
         assert (want.counts.cumsum(0)[1:] >= found.cumsum(0)[:-1]).all()
 
 
-def test_a_scaler_is_left_as_it_was():
+def test_scaler_unchanged():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     before = copy.deepcopy(scaler.state_dict())
     with ss.GradientMonitor(network(), scaler=scaler):

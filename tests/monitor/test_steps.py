@@ -39,7 +39,7 @@ def test_all_rows_of_all_steps(magnitude, mantissa_bits, device):
         np.testing.assert_allclose(share, want, rtol=1e-14)
 
 
-def test_quantiles_that_are_asked_for():
+def test_chosen_quantiles():
     history, truth = run(network(), quantiles=[0.999, 0.0, 0.5, 1.0], thresholds=())
     assert history.quantiles == (0.999, 0.0, 0.5, 1.0)
     assert history.columns[4:] == ("mean", "q99.9", "q00", "q50", "q100")
@@ -131,7 +131,7 @@ def test_one_kind_alone(kind):
         assert_row(history, 0, name, truth[0][name])
 
 
-def test_same_run_same_bytes():
+def test_deterministic_history():
     histories = [run(network(), steps=5)[0] for _ in range(2)]
     assert histories[0].values.tobytes() == histories[1].values.tobytes()
     assert histories[0].steps.tobytes() == histories[1].steps.tobytes()
@@ -139,7 +139,7 @@ def test_same_run_same_bytes():
 
 
 @pytest.mark.parametrize("ring", [1, 2, 3, 7, 64])
-def test_any_ring_keeps_all_steps(ring):
+def test_ring_sizes(ring):
     history, truth = run(network(), steps=10, ring=ring)
     assert history.steps.tolist() == list(range(10))
     whole, _ = run(network(), steps=10, ring=100)
@@ -147,7 +147,7 @@ def test_any_ring_keeps_all_steps(ring):
     assert_step(history, 9, truth[9])
 
 
-def test_reading_in_between_changes_nothing():
+def test_reading_in_between():
     model = network()
     with ss.GradientMonitor(model, ring=6) as monitor:
         for step in range(15):
@@ -166,7 +166,7 @@ def test_reading_in_between_changes_nothing():
     assert monitor.history().values.tobytes() == want.history().values.tobytes()
 
 
-def test_steps_that_the_ring_has_lost_are_reported():
+def test_overwritten_steps():
     """As replays of a CUDA graph would, of which the host knows nothing."""
     model = network()
     with ss.GradientMonitor(model, ring=4) as monitor:

@@ -31,7 +31,7 @@ def gru_cell(x, states, w, alpha):
     return ((1 - z) * n + z * h,)
 
 
-CELLS = {"RNN": rnn_cell, "LSTM": lstm_cell, "GRU": gru_cell}
+CELLS = {"RNN_TANH": rnn_cell, "LSTM": lstm_cell, "GRU": gru_cell}
 
 
 def weights_of(module, layer, suffix):
@@ -47,7 +47,7 @@ def weights_of(module, layer, suffix):
 
 def run(module, x, states, alpha, lengths=None, dropout=lambda x: x):
     """Output and final states of x (length, batch, features); states are (layers * directions, ...) each."""
-    cell = CELLS[type(module).__name__]
+    cell = CELLS[module.mode]
     suffixes = ("", "_reverse") if module.bidirectional else ("",)
     final = []
     for layer in range(module.num_layers):

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from sigscale.kernels import launch, launch_learned, tables
+from sigscale.kernels import counters, device, launcher, multi_tensor
 from tests.oracles import ptx, sass
 
 NAMES = {
@@ -52,15 +52,14 @@ def use(patch: pytest.MonkeyPatch) -> list[str]:
             place(tensor)
         return torch.tensor([tensor.data_ptr() for tensor in tensors])
 
-    def counting(x, m):
-        block = 32 * launch.SKETCH_WARPS[m] * launch.SKETCH_ELEMENTS[x.element_size()]
+    def geometry(x, m):
+        block = 32 * counters.WARPS[m] * counters.ELEMENTS[x.element_size()]
         return min(-(-x.numel() // block), 2), block, True
 
-    for module in (launch, launch_learned):
-        patch.setattr(module, "takes_kernel", lambda x: True)
-        patch.setattr(module, "launch", emulated)
-        patch.setattr(module, "counting", counting)
-    patch.setattr(tables, "addresses", addresses)
+    patch.setattr(device, "takes_kernel", lambda x: True)
+    patch.setattr(launcher, "launch", emulated)
+    patch.setattr(counters, "geometry", geometry)
+    patch.setattr(multi_tensor, "addresses", addresses)
     return ran
 
 

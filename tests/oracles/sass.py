@@ -9,7 +9,7 @@ from pathlib import Path
 
 import triton
 
-from sigscale.kernels import cached
+from sigscale.kernels import launcher
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
@@ -25,7 +25,7 @@ def compiled(kernel, target, num_warps, pointers, constants):
             hints.append(["tt.pointer_range", 32])
     source = triton.compiler.ASTSource(kernel, signature=signature, constexprs=constants, attrs=divisible)
     gpu = triton.backends.compiler.GPUTarget(*TARGETS[target])
-    return triton.compile(source, target=gpu, options={"num_warps": num_warps} | cached.OPTIONS)
+    return triton.compile(source, target=gpu, options={"num_warps": num_warps} | launcher.OPTIONS)
 
 
 def disassemble(cubin: bytes, folder: Path) -> dict[int, tuple[bool, str, str]]:

@@ -66,7 +66,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_weight_decay_is_the_same(name, device):
+def test_weight_decay(name, device):
     """As stock weight_decay=r, and in the loss: pulled to zero, from either side of a maximum too."""
     attached, stock, written = model(device), model(device), model(device)
     optimizer = MAKERS[name](attached.parameters())
@@ -82,7 +82,7 @@ def test_weight_decay_is_the_same(name, device):
 
 @pytest.mark.parametrize("name", [*MAKERS, *OTHERS])
 @pytest.mark.parametrize(("l2", "l1"), [(0.3, 0.0), (0.0, 0.02), (0.3, 0.02)])
-def test_attached_is_as_in_the_loss(name, l2, l1, device):
+def test_attached_equals_loss(name, l2, l1, device):
     attached, written = model(device), model(device)
     make = (MAKERS | OTHERS)[name]
     optimizer = make(attached.parameters())
@@ -94,7 +94,7 @@ def test_attached_is_as_in_the_loss(name, l2, l1, device):
     assert_same(train(attached, optimizer), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_adamw_is_another_thing():
+def test_adamw():
     ours, theirs = model(), model()
     optimizer = optim.AdamW(ours.parameters(), lr=0.01, weight_decay=0.0)
     ss.WeightPenalty(ours, l2=0.3).attach(optimizer)
@@ -103,7 +103,7 @@ def test_adamw_is_another_thing():
     assert (ours[0] - theirs[0]).abs().max() > 1e-3
 
 
-def test_groups_go_their_own_ways():
+def test_parameter_groups():
     """One wholly penalised, one partly, one not at all, one added later; each as in the loss."""
     nets = model(), model()
     late = [nn.Parameter(torch.ones(3)) for _ in nets]
@@ -130,7 +130,7 @@ def test_groups_go_their_own_ways():
     assert [group["weight_decay"] for group in optimizers[0].param_groups] == [0, 0.1, 0, 0.2]
 
 
-def test_what_has_no_gradient_is_skipped():
+def test_parameters_without_gradient():
     for l1 in (0.0, 0.1):
         net = model()
         before = net[0].weight.detach().clone()
@@ -183,7 +183,7 @@ def test_gradient_scaler(kind, unscaled, l2, l1, fused, device):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_step_that_the_scaler_skips(fused):
+def test_skipped_step(fused):
     net = model()
     before = [p.detach().clone() for p in net.parameters()]
     optimizer = optim.SGD(net.parameters(), lr=0.1, fused=fused)
@@ -238,7 +238,7 @@ def test_closures_without_a_tensor():
     torch.testing.assert_close(climber.step(lambda: 2.0), 2.0 - penalty.value())
 
 
-def test_the_order_with_clipping():
+def test_clipping():
     """Clipped before step(), the loss's gradient is clipped alone, as with weight_decay."""
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=1.0)
@@ -253,7 +253,7 @@ def test_the_order_with_clipping():
 
 @pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
 @pytest.mark.parametrize("l1", [0.0, 0.02])
-def test_a_compiled_step(kind, l1):
+def test_compiled_step(kind, l1):
     results = []
     for compiled in (False, True):
         net = model()

@@ -16,7 +16,7 @@ from tests.penalty.test_attach import assert_same, loss_of, model, train
 
 @pytest.mark.parametrize("l1", [0.0, 0.02])
 @pytest.mark.parametrize("first", ["attach", "load"])
-def test_a_resumed_training_goes_on(first, l1):
+def test_resumed_training(first, l1):
     """Whichever comes first, and also from the state of an interrupted step."""
     whole, net = model(), model()
     optimizer = optim.Adam(whole.parameters(), lr=0.01, weight_decay=0.1)
@@ -36,7 +36,7 @@ def test_a_resumed_training_goes_on(first, l1):
     assert_same(train(net, resumed), expected, rtol=0, atol=0)
 
 
-def test_a_weight_decay_that_is_a_tensor_stays():
+def test_tensor_weight_decay():
     """Raising it would change the user's own tensor, in place."""
     net, decay = model(), torch.tensor(0.25)
     optimizer = optim.SGD(net.parameters(), lr=0.1, weight_decay=decay, foreach=False)
@@ -50,7 +50,7 @@ def test_a_weight_decay_that_is_a_tensor_stays():
     assert decay == 0.25
 
 
-def test_a_copy_of_an_optimizer_has_no_penalty():
+def test_copied_optimizer():
     """Nor other hooks: its parameters are others."""
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
@@ -63,7 +63,7 @@ def test_a_copy_of_an_optimizer_has_no_penalty():
     assert attachment.ways == ("weight_decay",)
 
 
-def test_what_is_loaded_after_an_interrupted_step_stays():
+def test_loading_after_interrupted_step():
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
     ss.WeightPenalty(net, 0.3).attach(optimizer)
@@ -83,7 +83,7 @@ def test_what_is_loaded_after_an_interrupted_step_stays():
     assert optimizer.param_groups[0]["weight_decay"] == 0.7
 
 
-def test_an_interrupted_step_leaves_nothing_behind():
+def test_interrupted_step():
     net, stock = model(), model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
     attachment = ss.WeightPenalty(net, 0.3).attach(optimizer)
@@ -103,7 +103,7 @@ def test_an_interrupted_step_leaves_nothing_behind():
     assert optimizer.param_groups[0]["weight_decay"] == 0
 
 
-def test_monitors_see_the_loss_alone():
+def test_monitored_gradient():
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
     ss.WeightPenalty(net, 100.0, 1.0).attach(optimizer)
@@ -118,7 +118,7 @@ def test_monitors_see_the_loss_alone():
 
 @pytest.mark.parametrize("how", ["remove", "with", "detach"])
 @pytest.mark.parametrize("l1", [0.0, 0.02])
-def test_the_end(how, l1):
+def test_detach(how, l1):
     net, plain = model(), model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
     penalty = ss.WeightPenalty(net, 0.3, l1)
@@ -139,7 +139,7 @@ def test_the_end(how, l1):
     penalty.attach(optimizer)
 
 
-def test_optimizers_are_not_kept_alive():
+def test_garbage_collected_optimizer():
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
     attachment = ss.WeightPenalty(net, 0.3).attach(optimizer)
@@ -151,7 +151,7 @@ def test_optimizers_are_not_kept_alive():
     attachment.remove()
 
 
-def test_one_penalty_for_a_parameter():
+def test_two_penalties_of_a_parameter():
     net = model()
     optimizer, other = optim.SGD(net.parameters(), lr=0.1), optim.SGD(net.parameters(), lr=0.1)
     penalty = ss.WeightPenalty(net[0], 0.1)
@@ -164,7 +164,7 @@ def test_one_penalty_for_a_parameter():
     penalty.attach(other)
 
 
-def test_twice_is_warned_of():
+def test_warning_of_double_penalty():
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
     penalty = ss.WeightPenalty(net, 0.1)
@@ -184,8 +184,8 @@ def test_not_an_optimizer(given):
             method(given)
 
 
-def test_another_models_optimizer():
-    with pytest.raises(ValueError, match="must hold some of the penalised parameters; got SGD over 6 others"):
+def test_optimizer_of_another_model():
+    with pytest.raises(ValueError, match="must hold some of the penalized parameters; got SGD over 6 others"):
         ss.WeightPenalty(model(), 0.1).attach(optim.SGD(model().parameters(), lr=0.1))
 
 
@@ -196,7 +196,7 @@ def test_differentiable_optimizers():
 
 
 @pytest.mark.parametrize("kind", [optim.SGD, optim.SparseAdam])
-def test_sparse_gradients_change_nothing(kind):
+def test_sparse_gradients(kind):
     layer, dense = nn.Embedding(3, 2, sparse=True), nn.Parameter(torch.ones(2))
     optimizer = kind([dense, layer.weight], lr=0.1)
     ss.WeightPenalty([dense, layer.weight], 0.1, 0.1).attach(optimizer)
@@ -209,7 +209,7 @@ def test_sparse_gradients_change_nothing(kind):
     assert torch.equal(dense.grad, torch.ones(2))
 
 
-def test_a_step_that_takes_the_scaler():
+def test_step_with_grad_scaler_argument():
     class Old(optim.SGD):
         def step(self, closure=None, *, grad_scaler=None):
             return super().step(closure)
@@ -236,7 +236,7 @@ def with_gradients(*values):
     return parameters
 
 
-def test_what_changes_between_steps():
+def test_changes_between_steps():
     """Frozen and unfrozen, without a gradient, of another type, another parameter of the same value."""
     first, other, twin = with_gradients(2.0, 4.0, 4.0)
     optimizer = optim.AdamW([first, other], lr=0.0)
@@ -257,7 +257,7 @@ def test_what_changes_between_steps():
 
 
 @pytest.mark.parametrize("l1", [0.0, 0.25])
-def test_parameters_that_become_narrow(l1):
+def test_narrowed_parameters(l1):
     """A factor that float16 rounds to 0, on all parameters or on one."""
     for narrow in (slice(None), slice(1)):
         parameters = with_gradients(1.0, 1.0)
@@ -289,7 +289,7 @@ def test_sparse_gradients_after_dense_ones():
     assert_same([p.grad for p in parameters[:2]], before, rtol=0, atol=0)
 
 
-def test_gradients_that_are_kept_count_the_change():
+def test_kept_gradients():
     """As of any addition in place, so that autograd notices."""
     (parameter,) = with_gradients(1.0)
     optimizer = optim.AdamW([parameter], lr=0.1)

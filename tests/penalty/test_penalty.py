@@ -147,7 +147,7 @@ def test_which_parameters():
     assert names(ss.WeightPenalty(compiled, 0.1, exclude="0.*"), net) == ["2.weight", "2.bias"]
 
 
-def test_a_shared_parameter_counts_once():
+def test_shared_parameter():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     net[1].weight = net[0].weight
     for given_ in (net, [net[0].weight, net[1].weight, net[0].bias, net[1].bias]):
@@ -158,7 +158,7 @@ def test_a_shared_parameter_counts_once():
         )
 
 
-def test_frozen_parameters_are_left_out_as_long_as_they_are_frozen():
+def test_frozen_parameters():
     net = model()
     penalty = ss.WeightPenalty(net, 0.5)
     everything = penalty.value()
@@ -175,7 +175,7 @@ def test_frozen_parameters_are_left_out_as_long_as_they_are_frozen():
     assert torch.equal(penalty.value(), everything)
 
 
-def test_keras_has_twice_the_gradient():
+def test_keras_factor():
     """Keras's l2(r) is r sum theta^2; the paper's penalty, and ours, r / 2 sum theta^2."""
     theta = nn.Parameter(torch.tensor([3.0, -4.0]))
     keras = 0.01 * theta.square().sum()
@@ -187,7 +187,7 @@ def test_keras_has_twice_the_gradient():
     torch.testing.assert_close(ss.WeightPenalty([theta], l2=0.02).value(), keras.detach())
 
 
-def test_copies_are_of_the_copied_model():
+def test_deepcopy():
     net = model()
     for copied in (
         copy.deepcopy((net, ss.WeightPenalty(net, 0.5))),

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import sigscale as ss
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from tests.activations.test_layout import views
 from tests.oracles import adversarial
 from tests.oracles.adversarial import DTYPES, MANTISSA_BITS, bits
@@ -62,7 +62,8 @@ def assert_counted(sketch: ss.QuantileSketch, *gradients: torch.Tensor) -> None:
 @functions
 @dtypes
 @saves
-def test_the_gradient_is_counted_and_unchanged(name, dtype, save, device):
+@pytest.mark.interpreter(name=["tanh", "softsign"])
+def test_counts_and_gradient(name, dtype, save, device):
     for i, n in enumerate(SIZES if device == "cpu" else (*SIZES, 2**22 + 3)):
         x, g = input_and_gradient(n, dtype, device)
         sketch = ss.QuantileSketch(MANTISSA_BITS[i % 4])
@@ -74,6 +75,7 @@ def test_the_gradient_is_counted_and_unchanged(name, dtype, save, device):
 
 @dtypes
 @pytest.mark.parametrize("m", MANTISSA_BITS)
+@pytest.mark.interpreter
 def test_every_mantissa_bits(m, dtype, device):
     x, g = input_and_gradient(9000, dtype, device)
     sketch = ss.QuantileSketch(m)
@@ -82,6 +84,7 @@ def test_every_mantissa_bits(m, dtype, device):
 
 @functions
 @dtypes
+@pytest.mark.interpreter(name=["tanh"])
 def test_adversarial_gradients(name, dtype, device):
     """At 0 slopes are powers of two: numbers arrive as they are, but for the exponent."""
     for case in (case for case, of in adversarial.TABLE if of is dtype):
@@ -92,6 +95,7 @@ def test_adversarial_gradients(name, dtype, device):
 
 @functions
 @saves
+@pytest.mark.interpreter(name=["softsign"])
 def test_any_layout(name, save, device):
     @settings(max_examples=EXAMPLES)
     @given(x=views(), how=st.sampled_from(["alike", "transposed", "expanded", "negative"]))
@@ -112,7 +116,8 @@ def test_any_layout(name, save, device):
     check()
 
 
-def test_backward_passes_add_up(device):
+@pytest.mark.interpreter
+def test_accumulation(device):
     """Over repeated passes and over activations that share a sketch, in any dtype; never in a forward."""
     sketch, counted = ss.QuantileSketch(), []
     leaf = torch.randn(333, device=device, requires_grad=True)
@@ -132,7 +137,7 @@ def test_backward_passes_add_up(device):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels add atomically")
-def test_threads_share_a_sketch(monkeypatch):
+def test_thread_safety(monkeypatch):
     """Their backward passes run side by side, and PyTorch's addition to a CPU tensor is no atomic one."""
 
     def add_slowly(self, dim, index, source):
@@ -154,6 +159,7 @@ def test_threads_share_a_sketch(monkeypatch):
     assert sketch.count == 4 * 10 * 7
 
 
+@pytest.mark.interpreter
 def test_nothing_to_count(device):
     sketch = ss.QuantileSketch()
     x = torch.randn(5, device=device)
@@ -171,7 +177,8 @@ def test_nothing_to_count(device):
 
 @functions
 @saves
-def test_differentiated_backward_passes_count_once(name, save, device):
+@pytest.mark.interpreter(name=["tanh"])
+def test_double_backward_counts_once(name, save, device):
     x = torch.linspace(-2, 2, 8, dtype=torch.float64, device=device).requires_grad_()
     sketch = ss.QuantileSketch()
 
@@ -189,6 +196,7 @@ def test_differentiated_backward_passes_count_once(name, save, device):
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.interpreter
 def test_checkpointing_counts_once(use_reentrant, device):
     sketch = ss.QuantileSketch()
     x = torch.randn(64, device=device, requires_grad=True)
@@ -199,7 +207,7 @@ def test_checkpointing_counts_once(use_reentrant, device):
 
 
 @functions
-def test_modules_take_a_sketch(name, device):
+def test_module_grad_sketch(name, device):
     layer = getattr(ss.nn, ss.nn.class_name(name))(1.5)
     x = torch.randn(40, device=device, requires_grad=True)
     layer(x).sum().backward()
@@ -216,7 +224,7 @@ def test_modules_take_a_sketch(name, device):
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler never reaches a kernel")
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_code_counts(device):
+def test_compile(device):
     sketch = ss.QuantileSketch()
     compiled = torch.compile(lambda x: ss.tanh(x * 2, 1.5, grad_sketch=sketch) + 1, backend="eager")
     gradients = []
@@ -226,7 +234,7 @@ def test_compiled_code_counts(device):
     assert_counted(sketch, *gradients)
 
 
-def test_fake_and_meta_tensors_are_not_counted(device):
+def test_fake_and_meta_tensors(device):
     sketch = ss.QuantileSketch()
     x = torch.randn(5, requires_grad=True, device="meta")
     ss.tanh(x, grad_sketch=sketch).sum().backward()
@@ -239,7 +247,8 @@ def test_fake_and_meta_tensors_are_not_counted(device):
     assert_counted(sketch, gradient("tanh", x, g, sketch))
 
 
-def test_subclasses_and_lazy_negation_are_counted(device):
+@pytest.mark.interpreter
+def test_subclasses_and_lazy_negation(device):
     class Tagged(torch.Tensor):
         pass
 
@@ -252,7 +261,8 @@ def test_subclasses_and_lazy_negation_are_counted(device):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_what_cannot_be_counted_is_refused(device):
+@pytest.mark.interpreter
+def test_transforms_are_refused(device):
     sketch = ss.QuantileSketch()
     x = torch.randn(3, device=device, requires_grad=True)
 
@@ -280,12 +290,12 @@ def test_what_cannot_be_counted_is_refused(device):
 
 
 @pytest.mark.parametrize("wrong", [True, 0.5, "sketch", torch.zeros(3), ss.QuantileSketch], ids=str)
-def test_what_is_no_sketch(wrong):
+def test_wrong_grad_sketch(wrong):
     with pytest.raises(TypeError, match=r"grad_sketch must be a QuantileSketch; got .*: pass sigscale.Quan"):
         ss.tanh(torch.ones(3), grad_sketch=wrong)
 
 
-def test_a_sketch_of_another_device(device):
+def test_sketch_on_another_device(device):
     x = torch.randn(3, device=device, requires_grad=True)
     y = ss.tanh(x, grad_sketch=ss.QuantileSketch(device="meta"))
     with pytest.raises(ValueError, match=r"counts on meta, the tensor is on .*: take one sketch a device"):
@@ -305,7 +315,7 @@ def test_more_than_2_to_the_31_elements(dtype):
 
 @pytest.mark.gpu
 @dtypes
-def test_gpu_counts_the_same_every_time(dtype):
+def test_gpu_determinism(dtype):
     x, g = input_and_gradient(2**22 + 1, dtype, "cuda")
     for m in MANTISSA_BITS:
         sketches = [ss.QuantileSketch(m) for _ in range(3)]

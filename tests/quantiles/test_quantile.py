@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigscale as ss
-from sigscale.kernels import launch, reference_counts
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels import reference_select
+from sigscale.kernels._triton import INTERPRETED
+from sigscale.kernels.device import takes_kernel
+from sigscale.kernels.select import Selection, order_statistics_of_many
 from tests.oracles.adversarial import CASES, IDS, TABLE
 
+MODULE = sys.modules["sigscale.quantile"]  # the attribute of this name is the function
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MODES = ("linear", "lower", "higher", "midpoint", "nearest")
 SOME = MODES[::4] if INTERPRETED else MODES
@@ -37,6 +42,7 @@ def assert_same(result, expected):
 
 
 @pytest.mark.parametrize(("case", "dtype"), TABLE, ids=IDS)
+@pytest.mark.interpreter
 def test_adversarial_tensors(case, dtype, device):
     x, grid = CASES[case](dtype).to(device), GRID[:: 3 if INTERPRETED else 1]
     if not x.numel():
@@ -51,7 +57,7 @@ def test_adversarial_tensors(case, dtype, device):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_numpy_agrees(case, dtype, device):
+def test_against_numpy(case, dtype, device):
     """The same values; interpolated ones to the last bit, which torch.lerp rounds otherwise."""
     x = CASES[case](dtype).to(device)
     if not x.numel() or x.isinf().any() or x.isnan().any():
@@ -67,6 +73,7 @@ def test_numpy_agrees(case, dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("q", [0.3, [0.3], [], GRID])
+@pytest.mark.interpreter(q=[0.3], dtype=[torch.bfloat16, torch.float64])
 def test_dimensions(dtype, q, device):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 70, 3, generator=generator).to(dtype)
@@ -85,26 +92,28 @@ def test_dimensions(dtype, q, device):
     assert_same(ss.quantile(zero_d, 0.5, 0, True), zero_d)
 
 
-def test_long_rows_are_selected_from(device, monkeypatch):
+@pytest.mark.interpreter
+def test_selection_in_long_rows(device, monkeypatch):
     x = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)).to(device)
     expected = ss.quantile(x, GRID, dim=1)
-    monkeypatch.setattr("sigscale.exact.LONG_ROW", 500)
-    monkeypatch.setattr("sigscale.exact._by_sorting", None)
+    monkeypatch.setattr(MODULE, "LONG_ROW", 500)
+    monkeypatch.setattr(MODULE, "_by_sorting", None)
     assert_same(ss.quantile(x, GRID, dim=1), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["normal", "half zeros", "constant", "heavy tails", "nans", "sorted"])
+@pytest.mark.interpreter
 def test_selection_from_many(case, dtype, device, monkeypatch):
     """Where values are counted, not sorted: every rank of the sorted tensor."""
-    monkeypatch.setattr(reference_counts, "SORTED", 50)
+    monkeypatch.setattr(reference_select, "SORTED", 50)
     x = CASES[case](dtype)
     x = x.repeat(-(-3000 // x.numel())).to(device)
     ascending = x.sort().values
     for ranks in torch.arange(x.numel(), device=device)[:: x.numel() // RANKS].split(10):
-        values, nans = launch.order_statistics(x, lambda n, ranks=ranks: ranks)
-        assert_same(values, ascending[ranks])
-        assert nans == x.isnan().sum()
+        selection = Selection(x)
+        assert_same(selection.order_statistics(ranks), ascending[ranks])
+        assert selection.nans == x.isnan().sum()
 
 
 values = st.floats(width=32, allow_subnormal=True)
@@ -113,16 +122,18 @@ values = st.floats(width=32, allow_subnormal=True)
 @settings(max_examples=5 if INTERPRETED else 60)
 @given(st.lists(values, min_size=1, max_size=60), st.lists(st.floats(0, 1), min_size=1, max_size=7))
 @pytest.mark.parametrize("sorted_up_to", [0, 8192])
+@pytest.mark.interpreter
 def test_any_values(sorted_up_to, numbers, q):
     x = torch.tensor(numbers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference_counts, "SORTED", sorted_up_to)
+        patch.setattr(reference_select, "SORTED", sorted_up_to)
         for function in OF_TORCH:
             for interpolation in MODES:
                 result = function(x, q, interpolation=interpolation)
                 assert_same(result, by_torch(function, x, q, interpolation=interpolation))
 
 
+@pytest.mark.interpreter
 def test_many_quantiles(device):
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).to(device)
     q = torch.linspace(0, 1, 101).tolist()
@@ -131,7 +142,7 @@ def test_many_quantiles(device):
 
 def test_beyond_what_float32_counts(device):
     """Ranks above 2^24 would alias in float32."""
-    if launch.takes_kernel(torch.empty(0)) and device == "cpu":
+    if takes_kernel(torch.empty(0)) and device == "cpu":
         pytest.skip("long in the interpreter")
     n = 2**24 + 3
     x = torch.arange(n, dtype=torch.float64, device=device).flip(0)
@@ -150,10 +161,7 @@ def test_beyond_32_bits():
     x[-3:] = 1
     x[:2] = -1
     assert ss.quantile(x, [0.0, 0.5, 1.0]).tolist() == [-1.0, 0.0, 1.0]
-    assert launch.order_statistics(x, lambda n: torch.tensor([1, 2], device="cuda"))[0].tolist() == [
-        -1.0,
-        0.0,
-    ]
+    assert Selection(x).order_statistics(torch.tensor([1, 2], device="cuda")).tolist() == [-1.0, 0.0]
 
 
 @pytest.mark.gpu
@@ -174,7 +182,7 @@ def test_capture_in_a_graph():
 
 
 @pytest.mark.gpu
-def test_nothing_waits_for_the_gpu():
+def test_no_gpu_sync():
     x = torch.randn(100_000, device="cuda")
     ss.quantile(x, GRID), ss.nanquantile(x, GRID), ss.foreach_quantile([x[:99], x[:5]], GRID)
     torch.cuda.set_sync_debug_mode("error")
@@ -184,7 +192,8 @@ def test_nothing_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_list_of_tensors(device):
+@pytest.mark.interpreter
+def test_foreach_quantile(device):
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(n, generator=generator) for n in (1, 2, 7, 100, 3000)]
     tensors += [tensors[4][:65][1:], tensors[4].view(50, 60).t(), tensors[3].double(), tensors[3].bfloat16()]
@@ -198,10 +207,10 @@ def test_a_list_of_tensors(device):
     assert ss.foreach_quantile([], 0.5) == []
 
 
-def test_rows_do_not_depend_on_their_number(device, monkeypatch):
+def test_rows_alone_and_together(device, monkeypatch):
     """Ranks are computed alike for a row alone and among others, also where PyTorch has them in float32."""
-    monkeypatch.setattr("sigscale.exact._ranks_in_float64", lambda: False)
-    monkeypatch.setattr("sigscale.exact.EXACT_FLOAT32", 5000)
+    monkeypatch.setattr(MODULE, "_ranks_in_float64", lambda: False)
+    monkeypatch.setattr(MODULE, "EXACT_FLOAT32", 5000)
     x = torch.randn(3, 4000, generator=torch.Generator().manual_seed(0)).to(device) * 1000
     alone = torch.stack([ss.quantile(row, GRID) for row in x], 1)
     assert_same(ss.quantile(x, GRID, dim=1), alone)
@@ -223,7 +232,8 @@ def test_under_vmap(device):
     assert_same(torch.func.vmap(lambda row: ss.quantile(row, 0.3))(x), ss.quantile(x, 0.3, dim=1))
 
 
-def test_the_input_is_left_alone(device):
+@pytest.mark.interpreter
+def test_input_unchanged(device):
     x = CASES["nans"](torch.float32).repeat(1000).to(device)
     before = x.clone()
     ss.quantile(x, GRID)
@@ -243,18 +253,19 @@ class Transfers(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-@pytest.mark.skipif(not launch.takes_kernel(torch.empty(0)), reason="the twin on CPUs may read its tensors")
-def test_kernels_decide_nothing_on_the_host():
+@pytest.mark.skipif(not takes_kernel(torch.empty(0)), reason="the twin on CPUs may read its tensors")
+@pytest.mark.interpreter
+def test_no_host_reads():
     x = torch.randn(500)
     ss.quantile(x, GRID), ss.nanquantile(x, GRID)
     with Transfers() as transfers:
-        launch.order_statistics(x, lambda n: torch.tensor([3]))
-        launch.order_statistics_of_many([x], torch.tensor([[3]]))
+        Selection(x).order_statistics(torch.tensor([3]))
+        order_statistics_of_many([x], torch.tensor([[3]]))
     assert not transfers.seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_whatever_the_default_dtype_and_device(dtype):
+def test_default_dtype_and_device(dtype):
     x = torch.randn(1 << 15, generator=torch.Generator().manual_seed(0))
     expected = torch.quantile(x, torch.tensor(GRID))
     before = torch.get_default_dtype()
@@ -278,12 +289,13 @@ def test_any_iterable_of_tensors(device):
         ss.quantile(torch.ones(2, 2), 0.5, dim=(0, 1))
 
 
-def test_many_more_quantiles_than_a_sort_is_worth(device):
+def test_thousands_of_quantiles(device):
     x = torch.randn(1 << 15, generator=torch.Generator().manual_seed(0)).to(device)
     q = torch.linspace(0, 1, 2001).tolist()
     assert_same(ss.quantile(x, q), by_torch(ss.quantile, x, q))
 
 
+@pytest.mark.interpreter
 def test_fake_tensors():
     with FakeTensorMode():
         assert ss.quantile(torch.randn(100), [0.5, 0.1]).shape == (2,)

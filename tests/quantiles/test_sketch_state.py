@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import multiprocessing
 
 import sigscale as ss
-from sigscale.kernels._optional import INTERPRETED
+from sigscale.kernels._triton import INTERPRETED
 from tests.activations.test_layout import views
 from tests.oracles import adversarial
 from tests.oracles.adversarial import CASES, DTYPES, MANTISSA_BITS
@@ -55,7 +55,8 @@ def test_any_split_and_any_order_of_merging(m, cuts, order):
 
 
 @every_m
-def test_one_sketch_for_many_tensors_is_the_merged_one(m, device):
+@pytest.mark.interpreter(m=[3])
+def test_update_equals_merge(m, device):
     pieces = [CASES[case](dtype).to(device) for case in PIECES for dtype in DTYPES]
     one, merged = ss.QuantileSketch(m), ss.QuantileSketch(m)
     for piece in pieces:
@@ -67,7 +68,7 @@ def test_one_sketch_for_many_tensors_is_the_merged_one(m, device):
     assert same(one, merged)
 
 
-def test_sums_and_clones_are_independent(device):
+def test_independent_sums_and_clones(device):
     a, b = sketch_of(X.to(device)), sketch_of(X[:7].to(device))
     for copied in (a.clone(), a + b, copy.deepcopy(a), copy.copy(a).clone(), ss.QuantileSketch() + a):
         copied.update(X.to(device))
@@ -80,7 +81,7 @@ def test_sums_and_clones_are_independent(device):
     assert same(doubled, sketch_of(torch.cat([X, X])))
 
 
-def test_reset_keeps_the_memory_and_forgets_the_values(device):
+def test_reset(device):
     sketch = sketch_of(X.to(device))
     counts = sketch.counts
     assert sketch.reset() is sketch
@@ -89,7 +90,7 @@ def test_reset_keeps_the_memory_and_forgets_the_values(device):
     assert same(sketch.update(X[:3].to(device)), sketch_of(X[:3]))
 
 
-def test_results_do_not_change_with_later_updates(device):
+def test_results_after_later_updates(device):
     sketch = sketch_of(torch.tensor([0.0, torch.nan, torch.inf, 2.0], device=device))
     results = sketch.count, sketch.zeros, sketch.infs, sketch.nans
     saved = sketch.state_dict()["counts"]
@@ -98,7 +99,7 @@ def test_results_do_not_change_with_later_updates(device):
     assert saved.sum() == 4
 
 
-def test_reading_changes_nothing(device):
+def test_reading_is_pure(device):
     x = torch.cat([X, torch.tensor([0.0, torch.nan])])
     sketch = sketch_of(x.to(device))
     for read in (
@@ -132,7 +133,7 @@ def test_round_trips(m, device, tmp_path):
         assert empty.count == 0
 
 
-def test_loading_replaces_and_shares_nothing():
+def test_load_state_dict():
     a, b = sketch_of(X), sketch_of(X[:5])
     state = a.state_dict()
     b.load_state_dict(state)
@@ -163,7 +164,7 @@ def test_to_histogram(case, m, device):
         assert not len(values) or (counts[0] > 0 and counts[-1] > 0)
 
 
-def test_repr_is_readable(device):
+def test_repr(device):
     sketch = sketch_of(torch.tensor([0.0, 1.0, 1.0, torch.nan, torch.inf], device=device))
     for part in ("QuantileSketch(count=5, zeros=1, infs=1, nans=1", "max inf", "mantissa_bits=3", device):
         assert part in repr(sketch)
@@ -173,11 +174,13 @@ def test_repr_is_readable(device):
 
 @settings(max_examples=EXAMPLES)
 @given(x=views(), m=st.sampled_from(MANTISSA_BITS))
+@pytest.mark.interpreter
 def test_any_view(x, m):
     np.testing.assert_array_equal(sketch_of(x, m).counts, adversarial.counts(x, m))
 
 
-def test_inputs_that_are_more_than_their_memory(device):
+@pytest.mark.interpreter
+def test_views_and_parameters(device):
     x = X.to(device)
     want = sketch_of(X)
     leaf = x.clone().requires_grad_()
@@ -202,6 +205,7 @@ def test_inputs_that_are_more_than_their_memory(device):
     assert leaf.grad is None
 
 
+@pytest.mark.interpreter
 def test_grad_and_inference_modes(device):
     sketch = ss.QuantileSketch()
     for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
@@ -222,7 +226,7 @@ for sketch in (first, second):
 """
 
 
-def test_default_device_does_not_matter():
+def test_default_device():
     """Also not where it is set while constants are made that are kept."""
     subprocess.run([sys.executable, "-c", FIRST_USE], check=True)
 
@@ -240,7 +244,7 @@ def _reduce(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_sketch_of_one(tmp_path):
+def test_all_reduce_of_two_processes(tmp_path):
     multiprocessing.spawn(_reduce, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         for state, m in zip(torch.load(tmp_path / str(rank)), (4, 2, 5), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import mpmath
@@ -10,7 +11,6 @@ import torch
 
 import sigscale as ss
 from sigscale import theory
-from sigscale.kernels.registry import Function
 
 BOUNDARY = theory.theorem_1_boundary()
 U = 0.7717023192091043  # where u sech^2(u) is largest, 0.4477
@@ -78,7 +78,7 @@ class TestTheorem1:
         assert not result.first
         assert result.holds  # nothing is claimed of it
 
-    def test_the_bound_behind_the_boundary(self):
+    def test_bound_behind_the_boundary(self):
         """|dg/dtheta^k| <= 0.4477 / |theta^k| at any depth, any x and theta."""
         generator = torch.Generator().manual_seed(1)
         largest = 0.0
@@ -108,7 +108,7 @@ class TestTheorem1:
                 assert getattr(result, claim).item() is true, claim
 
     @pytest.mark.parametrize("t", [0.63, 0.7, 0.8, 0.9, 0.99])
-    def test_the_second_claim_fails_for_every_t_beyond(self, t):
+    def test_second_claim_beyond_the_boundary(self, t):
         """With r = |d|, or so much more that the penalized derivative is 0."""
         theta = float(theory.smallest_parameter(t, 1.0))
         x = U / theta
@@ -129,21 +129,29 @@ class TestTheorem1:
             assert (result.first.item(), result.second.item()) == claims
             assert not result.holds
 
-    def test_the_logistic_function_breaks_it_at_every_t(self):
+    @pytest.mark.parametrize("t", [0.01, 0.05, 0.1, 0.3, 0.5])
+    def test_logistic_function_breaks_both_claims(self, t):
         """A first layer at -A has an output of e^-A, which a second one of e^A brings back: no bound in t."""
-        for t in (0.1, 1e-3, 1e-6):
-            least = 2 * math.log(1 / t)
-            theta = [-least, 1.5 * math.exp(least)]
-            result = theory.theorem_1(t, theta, 1.0, function="sigmoid")
-            assert result.assumed
-            assert result.unregularized[0] == pytest.approx(
-                1.5 * math.exp(1.5) / (1 + math.exp(1.5)) ** 2, rel=0.05
-            )
-            assert result.unregularized[0] > 0.2
-            assert result.first.tolist() == [False, True]
+        least = 2 * math.log(1 / t)
+        x = least / 0.224
+        theta = [-least, 1.543 * math.exp(least * x)]
+        result = theory.theorem_1(t, theta, x, d=-1.0, function="sigmoid")
+        assert result.assumed
+        bend = 1.543 * math.exp(-1.543) / (1 + math.exp(-1.543)) ** 2
+        assert result.unregularized[0] == pytest.approx(x * bend, rel=0.01)
+        assert result.unregularized[0] > 1.3 > t
+        assert result.regularized[0] < 0.01 < math.log(1 / t)
+        assert result.first.tolist() == result.second.tolist() == [False, True]
+
+    def test_logistic_function_breaks_the_first_claim_at_tiny_t(self):
+        least = 2 * math.log(1e6)
+        result = theory.theorem_1(1e-6, [-least, 1.5 * math.exp(least)], 1.0, function="sigmoid")
+        assert result.assumed
+        assert result.unregularized[0] > 0.2
+        assert result.first.tolist() == [False, True]
 
     @pytest.mark.parametrize(("name", "slope"), [("arctan", 1 / (1 + 25)), ("softsign", 1 / 36)])
-    def test_slow_tails_break_the_first_claim_at_small_t(self, name, slope):
+    def test_slow_tails_at_small_t(self, name, slope):
         """x = 1/2, theta = 2 log(1/t) = 10 has the derivative f'(5) / 2, more than t = exp(-5)."""
         result = theory.theorem_1(math.exp(-5), [10.0 + 1e-12], 0.5, function=name)
         assert result.assumed
@@ -182,7 +190,7 @@ class TestDomain:
             assert (row.worst_first is None) == (row.first == 0)
             assert (row.worst_second is None) == (row.second == 0)
 
-    def test_the_worst_ones_are_counterexamples(self, rows):
+    def test_worst_counterexamples(self, rows):
         found = 0
         for row in rows:
             for claim, worst in (("first", row.worst_first), ("second", row.worst_second)):
@@ -217,10 +225,15 @@ class TestDomain:
     def test_other_functions(self):
         """The boundary of the second claim, exp(-sqrt(M/2)), with M = 1/2 and 1/4; small t for the first."""
         for name, boundary in (("arctan", math.exp(-0.5)), ("softsign", math.exp(-math.sqrt(0.125)))):
-            ts = [0.01, boundary - 0.01, boundary + 0.02]
+            ts = [0.01, 0.1, 0.3, boundary - 0.01, boundary + 0.02]
             rows = theory.theorem_1_domain(ts, 6000, function=name)
-            assert [row.second > 0 for row in rows] == [False, False, True]
-            assert rows[0].first > 0
+            assert [row.first > 0 for row in rows[:4]] == [True, False, False, False]
+            assert [row.second > 0 for row in rows] == [False] * 4 + [True]
+
+    def test_logistic_function(self):
+        rows = theory.theorem_1_domain([0.01, 0.1, 0.3, 0.6], 14_000, function="sigmoid")
+        assert all(row.first > 0 for row in rows)
+        assert rows[-1].second > 0
 
 
 class TestTheorem2:
@@ -255,20 +268,20 @@ class TestTheorem2:
                             float(expected), rel=1e-9, abs=1e-300
                         )
 
-    def test_signs_change_no_magnitude(self):
+    def test_signs(self):
         generator = torch.Generator().manual_seed(0)
         theta = 1.5 * (2 * torch.randint(0, 2, (50, 20), generator=generator) - 1)
         expected = theory.theorem_2(20).unscaled.expand(50, 20)
         torch.testing.assert_close(theory.gradient(theta, -1.5).abs(), expected)
 
-    def test_naive_scaling_explodes_in_a_single_layer_only(self):
+    def test_naive_scaling(self):
         assert theory.theorem_2(1).naive_explodes.all()
         for depth in (2, 3, 20):
             result = theory.theorem_2(depth)
             assert not result.naive_explodes.any()
             assert (result.naive[-1] == 0).all()
 
-    def test_at_the_origin_naive_scaling_multiplies_by_alpha_a_layer(self):
+    def test_naive_scaling_at_the_origin(self):
         """dg/dx at 0 is (alpha theta)^l naively, theta^l scaled; x = 1e-30 is linear."""
         theta = [0.7] * 5
         for naive, factor in ((False, 1.0), (True, 3.0)):
@@ -302,7 +315,7 @@ class TestTheorem2:
 
 
 class TestProperties:
-    def test_the_table(self):
+    def test_table(self):
         """bounded by 1, vanishing, positive, linear, linear if centred; sup |f|, tail, limits, slope."""
         half_pi, inf, nan = math.pi / 2, math.inf, math.nan
         expected = {
@@ -347,8 +360,10 @@ class TestProperties:
         ],
         ids=["identity", "decreasing", "cubic", "even", "logarithmic", "one-sided"],
     )
-    def test_a_function_that_is_registered_later(self, value, slope, verdicts):
-        ss.FUNCTIONS.register(Function("late", "?", None, None, None, value, slope, None, -1, 1, 0, 1, "odd"))
+    def test_registered_function(self, value, slope, verdicts):
+        ss.FUNCTIONS.register(
+            dataclasses.replace(ss.FUNCTIONS["tanh"], name="late", torch_value=value, torch_slope=slope)
+        )
         try:
             row = theory.properties()[-1]
         finally:

@@ -1,0 +1,116 @@
+"""Launching a kernel: the first time through Triton, then by a cached call that skips Triton's own launcher.
+
+Binding and hashing arguments takes Triton longer than the launch itself, and a network of the paper's size is
+nothing but launches.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import device
+from ._triton import require_triton, triton
+
+# Triton compiles these cases apart, and a cached launch must not mix them: pointers that allow 128-bit
+# accesses and those that do not, and (for AMD) tensors within the reach of 32-bit byte offsets and larger
+# ones.
+ALIGNMENT = 16
+OFFSET_REACH = 2**31
+
+# The kernel's text is what runs: no contraction into fused multiply-adds, whose default differs between
+# versions of Triton.
+OPTIONS = {"enable_fp_fusion": False}
+
+VERSIONS_READ = ("3.6", "3.7", "3.8", "3.9")  # of Triton, whose private launch call `cached_launch` uses
+
+CachedLaunch = Callable[..., None]
+_launches: dict[tuple[Any, ...], CachedLaunch | None] = {}
+
+
+def launch(
+    kernel: Any,
+    what: tuple[Any, ...],
+    grid: int,
+    tensors: tuple[Tensor, ...],
+    *arguments: Any,
+    num_warps: int,
+) -> None:
+    """Launch `grid` programs of kernel(*tensors, *arguments); none for an empty grid.
+
+    Besides the dtype of the first tensor, `what` names everything the kernel is compiled for: with the same
+    `what`, dtypes and constants among the arguments are the same. No tensor has more bytes than both the
+    first and the last.
+    """
+    first = tensors[0]
+    index = first.get_device()
+    if not device.is_current(index):
+        with device.current(index):
+            return launch(kernel, what, grid, tensors, *arguments, num_warps=num_warps)
+    if grid == 0:
+        return None
+    far = max(first.nbytes, tensors[-1].nbytes) >= OFFSET_REACH
+    if far or any(tensor.data_ptr() % ALIGNMENT for tensor in tensors):
+        key = None  # left to Triton's own cache
+    else:
+        key = (*what, first.dtype, index)
+        run = _launches.get(key)
+        if run is not None and not _observed():
+            return run(grid, *tensors, *arguments)
+    require_triton()
+    compiled = kernel[(grid,)](*tensors, *arguments, num_warps=num_warps, **OPTIONS)
+    if key is not None and key not in _launches:
+        _launches[key] = cached_launch(compiled)
+    return None
+
+
+def _observed() -> bool:
+    """Whether a profiler hooks into launches, so that Triton's own launcher must make them."""
+    runtime = triton.knobs.runtime
+    return any(getattr(hook, "calls", hook) for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
+
+
+def cached_launch(compiled: Any) -> CachedLaunch | None:
+    """A call that launches a compiled kernel on the current stream; None to leave launches to Triton.
+
+    `run` and its arguments are private to Triton: only versions whose source was read are trusted with them.
+    """
+    if ".".join(triton.__version__.split(".")[:2]) not in VERSIONS_READ:
+        return None
+    try:
+        run, handle, packed = compiled.run, compiled.function, compiled.packed_metadata
+        driver = triton.runtime.driver.active
+        index = driver.get_current_device()
+        current_stream = driver.get_current_stream
+    except AttributeError:  # as in the interpreter, which compiles nothing
+        return None
+
+    def relaunch(grid: int, *arguments: Any) -> None:
+        run(grid, 1, 1, current_stream(index), handle, packed, None, None, None, *arguments)
+
+    return relaunch
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if its elements fill a block of memory in some order of dimensions, else a copy that does."""
+    if x.is_contiguous():
+        return x
+    like = torch.empty_like(x)  # keeps the strides of a dense tensor, and only of a dense one
+    return x if like.stride() == x.stride() else like.copy_(x)
+
+
+@lru_cache(maxsize=1024)
+def bits(number: float) -> int:
+    """A number's bits as float64, by which kernels receive it: Triton passes a Python float as float32."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
+
+
+@lru_cache(maxsize=1024)
+def scalar_bits(alpha: float) -> tuple[int, int]:
+    """The bits of alpha and of 1 / alpha."""
+    return bits(alpha), bits(1.0 / alpha)

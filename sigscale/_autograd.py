@@ -1,0 +1,165 @@
+"""The autograd Functions over the kernels, and the decision when they are needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._checks import is_plain
+from .kernels import activation, device, learned, reference
+from .kernels.functions import Function
+from .sketch import QuantileSketch
+
+# Of PyTorch's first vmap, on which autograd.functional.jacobian(vectorize=True) still relies.
+is_legacy_batchedtensor = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
+
+
+class Activation(torch.autograd.Function):
+    """y = alpha f(x / alpha), keeping x or y for the backward pass, which counts dx if there is a sketch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        function: Function,
+        alpha: float,
+        keep_output: bool,
+        sketch: QuantileSketch | None,
+    ) -> Tensor:
+        y = activation.forward(function, x, alpha)
+        ctx.save_for_backward(y if keep_output else x)
+        ctx.settings = function, alpha, keep_output, sketch
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (saved,) = ctx.saved_tensors
+        function, alpha, keep_output, sketch = ctx.settings
+        if not _by_kernel(g):
+            dx = reference.composed_backward(function, g, saved, alpha, from_output=keep_output)
+            if sketch is not None:
+                count_gradient(sketch, dx)
+        elif sketch is None:
+            dx = activation.backward(function, g, saved, alpha, from_output=keep_output)
+        else:
+            counts, bits = sketch.counts_on(saved.device), sketch.mantissa_bits
+            dx = activation.backward(
+                function, g, saved, alpha, from_output=keep_output, counts=counts, m=bits
+            )
+        return dx, None, None, None, None
+
+
+class LearnedActivation(torch.autograd.Function):
+    """y = alpha f(x / alpha), differentiable with respect to alpha as well; keeps x for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, alpha: Tensor, function: Function, sketch: QuantileSketch | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        ctx.settings = function, sketch
+        return learned.forward(function, x, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, alpha = ctx.saved_tensors
+        function, sketch = ctx.settings
+        wanted: dict[str, Any] = {"dx": ctx.needs_input_grad[0], "dalpha": ctx.needs_input_grad[1]}
+        if not wanted["dx"]:
+            sketch = None
+        if not _by_kernel(g):
+            dx, dalpha = reference.composed_learned_backward(function, g, x, alpha, **wanted)
+            if sketch is not None and dx is not None:
+                count_gradient(sketch, dx)
+        elif sketch is None:
+            dx, dalpha = learned.backward(function, g, x, alpha, **wanted)
+        else:
+            wanted |= {"counts": sketch.counts_on(x.device), "m": sketch.mantissa_bits}
+            dx, dalpha = learned.backward(function, g, x, alpha, **wanted)
+        return dx, dalpha, None, None
+
+
+class CountGradient(torch.autograd.Function):
+    """x itself; the backward pass counts the gradient that arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sketch: QuantileSketch) -> Tensor:
+        ctx.sketch = sketch
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        count_gradient(ctx.sketch, g)
+        return g, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_t: Tensor, _: None) -> Tensor:
+        return x_t.view_as(x_t)
+
+
+def activate(
+    function: Function, x: Tensor, alpha: float | Tensor, save: str | None, sketch: QuantileSketch | None
+) -> Tensor:
+    """alpha f(x / alpha) of checked arguments, differentiable as often as wanted."""
+    if not is_plain(x) or (isinstance(alpha, Tensor) and not is_plain(alpha)):
+        return reference.composed(function, x if sketch is None else counted(x, sketch), alpha)
+    if isinstance(alpha, Tensor):
+        if not ((x.requires_grad or alpha.requires_grad) and torch.is_grad_enabled()):
+            return learned.forward(function, x, alpha)
+        return LearnedActivation.apply(x, alpha, function, sketch)  # type: ignore[no-any-return]
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return activation.forward(function, x, alpha)
+    keep_output = save == "output" if save else x.dtype.itemsize > 2
+    return Activation.apply(x, function, alpha, keep_output, sketch)  # type: ignore[no-any-return]
+
+
+def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
+    """x, whose gradient the backward pass counts."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "a gradient cannot be counted under torch.func transforms, which see no single backward pass: "
+            "leave grad_sketch out, or close the monitor, for this call"
+        )
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x
+    device.check_supported(x.device, "grad_sketch")
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break()
+    return CountGradient.apply(x, sketch)  # type: ignore[no-any-return]
+
+
+def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
+    """Add a gradient to a sketch, unless it has no values: a fake tensor, or one on the meta device."""
+    if _batched(g):
+        raise RuntimeError(
+            "gradients batched by vmap (is_grads_batched, jacobian(vectorize=True)) cannot be counted: "
+            "leave grad_sketch out, or close the monitor, for this call"
+        )
+    if hasattr(g, "to_local"):  # this process's part of a DTensor
+        g = g.to_local()
+    if not (g.is_meta or _is_fake(g)):
+        sketch.update(g)
+
+
+def _by_kernel(g: Tensor) -> bool:
+    """Whether kernels can take a gradient on.
+
+    In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients.
+    """
+    return type(g) is Tensor and not (torch.is_grad_enabled() or _batched(g) or g.is_neg())
+
+
+def _is_fake(g: Tensor) -> bool:
+    if type(g) is Tensor:
+        return False
+    from torch._subclasses.fake_tensor import is_fake  # takes a third of a second to import
+
+    return is_fake(g)
+
+
+def _batched(g: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)

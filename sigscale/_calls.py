@@ -1,0 +1,234 @@
+"""Calls such as torch.tanh(x) in the forward of a model, scaled as they happen.
+
+A module whose calls are scaled gets a subclass of its own class, whose forward runs the original one inside
+a `TorchFunctionMode`. Nothing is traced, so the model keeps its branches, random numbers, hooks and wrappers,
+and copies and pickles of it are scaled as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
+
+from ._checks import DTYPES
+from ._names import named_modules
+from .functional import ActivationFunction, functional
+from .kernels.functions import FUNCTIONS, Function
+
+SETTINGS, OWNER, PLAIN_CLASS = "_scaled_calls", "_alpha_owner", "_without_scaled_calls"
+NAMESPACES = {"torch": torch, "F": F, "torch.special": torch.special, "Tensor": Tensor}
+
+
+class Known(NamedTuple):
+    """A function of PyTorch that computes one of the registry's, and how to write a call of it."""
+
+    function: Function
+    text: str
+    in_place: bool
+
+
+def known_calls() -> dict[Any, Known]:
+    """PyTorch's functions and tensor methods that compute a function of the registry."""
+    found: dict[Any, Known] = {}
+    for function in FUNCTIONS.values():
+        for name in (function.name, *function.torch_aliases):
+            for spelling in (name, f"{name}_"):
+                for prefix, namespace in NAMESPACES.items():
+                    call = getattr(namespace, spelling, None)
+                    if call is not None:
+                        found.setdefault(call, Known(function, f"{prefix}.{spelling}", spelling != name))
+    return found
+
+
+class CallScaling:
+    """What happens to the calls of a module: those of `functions` are scaled, those of others are not."""
+
+    def __init__(self, alpha: float, functions: tuple[str, ...]) -> None:
+        self.alpha, self.functions = alpha, functions
+        self.table: dict[Any, tuple[ActivationFunction, bool] | None] = {
+            call: (functional(known.function), known.in_place) if known.function.name in functions else None
+            for call, known in known_calls().items()
+        }
+
+    def __reduce__(self) -> tuple[type[CallScaling], tuple[float, tuple[str, ...]]]:
+        return CallScaling, (self.alpha, self.functions)
+
+
+PLAIN = functools.partial(CallScaling, 1.0, ())
+
+
+class ScalingMode(TorchFunctionMode):
+    """Scales calls while it is entered; the innermost mode decides, also that a call stays plain."""
+
+    def __init__(self, settings: CallScaling, alpha: float | Tensor) -> None:
+        super().__init__()
+        self.settings, self.table, self.alpha = settings, settings.table, alpha
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in self.table:
+            return func(*args, **kwargs)
+        scaled = self.table[func]
+        if scaled is None:
+            return without_modes(func, args, kwargs)
+        return without_modes(scaled_call, (*scaled, self.alpha, func, args, kwargs), {})
+
+
+def without_modes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function outside of all modes that have been entered."""
+    if torch._C._is_torch_function_mode_enabled():
+        with _pop_mode_temporarily():
+            return without_modes(func, args, kwargs)
+    return func(*args, **kwargs)
+
+
+def innermost_mode() -> ScalingMode | None:
+    """The mode that decides what happens to a call made now."""
+    for place in range(torch._C._len_torch_function_stack() - 1, -1, -1):
+        mode = torch._C._get_function_stack_at(place)
+        if isinstance(mode, ScalingMode):
+            return mode
+    return None
+
+
+def method_as_scaled(name: Any) -> Callable[..., Any] | None:
+    """What the innermost mode makes of calls of a tensor's method; None if it leaves them alone."""
+    mode = innermost_mode()
+    method = getattr(Tensor, name, None) if isinstance(name, str) else None
+    if mode is None or method is None or mode.table.get(method) is None:
+        return None
+    return lambda *args, **kwargs: mode.__torch_function__(method, (), args, kwargs)
+
+
+def scaled_call(
+    activation: ActivationFunction,
+    in_place: bool,
+    alpha: float | Tensor,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """What func(*args, **kwargs) returns where f(x) is alpha f(x / alpha)."""
+    inputs = [*args, *(value for name, value in kwargs.items() if name in ("input", "x"))]
+    if len(inputs) != 1 or not kwargs.keys() <= {"input", "x", "out"}:
+        return func(*args, **kwargs)  # which raises PyTorch's own error
+    x = inputs[0]
+    if in_place:
+        y = activation(x.clone(), alpha) if takes(x) else None
+        return func(*args, **kwargs) if y is None else x.copy_(y)
+    y = activation(x, alpha) if takes(x) else alpha * func(x / alpha)
+    return torch.mul(y, 1, out=kwargs["out"]) if kwargs.get("out") is not None else y
+
+
+def takes(x: Any) -> bool:
+    """Whether the activations take a tensor; PyTorch's functions take others as well."""
+    return not isinstance(x, Tensor) or (x.dtype in DTYPES and x.layout is torch.strided and not x.is_nested)
+
+
+@functools.cache
+def with_scaled_calls(plain: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a module's class that runs forward in a `ScalingMode`; it has the name of its base."""
+
+    @functools.wraps(plain.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        settings = getattr(self, SETTINGS, None)
+        mode = innermost_mode()
+        if settings is None or (mode is not None and mode.settings is settings):
+            return plain.forward(self, *args, **kwargs)
+        owner = getattr(self, OWNER, None)
+        with ScalingMode(settings, settings.alpha if owner is None else torch.exp2(owner.log2_alpha)):
+            return plain.forward(self, *args, **kwargs)
+
+    def reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        reduced: Any = plain.__reduce_ex__(self, protocol)
+        make, arguments, *rest = reduced
+        arguments = tuple(plain if argument is type(self) else argument for argument in arguments)
+        return _restored, (vars(self).get(SETTINGS), make, arguments), *rest
+
+    def deep_copy(self: Any, memo: dict[int, Any]) -> nn.Module:
+        copy = plain.__deepcopy__(self, memo)  # type: ignore[attr-defined]
+        return copy if SETTINGS in vars(copy) else _with_settings(copy, vars(self).get(SETTINGS))
+
+    members: dict[str, Any] = {"forward": forward, "__reduce_ex__": reduce_ex, PLAIN_CLASS: plain}
+    if hasattr(plain, "__deepcopy__"):
+        members["__deepcopy__"] = deep_copy
+    members |= {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return types.new_class(plain.__name__, (plain,), {}, lambda namespace: namespace.update(members))
+
+
+def _restored(settings: CallScaling | None, make: Callable[..., nn.Module], arguments: Any) -> nn.Module:
+    return _with_settings(make(*arguments), settings)
+
+
+def _with_settings(module: nn.Module, settings: CallScaling | None) -> nn.Module:
+    kind: Any = type(module)
+    module.__class__ = with_scaled_calls(kind)
+    vars(module)[SETTINGS] = settings
+    return module
+
+
+def call_scaling(module: nn.Module) -> CallScaling | None:
+    """The settings of a module whose calls are scaled or, inside one that is scaled, kept plain."""
+    return vars(module).get(SETTINGS)
+
+
+def scale_calls(module: nn.Module, settings: CallScaling, owner: nn.Module | None = None) -> None:
+    """Scale the calls in a module's forward, by the log2_alpha of `owner` if alpha is learned."""
+    unscale_calls(module)
+    _with_settings(module, settings)
+    if owner is not None:
+        vars(module)[OWNER] = owner
+
+
+def unscale_calls(module: nn.Module) -> None:
+    """Make the module what it was before `scale_calls`."""
+    vars(module).pop(SETTINGS, None)
+    vars(module).pop(OWNER, None)
+    module.__class__ = class_without_marks(module)
+
+
+def class_without_marks(module: nn.Module) -> type[nn.Module]:
+    """The class that a module has, or had before `scale_calls`."""
+    return vars(type(module)).get(PLAIN_CLASS, type(module))  # type: ignore[no-any-return]
+
+
+class Region(NamedTuple):
+    """The modules of a model whose calls one `scale_activations` scaled."""
+
+    name: str
+    settings: CallScaling
+    modules: list[nn.Module]
+
+    @property
+    def owner(self) -> nn.Module | None:
+        """The module that has the learned alpha."""
+        return vars(self.modules[0]).get(OWNER)
+
+    @property
+    def what(self) -> str:
+        learns = ", learnable=True" if self.owner is not None else ""
+        return f"calls of {', '.join(self.settings.functions)} (alpha={self.settings.alpha!r}{learns})"
+
+
+def regions(model: nn.Module) -> list[Region]:
+    """The regions of a model, named by what the names of their modules have in common."""
+    groups: dict[CallScaling, list[tuple[str, nn.Module]]] = {}
+    for name, module in named_modules(model):
+        settings = call_scaling(module)
+        if settings is not None and settings.functions:
+            groups.setdefault(settings, []).append((name, module))
+    found = []
+    for settings, members in groups.items():
+        paths = [name.split(".") for name, _ in members]
+        common = itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False))
+        name = ".".join(parts[0] for parts in common) or type(model).__name__
+        found.append(Region(name, settings, [module for _, module in members]))
+    return found

@@ -1,0 +1,210 @@
+"""Checks of what users pass: each error names the value received, the rule and the remedy."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .kernels.device import is_supported
+from .kernels.math import ALPHA_RANGE
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Quantiles = float | Iterable[float] | Tensor
+ALPHA_MIN, ALPHA_MAX = ALPHA_RANGE
+TINY = math.ulp(0.0)  # the least float > 0
+
+
+def check_input(x: Any, name: str) -> None:
+    """Raise TypeError unless x is a tensor that an activation takes."""
+    accepted = "a dense tensor of dtype float16, bfloat16, float32 or float64"
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}() takes {accepted}, got {type(x).__name__}: use torch.as_tensor(x)")
+    if x.dtype not in DTYPES:
+        remedy = (
+            "apply it to the real and the imaginary part" if x.is_complex() else "convert it with x.float()"
+        )
+        if x.is_quantized:
+            remedy = "convert it with x.dequantize()"
+        raise TypeError(f"{name}() takes {accepted}, got dtype {x.dtype}: {remedy}")
+    if x.is_nested:
+        raise TypeError(f"{name}() takes {accepted}, got a nested tensor: apply it to x.values()")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name}() takes {accepted}, got layout {x.layout}: convert it with x.to_dense()")
+
+
+def check_real(
+    value: Any,
+    name: str,
+    rule: str,
+    remedy: str,
+    *,
+    low: float = TINY,
+    high: float = sys.float_info.max,
+    wrong_type: type[Exception] = TypeError,
+) -> float:
+    """The value as a float; an error unless it is a real number, not a bool, from `low` to `high`."""
+    text = f"{name} must be {rule}; got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        kind = f" of type {type(value).__name__}" if wrong_type is TypeError else ""
+        raise wrong_type(f"{text}{kind}: {remedy}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = -math.inf if value < 0 else math.inf
+    if not low <= number <= high:
+        raise ValueError(f"{text}: {remedy}")
+    return number
+
+
+def check_integer(value: Any, name: str, remedy: str, *, wrong_type: type[Exception] = TypeError) -> int:
+    """The value as an int; an error unless it is an integer, not a bool, from 1 on."""
+    text = f"{name} must be an integer from 1 on; got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise wrong_type(f"{text}: {remedy}")
+    number = int(value)
+    if number < 1:
+        raise ValueError(f"{text}: {remedy}")
+    return number
+
+
+def check_alpha(alpha: Any) -> float:
+    """alpha as a float; TypeError or ValueError unless it is a real number, finite and > 0."""
+    rule = "a real number, finite and > 0"
+    if isinstance(alpha, Tensor):
+        raise TypeError(
+            f"alpha must be {rule}; got a tensor of shape {tuple(alpha.shape)}: pass alpha.item(), and "
+            "learnable=True if it is to learn"
+        )
+    value = check_real(alpha, "alpha", rule, "the paper's choice is 2.0, and 1.0 leaves f as it is")
+    if not ALPHA_MIN <= value <= ALPHA_MAX:
+        raise ValueError(
+            "alpha must lie between 2^-36 and 2^36, so that x / alpha stays in the range of float32; "
+            f"got {alpha!r}: rescale the layer's weights instead"
+        )
+    return value
+
+
+def check_learned_alpha(alpha: Tensor, x: Tensor) -> None:
+    """Raise TypeError or ValueError unless alpha is a tensor that x can be scaled by."""
+    if not alpha.is_floating_point():
+        raise TypeError(f"alpha must be of a floating-point dtype; got {alpha.dtype}: use alpha.float()")
+    if alpha.device != x.device:
+        raise ValueError(
+            f"alpha must be on the device of x, {x.device}; got {alpha.device}: move it with "
+            "alpha.to(x.device), or pass the number alpha.item()"
+        )
+    channels = x.shape[1] if x.ndim > 1 else 1
+    if alpha.numel() != 1 and (alpha.ndim != 1 or alpha.numel() != channels):
+        raise ValueError(
+            "alpha must have one element, or one for each of the channels in dimension 1 of x; got shape "
+            f"{tuple(alpha.shape)} for x of shape {tuple(x.shape)}: use num_parameters=1 or {channels}"
+        )
+    if _is_readable(alpha):
+        worst = alpha.detach().aminmax()
+        if not (worst.min.item() >= ALPHA_MIN and worst.max.item() <= ALPHA_MAX):
+            raise ValueError(
+                "alpha must lie between 2^-36 and 2^36; got a tensor with values from "
+                f"{worst.min.item():g} to {worst.max.item():g}: if it was learned, training diverged; lower "
+                "its learning rate, or reset it with layer.reset_alpha()"
+            )
+
+
+def _is_readable(alpha: Tensor) -> bool:
+    """Whether the values of a tensor can be read without waiting, and are there at all."""
+    return (
+        alpha.is_cpu
+        and type(alpha) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def check_num_parameters(num_parameters: Any, learnable: bool) -> int:
+    """The number of learned alphas; TypeError or ValueError unless it is one, or one for each channel."""
+    number = check_integer(num_parameters, "num_parameters", "pass 1 or the number of channels")
+    if number > 1 and not learnable:
+        raise ValueError(f"num_parameters={number} is for an alpha that learns: pass learnable=True as well")
+    return number
+
+
+def check_save(save: Any, *, learnable: bool = False) -> None:
+    """Raise ValueError unless `save` is a choice of what the backward pass keeps."""
+    if save is not None and not (isinstance(save, str) and save in ("input", "output")):
+        raise ValueError(f'save must be "input", "output" or None (chosen by dtype); got {save!r}')
+    if learnable and save == "output":
+        raise ValueError(
+            'save="output" is not possible with an alpha that learns, whose gradient a saturated output does '
+            "not hold: leave save out"
+        )
+
+
+def check_sketch(sketch: Any) -> None:
+    """Raise TypeError; called with what is not a QuantileSketch."""
+    raise TypeError(
+        f"grad_sketch must be a QuantileSketch; got {type(sketch).__name__}: pass sigscale.QuantileSketch()"
+    )
+
+
+def check_quantiles(q: Quantiles) -> tuple[tuple[float, ...], torch.Size]:
+    """q as numbers and its shape; ValueError unless from 0 to 1, TypeError unless they are numbers."""
+    if type(q) is float and 0 <= q <= 1:
+        return (q,), torch.Size([])
+    values = q.tolist() if isinstance(q, Tensor) else q
+    listed = isinstance(values, Iterable) and not isinstance(values, (str, np.ndarray))
+    try:
+        array = np.asarray(list(values) if listed else values)  # type: ignore[arg-type]
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"q must be a number or a sequence of numbers; got {q!r}: pass 0.5 or [0.25, 0.75]")
+    numbers = tuple(array.flatten().tolist())
+    for number in numbers:
+        if not 0 <= number <= 1:
+            raise ValueError(f"q must be from 0 to 1; got {number!r}: the median is 0.5, 5 % is 0.05")
+    return numbers, torch.Size(array.shape)
+
+
+INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
+NAN_POLICIES = ("propagate", "omit")
+
+
+def check_one_dimensional(shape: torch.Size) -> None:
+    """Raise ValueError unless q, of this shape, is a number or a row of them."""
+    if len(shape) > 1:
+        raise ValueError(f"q must be a number or one-dimensional; got shape {tuple(shape)}: use q.flatten()")
+
+
+def check_interpolation(interpolation: Any, nan_policy: Any) -> None:
+    """Raise ValueError unless both are names that `quantile` knows."""
+    for name, value, known in (
+        ("interpolation", interpolation, INTERPOLATIONS),
+        ("nan_policy", nan_policy, NAN_POLICIES),
+    ):
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(
+                f"{name} must be one of {', '.join(known)}; got {value!r}: the default is {known[0]!r}"
+            )
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether kernels or twins can take x: plain memory on a supported device, not traced or transformed."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and is_supported(x)
+        and not x.is_neg()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+    )

@@ -1,0 +1,360 @@
+"""What `scale_activations` will do to a model, decided before anything is done."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ._calls import (
+    CallScaling,
+    Known,
+    call_scaling,
+    class_without_marks,
+    known_calls,
+    regions,
+    scale_calls,
+    unscale_calls,
+)
+from ._conversion import FREE, Found, become_scaled, cells, pairs, places, survey, unnamed
+from ._conversion import ConversionEntry as Entry
+from ._names import Selection, named_modules, wrappers
+from .nn.activation import Scaled
+
+TORCH, OURS = (str(Path(file).parent) for file in (torch.__file__, __file__))
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `scale_activations` that say what to scale and how."""
+
+    alpha: float
+    functions: tuple[str, ...]
+    learnable: bool
+    num_parameters: int
+    subclasses: bool
+    functional: bool
+
+    @property
+    def suffix(self) -> str:
+        return f"(alpha={self.alpha!r}{', learnable=True' if self.learnable else ''})"
+
+
+class Mark(NamedTuple):
+    """A module whose calls become scaled, with alphas that learn in `owner`; or stay plain, without."""
+
+    module: nn.Module
+    owner: nn.Module | None
+
+
+@dataclass
+class _Lists:
+    """Entries of the report; `overlooked` are calls that functional=True would scale."""
+
+    changed: list[Entry] = field(default_factory=list)
+    left: list[Entry] = field(default_factory=list)
+    overlooked: list[Entry] = field(default_factory=list)
+
+    def add_calls(self, calls: Iterable[Call], options: Options) -> None:
+        for call in calls:
+            name, text, function = call.module, call.known.text, call.known.function.name
+            if function not in options.functions:
+                self.left.append(Entry(name, text, note=f"{call.place}: {unnamed(function)}"))
+            elif call.scaled:
+                note = f"{call.place}, {OUTPUT}" if call.is_output else call.place
+                self.changed.append(Entry(name, text, f"{function}{options.suffix}", note))
+            elif options.functional:
+                self.left.append(Entry(name, text, note=f"{call.place}: {FREE}"))
+            else:
+                self.overlooked.append(Entry(name, text, note=call.place))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The modules and regions to scale, and the entries of the report."""
+
+    options: Options
+    modules: list[Found]
+    marks: dict[str, Mark]
+    report: _Lists
+    unseen: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, selection: Selection, options: Options, inputs: Any) -> Plan:
+        """Look at a model; ValueError if there is nothing to scale, or something is scaled already."""
+        found = [
+            *survey(model, options.functions, subclasses=options.subclasses, functional=options.functional)
+        ]
+        names = [name or type(module).__name__ for name, module in named_modules(model)]
+        selected = {name for name in names if name in selection}
+        marks: dict[str, Mark] = {}
+        if options.functional:
+            selection.check(names, "modules")
+            selected, marks = _marks(model, selection, {f.name for f in found})
+        elif found:
+            selection.check((f.name for f in found), "activations")
+        _check_unscaled(model, found, selected)
+        modules = [f for f in found if f.name in selected and not f.refusal]
+        _check_num_parameters(options, modules, marks)
+        observed = None if inputs is None else observe(model, inputs, {f.name for f in found}, marks)
+        notes = _likely_output(model) if observed is None else dict.fromkeys(observed.outputs, OUTPUT)
+        report = _Lists()
+        for f in modules:
+            assert f.scaled is not None
+            after = f"{f.scaled.__name__}{options.suffix}"
+            report.changed.append(Entry(f.name, f.what, after, notes.get(f.name, "")))
+        for f in found:
+            if f.refusal or f.name not in selected:
+                report.left.append(Entry(f.name, f.what, note=f.refusal or FREE))
+        if observed is None:
+            after = f"{', '.join(options.functions)} {options.suffix}"
+            report.changed += [Entry(name, "calls in forward", after) for name in _owners(model, marks)]
+        else:
+            report.add_calls(observed.calls, options)
+        if not report.changed:
+            raise ValueError(_nothing(report.left, [*report.overlooked, *_cells(model)], options.functional))
+        return cls(options, modules, marks, report, (*report.overlooked, *_cells(model)))
+
+    def carry_out(self, model: nn.Module) -> tuple[nn.Parameter, ...]:
+        """Scale; the new parameters."""
+        options = self.options
+        place_of = places(model) if options.learnable else {}
+        parameters: list[nn.Parameter | None] = []
+        plain = CallScaling(1.0, ())
+        for owner in {mark.owner: None for mark in self.marks.values() if mark.owner is not None}:
+            if options.learnable:
+                device, dtype = place_of[owner]
+                start = torch.full((1,), math.log2(options.alpha), device=device, dtype=dtype)
+                owner.register_parameter("log2_alpha", nn.Parameter(start))
+                parameters.append(owner._parameters["log2_alpha"])
+            settings = CallScaling(options.alpha, options.functions)
+            for module, its_owner in self.marks.values():
+                if its_owner is owner:
+                    scale_calls(module, settings, owner if options.learnable else None)
+        for module, none in self.marks.values():
+            if none is None:
+                scale_calls(module, plain)
+        for f in self.modules:
+            assert f.scaled is not None
+            unscale_calls(f.module)
+            new = become_scaled(
+                f.module,
+                f.scaled,
+                options.alpha,
+                learnable=options.learnable,
+                num_parameters=options.num_parameters,
+                place=place_of.get(f.module, (None, None)),
+            )
+            parameters.append(new)
+        return tuple(parameter for parameter in parameters if parameter is not None)
+
+
+def _marks(model: nn.Module, selection: Selection, activations: set[str]) -> tuple[set[str], dict[str, Mark]]:
+    """Names of the modules whose calls are selected, and marks for those that may make any.
+
+    A pattern covers what is inside the modules that it matches; an exclusion wins.
+    """
+    owners: dict[str, tuple[nn.Module | None, bool]] = {}  # of selected calls; whether they are excluded
+    marks: dict[str, Mark] = {}
+    selected, scaled_around = set(), set()
+    for path, module in named_modules(model):
+        name, parent = path or type(module).__name__, path.rpartition(".")[0]
+        owner, excluded = owners.get(parent, (None, False)) if path else (None, False)
+        excluded = excluded or selection.excludes(name)
+        if excluded:
+            inside = path and parent in scaled_around
+            owner = None
+        elif owner is None and selection.includes(name):
+            owner = module
+        owners[path] = owner, excluded
+        if owner is not None:
+            selected.add(name)
+        if owner is not None or (path and parent in scaled_around):
+            scaled_around.add(path)
+        if not _may_call(module) or (owner is not None and name in activations):
+            continue
+        if owner is not None or (excluded and inside and call_scaling(module) is None):
+            _check_forward(name, module)
+            marks[name] = Mark(module, owner)
+    return selected, marks
+
+
+def _owners(model: nn.Module, marks: Mapping[str, Mark]) -> list[str]:
+    """Names of the owners of the marks."""
+    owners = {mark.owner for mark in marks.values()}
+    return [name or type(module).__name__ for name, module in named_modules(model) if module in owners]
+
+
+def _may_call(module: nn.Module) -> bool:
+    """Whether a module may call an activation: PyTorch's layers and containers do not."""
+    stock = class_without_marks(module).__module__.startswith("torch.nn.")
+    calls = isinstance(module, tuple(pairs())) or (module._modules and type(module) not in CONTAINERS)
+    return not isinstance(module, (Scaled, nn.RNNBase)) and bool(calls or not stock)
+
+
+def _check_forward(name: str, module: nn.Module) -> None:
+    why = "had its forward replaced" if "forward" in vars(module) else ""
+    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
+        why = "is a script or a traced graph"
+    if why:
+        raise ValueError(
+            f"functional=True scales calls that the model's own forward makes; got {name!r}, which {why}: "
+            "scale the model before that"
+        )
+
+
+def _check_unscaled(model: nn.Module, found: list[Found], selected: set[str]) -> None:
+    twice = [f"{f.name!r}, {f.what}" for f in found if isinstance(f.module, Scaled) and f.name in selected]
+    chosen = {module for name, module in named_modules(model) if (name or type(module).__name__) in selected}
+    twice += [f"{r.name!r}, {r.what}" for r in regions(model) if not chosen.isdisjoint(r.modules)]
+    if twice:
+        raise ValueError(
+            f"activations must not be scaled twice; got {listed(twice)}: undo it with "
+            "unscale_activations(model), leave them out with exclude=..., or set their alpha"
+        )
+
+
+def _cells(model: nn.Module) -> list[Entry]:
+    return [Entry(name, type(cell).__name__, note="computes it inside") for name, cell in cells(model)]
+
+
+def _check_num_parameters(options: Options, modules: list[Found], marks: Mapping[str, Mark]) -> None:
+    unfit = [f.name for f in modules if isinstance(f.module, nn.RNNBase)]
+    unfit += [f"calls in {name}" for name, mark in marks.items() if mark.owner is not None]
+    if options.num_parameters > 1 and unfit:
+        raise ValueError(
+            f"num_parameters={options.num_parameters} is for activation modules, with an alpha for each "
+            f"channel; got also {listed(unfit)}: scale those by themselves, with exclude= here"
+        )
+
+
+def _nothing(left: list[Entry], unseen: list[Entry], functional: bool) -> str:
+    """Why there is nothing to scale."""
+    known = listed(f"nn.{kind.__name__}" for kind in pairs())
+    text = f"the model must have activations to scale, modules {known}; got none"
+    if left:
+        text += " but " + listed(f"{entry.name!r} ({entry.before}: {entry.note})" for entry in left)
+    if unseen:
+        text += "; no module computes " + listed(f"{entry.before} ({entry.note})" for entry in unseen)
+    return text + ("" if functional else ": functional=True scales calls in forward as well")
+
+
+def listed(items: Iterable[str]) -> str:
+    """The first of some items, for an error."""
+    items = [*items]
+    return "; ".join(items[:8]) + ("; ..." if len(items) > 8 else "")
+
+
+OUTPUT = "gives the model's output, whose range grows to alpha"
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+KEEPING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
+
+
+def _likely_output(model: nn.Module) -> dict[str, str]:
+    """The module that gives the model's output, if it can be seen without running the model."""
+    *_, module = wrappers(model)
+    path, certain = "", True
+    while module._modules and not isinstance(module, nn.RNNBase):
+        name, module, certain = next(
+            (name, child, certain and isinstance(module, nn.Sequential))
+            for name, child in reversed(module._modules.items())
+            if child is not None and not isinstance(child, KEEPING)
+        )
+        path = f"{path}.{name}" if path else name
+    note = OUTPUT if certain else "the last module: if it gives the model's output, that grows to alpha"
+    return {path or type(module).__name__: note}
+
+
+class Call(NamedTuple):
+    """A call of an activation function while the model ran on its example inputs."""
+
+    module: str
+    known: Known
+    place: str
+    scaled: bool
+    is_output: bool
+
+
+class Observed(NamedTuple):
+    """The calls, and the activation modules that give the model's output."""
+
+    calls: list[Call]
+    outputs: set[str]
+
+
+class _Listing(TorchFunctionMode):
+    """Notes calls of activation functions, by the module that makes them."""
+
+    def __init__(self, inside: list[str], activations: set[str]) -> None:
+        super().__init__()
+        self.known, self.inside, self.activations = known_calls(), inside, activations
+        self.calls: list[tuple[list[str], Known, str, Any]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in self.known and self.inside and self.inside[-1] not in self.activations:
+            self.calls.append(([*self.inside], self.known[func], _place(), result))
+        return result
+
+
+def observe(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping[str, Mark]) -> Observed:
+    """Run a copy of the model once, without gradients, and note its calls and what gives its output."""
+    *_, model = wrappers(model)
+    inside: list[str] = []
+    results: list[tuple[str, Any]] = []
+    listing = _Listing(inside, activations)
+
+    def leave(name: str, result: Any) -> None:
+        inside.pop()
+        if name in activations:
+            results.append((name, result))
+
+    try:
+        run = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        for path, module in named_modules(run):
+            name = path or type(module).__name__
+            module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
+            module.register_forward_hook(lambda *args, name=name: leave(name, args[-1]), always_call=True)
+        with torch.no_grad(), torch.random.fork_rng(), listing:
+            output = run(*inputs)
+    except Exception as error:  # whatever the model's code raises
+        raise ValueError(
+            f"example_inputs must be what the model is called with; calling a copy of it raised "
+            f"{type(error).__name__}: {error}: pass a tensor or a tuple of arguments"
+        ) from error
+    storages = {*_storages(output)}
+    calls = []
+    for names, known, place, result in listing.calls:
+        around = [marks[name].owner is not None for name in reversed(names) if name in marks]
+        is_output = not storages.isdisjoint(_storages(result))
+        call = Call(names[-1], known, place, bool(around and around[0]), is_output)
+        if call not in calls:
+            calls.append(call)
+    outputs = {name for name, result in results if not storages.isdisjoint(_storages(result))}
+    return Observed(calls, outputs)
+
+
+def _storages(result: Any) -> Iterator[int]:
+    for leaf in tree_leaves(result):
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+            yield leaf.untyped_storage()._cdata
+
+
+def _place() -> str:
+    """The line of the model's code that makes the call."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(TORCH):
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_filename.startswith(OURS):
+        return "inside PyTorch"
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

@@ -1,1 +1,0 @@
-"""The parts of `sigscale.scale_activations` and `sigscale.unscale_activations`."""

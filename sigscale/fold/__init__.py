@@ -1,0 +1,209 @@
+"""Alpha-scaled models as plain ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from .._calls import unscale_calls
+from .._conversion import become_plain, plain_class
+from .._names import wrappers
+from ..functional import functional
+from ..kernels.functions import FUNCTIONS, Function
+from ..nn.activation import Scaled, class_name
+from ._absorbers import rescale, rescaling
+from ._layers import equations
+from ._trace import Trace, called_function, constant, scaled_function, trace
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def fold(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
+    """A copy of a model in which alpha * f(x / alpha) is f(x), with other weights and the same outputs.
+
+    By f_a[f_a[... f_a[z]]] = a f[f[... f[z / a]]], an alpha-scaled network is a plain one up to the scale
+    of its hidden values, which is taken up by the weights of its linear, convolution, embedding, recurrent
+    and normalization layers: W x + b becomes (s_in / s_out) W x + b / s_out, where s_in and s_out are the
+    scales before and after it. Positively homogeneous operations, such as ReLU, pooling, dropout, reshaping
+    and sums of branches, pass a scale on. All others keep the scale 1, as do the model's inputs and outputs.
+
+    The copy consists of PyTorch's own modules and of those of your own classes: `torch.export`, ONNX and
+    pickle take it without sigscale. If forward calls functions such as `sigscale.tanh(x)`, the copy is a
+    `torch.fx.GraphModule`. It is folded for the mode, training or evaluation, that the model is in.
+
+    Args:
+        model: any module that `torch.fx` can trace; arguments of its forward that have a default are
+            taken to have it. Wrappers such as `DistributedDataParallel` are left out of the copy.
+        example_inputs: a tensor, or a tuple of what forward is called with. Needed where an alpha
+            differs from channel to channel, for the shapes. The outputs of model and copy are then compared.
+
+    Returns:
+        The copy. Its parameters have the dtypes, devices and requires_grad of the model's, computed in
+        float64 and rounded once; the model stays as it is.
+
+    Raises:
+        TypeError: `model` is not a module, or example_inputs neither a tensor nor a tuple.
+        ValueError: a scale would have to change where no layer can absorb it, as at an activation that is
+            the model's output; torch.fx cannot trace the model; a weight leaves the range of its dtype;
+            modules have hooks, which would see other values, or lack their parameters. The error names the
+            modules.
+        RuntimeError: the outputs for `example_inputs` differ by more than rounding.
+
+    Source: L. Ven and J. Lederer, arXiv 2106.02260, Sec. 2.3.
+
+    Example:
+        >>> import torch, sigscale as ss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), ss.nn.Tanh(alpha=2.0), torch.nn.Linear(8, 1))
+        >>> plain = ss.fold(model)
+        >>> plain[1]
+        Tanh()
+        >>> x = torch.randn(5, 8)
+        >>> torch.allclose(plain(x), model(x), atol=1e-6)
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fold() takes a torch.nn.Module, got {type(model).__name__}: pass the model itself")
+    *_, model = wrappers(model)
+    _check(model)
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not (inputs is None or isinstance(inputs, tuple)):
+        raise TypeError(
+            f"example_inputs must be a tensor or a tuple; got {type(inputs).__name__}: pass what the model "
+            "is called with, as in fold(model, (x,))"
+        )
+    traced = trace(model, inputs)
+    scales = equations(traced)
+    scales.solve()
+    factors = rescaling(traced, scales)
+    folded = copy.deepcopy(model)
+    rescale(folded, factors)
+    folded = _plain(folded, traced)
+    if inputs is not None:
+        _compare(copy.deepcopy(model), copy.deepcopy(folded), inputs)
+    return folded
+
+
+def _check(model: nn.Module) -> None:
+    for path, layer in model.named_modules():
+        name = f"'{path}' ({type(layer).__name__})"
+        for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+            if nn.parameter.is_lazy(tensor):
+                raise ValueError(f"cannot fold {name}, which is lazy: call the model once before folding")
+            if tensor is not None and tensor.is_meta:
+                raise ValueError(
+                    f"cannot fold {name}, whose {key} is on the meta device: load its values before folding"
+                )
+        if any(vars(layer)[hooks] for hooks in HOOKS):
+            raise ValueError(
+                f"cannot fold {name}, which has hooks, and these would see other values than before: remove "
+                "them first, by handle.remove() or monitor.close(), or if they compute a weight, by "
+                "torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove"
+            )
+
+
+def _plain(model: nn.Module, traced: Trace) -> nn.Module:
+    """The rescaled copy without alphas; its graph, if forward calls functions of sigscale."""
+    for layer in model.modules():
+        unscale_calls(layer)
+    plain: dict[nn.Module, nn.Module] = {}
+    for node, _ in traced.layers():
+        layer = model.get_submodule(str(node.target))
+        if isinstance(layer, Scaled) and (kind := plain_class(layer)) is not None:
+            become_plain(layer, kind)
+        elif (function := scaled_function(layer)) is not None:
+            plain[layer] = stock_module(function).train(layer.training)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in plain:
+                parent._modules[name] = plain[child]
+    if any(called_function(node.target) for node in traced.graph.nodes if node.op == "call_function"):
+        model = _as_graph(model, traced)
+    _check_plain(model)
+    return model
+
+
+def _as_graph(model: nn.Module, traced: Trace) -> fx.GraphModule:
+    graph = fx.Graph()  # which, unlike the traced one, does not remember sigscale's tracer
+    graph.output(graph.graph_copy(traced.graph, {}))
+    for node in graph.nodes:
+        if node.op == "get_attr" and not hasattr(model, str(node.target).split(".")[0]):
+            setattr(model, str(node.target), constant(traced, node))  # of a tensor that forward makes
+        function = called_function(node.target) if node.op == "call_function" else None
+        if function is not None:
+            model.add_module(name := f"folded_{node.name}", stock_module(function))
+            with graph.inserting_before(node):
+                call = graph.call_module(name, (node.args[0] if node.args else node.kwargs["x"],))
+            node.replace_all_uses_with(call)
+    whole = fx.GraphModule(model, graph)
+    whole.graph.eliminate_dead_code()
+    return fx.GraphModule(whole, whole.graph, type(model).__name__)  # without what only an alpha needed
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Raise ValueError if sigscale is still needed."""
+    functions = [functional(function) for function in FUNCTIONS.values()]
+    for path, layer in model.named_modules():
+        calls_inside = any(value is function for value in vars(layer).values() for function in functions)
+        if isinstance(layer, Scaled) or calls_inside:
+            raise ValueError(
+                f"cannot fold '{path}' ({type(layer).__name__}): it holds an activation of sigscale that "
+                "forward does not call, or that a module of PyTorch calls inside, where torch.fx does not "
+                "look: delete it, or write that module in parts"
+            )
+
+
+def _compare(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Raise RuntimeError if the outputs of the copies differ by more than rounding explains."""
+    outputs = []
+    for network in (model, folded):
+        with torch.no_grad(), torch.random.fork_rng():  # the same dropout for both
+            outputs.append([x for x in tree_leaves(network(*inputs)) if isinstance(x, Tensor)])
+    for expected, found in zip(*outputs, strict=True):
+        if not expected.is_floating_point() or expected.numel() == 0:
+            continue
+        dtypes = {expected.dtype, *(p.dtype for p in model.parameters() if p.is_floating_point())}
+        tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+        size = expected.double().abs().max().item()
+        error = (found.double() - expected.double()).abs().max().item()
+        if not error <= tolerance * size and not torch.equal(found, expected):
+            raise RuntimeError(
+                f"the outputs of the folded copy differ by {error:.3g} from the model's, whose largest is "
+                f"{size:.3g}; rounding explains {tolerance * size:.3g}. Fold model.double() to see whether "
+                "the model amplifies rounding; else its forward depends on more than torch.fx can see"
+            )
+
+
+PROBES = torch.tensor([-30.0, -1.5, -0.3, 0.0, 0.7, 2.0, 20.0], dtype=torch.float64, device="cpu")
+
+
+def stock_module(function: Function) -> nn.Module:
+    """f as a module that needs nothing but PyTorch: of torch.nn, or calls of PyTorch's operations."""
+    name = class_name(function.name)
+    layer = getattr(nn, name, None)
+    if layer is not None and _is(layer(), function):
+        return layer()  # type: ignore[no-any-return]
+    graph = fx.Graph()
+    x = graph.placeholder("input")
+    for operation in [getattr(torch, alias, None) for alias in (function.name, *function.torch_aliases)]:
+        if operation is not None and _is(operation, function):
+            graph.output(graph.call_function(operation, (x,)))
+            return fx.GraphModule(nn.Module(), graph, name)
+    try:
+        # torch_value may overwrite its argument.
+        traced = fx.symbolic_trace(lambda input: function.torch_value(input.clone()))
+    except Exception as error:
+        raise ValueError(
+            f"cannot fold {function.name}: PyTorch has no such function, and torch.fx cannot trace its "
+            f"torch_value: {error}: write it in PyTorch operations"
+        ) from error
+    return fx.GraphModule(traced, traced.graph, name)
+
+
+def _is(operation: Callable[[Tensor], Tensor], function: Function) -> bool:
+    """Whether an operation that has the function's name has its values as well."""
+    return torch.allclose(operation(PROBES), function.torch_value(PROBES.clone()), rtol=1e-13, atol=0.0)

@@ -1,0 +1,248 @@
+"""What operations do to scales: positively homogeneous ones, f(s x) = s f(x) for s > 0, pass them on."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
+
+from ._scales import ONE, Scales
+from ._trace import DESCRIBING, DESCRIBING_ATTRIBUTES
+
+Rule = Callable[[Scales, fx.Node], None]
+
+KEEPING = """relu leaky_relu prelu rrelu dropout dropout1d dropout2d dropout3d feature_dropout abs neg
+    positive pos clone contiguous detach to float double half bfloat16 cpu cuda interpolate upsample"""
+POOLING = "max avg adaptive_max adaptive_avg lp"
+RESHAPING = "flatten reshape view view_as reshape_as unflatten squeeze unsqueeze"
+MIXING = """permute transpose t swapaxes swapdims movedim moveaxis select narrow index_select gather
+    take_along_dim chunk split tensor_split unbind cumsum amax amin diff flip roll expand expand_as repeat
+    repeat_interleave tile broadcast_to pixel_shuffle pixel_unshuffle channel_shuffle unfold fold max_unpool1d
+    max_unpool2d max_unpool3d"""
+AVERAGING = "mean sum"
+EXTREMES = "max min"
+JOINING = "add sub subtract maximum minimum where stack hstack vstack"
+COMPARING = "gt ge lt le eq ne"
+CONCATENATING = "cat concat concatenate"
+MULTIPLYING = "mul multiply div divide truediv true_divide"
+ZEROS = ("zeros", "zeros_like", "new_zeros")
+TRANSPOSING = {"T", "mT", "H", "mH", "data"}
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def operand(node: fx.Node) -> Any:
+    """The first argument of a call."""
+    return argument(node, 0, "input")
+
+
+def dtypes(node: fx.Node) -> list[torch.dtype]:
+    """The types that a call is given."""
+    return [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, torch.dtype)]
+
+
+def unknown(scales: Scales, node: fx.Node, why: str = "") -> None:
+    """Everything keeps its scale, 1."""
+    if node in scales.trace.constants:
+        why = "does not depend on the model's inputs, so that its scale is 1"
+    why = why or "is not known to be linear or positively homogeneous, so that its scale stays 1"
+    for value in {*node.all_input_nodes, node}:
+        scales.pin(value, ONE, node, why)
+
+
+def shape_of(scales: Scales, value: Any) -> torch.Size:
+    """The shape of a tensor; that of a number if it is not known."""
+    return scales.trace.shapes.get(value, torch.Size()) if isinstance(value, fx.Node) else torch.Size()
+
+
+def keep(scales: Scales, node: fx.Node) -> None:
+    """The result has the operand's scale, channel by channel."""
+    x = operand(node)
+    floats = all(dtype.is_floating_point for dtype in dtypes(node))
+    if scales.trace.kind(node) == "to":  # the type of another tensor, which may be one of integers
+        floats &= {*node.all_input_nodes[1:]} <= scales.trace.constants
+    if isinstance(x, fx.Node) and floats:
+        scales.tie((x, node), node)
+    else:
+        unknown(scales, node)
+
+
+def mix(scales: Scales, node: fx.Node) -> None:
+    """The result has the operand's scale, if that is one number."""
+    keep(scales, node)
+    scales.single(node, node)
+
+
+def spatial(dimensions: int) -> Rule:
+    """Keep what works on the last dimensions, where those do not hold the channels."""
+
+    def rule(scales: Scales, node: fx.Node) -> None:
+        (keep if len(shape_of(scales, operand(node))) >= dimensions + 2 else mix)(scales, node)
+
+    return rule
+
+
+def pad(scales: Scales, node: fx.Node) -> None:
+    """Zeros have any scale; other constants only their own."""
+    widths, mode = argument(node, 1, "pad"), argument(node, 2, "mode", "constant")
+    value = argument(node, 3, "value", 0)
+    if mode == "constant" and value not in (None, 0):
+        unknown(scales, node, f"pads with {value!r}, which does not scale")
+    elif isinstance(widths, (tuple, list)):
+        spatial(len(widths) // 2)(scales, node)
+    else:
+        mix(scales, node)
+
+
+def reshape(scales: Scales, node: fx.Node) -> None:
+    """Keep the scales of channels where each becomes several, in a row, or several become one."""
+    if dtypes(node):
+        unknown(scales, node, "reads the bits of its operand as another type")
+        return
+    before, after = shape_of(scales, operand(node)), shape_of(scales, node)
+    rows = min(len(before), len(after)) > 1 and before[0] == after[0] and before[1] * after[1] > 0
+    fits = rows and 0 in (after[1] % before[1], before[1] % after[1])
+    (keep if fits else mix)(scales, node)
+
+
+def average(scales: Scales, node: fx.Node) -> None:
+    """Over the dimensions behind the channels, each channel keeps its scale."""
+    dims, rank = argument(node, 1, "dim"), len(shape_of(scales, operand(node)))
+    dims = (dims,) if isinstance(dims, int) else dims
+    behind = isinstance(dims, (tuple, list)) and rank > 0 and all(dim % rank > 1 for dim in dims)
+    (keep if behind else mix)(scales, node)
+
+
+def extreme(scales: Scales, node: fx.Node) -> None:
+    """Of one tensor, or of two, which then have one scale."""
+    scales.tie((*node.all_input_nodes, node), node)
+    scales.single(node, node)
+
+
+def item(scales: Scales, node: fx.Node) -> None:
+    """A part of a tensor, or one of several results, of which the second of an extreme are indices."""
+    x, index = node.args
+    returns_indices = isinstance(x, fx.Node) and re.search(r"^(max|min)$|max_?pool", scales.trace.kind(x))
+    if returns_indices and index in (1, -1) and x not in scales.trace.shapes:
+        scales.pin(node, ONE, node, "is indices")
+    else:
+        mix(scales, node)
+
+
+def join(scales: Scales, node: fx.Node) -> None:
+    """All operands and the result have one scale."""
+    name = scales.trace.kind(node)
+    if name.endswith("stack"):
+        operands = list(argument(node, 0, "tensors"))
+    elif name == "where":
+        operands = [argument(node, node.op == "call_function", "input"), argument(node, 2, "other")]
+    else:
+        operands = [operand(node), argument(node, 1, "other")]
+    if None in operands:
+        unknown(scales, node)
+        return
+    number = next((x for x in operands if not isinstance(x, fx.Node) and x != 0), None)
+    if number is not None:
+        unknown(scales, node, f"takes the number {number!r}, which does not scale")
+        return
+    tensors = [x for x in operands if isinstance(x, fx.Node)]
+    for x in tensors:
+        if x in scales.trace.constants and scales.trace.kind(x) not in ZEROS:
+            scales.pin(x, ONE, x, "does not depend on the model's inputs, so that its scale is 1")
+    scales.tie((*tensors, node), node)
+    shapes = [shape_of(scales, x) for x in (*tensors, node)]
+    if len({(len(shape), shape[1:2]) for shape in shapes}) > 1 or name.endswith("stack"):
+        scales.single(node, node)
+
+
+def compare(scales: Scales, node: fx.Node) -> None:
+    """Whether a value is above or below 0 does not depend on its scale."""
+    if argument(node, 1, "other") == 0:
+        scales.pin(node, ONE, node, "is true or false")
+    else:
+        unknown(scales, node)
+
+
+def concatenate(scales: Scales, node: fx.Node) -> None:
+    """Along the channels, each operand has its own scale."""
+    parts: list[fx.Node] = list(argument(node, 0, "tensors"))
+    known = all(part in scales.trace.shapes for part in parts)
+    if known and argument(node, 1, "dim", 0) in (1, 1 - len(shape_of(scales, node))):
+        scales.concatenate(node, parts)
+    else:
+        scales.tie((*parts, node), node)
+        scales.single(node, node)
+
+
+def multiply(scales: Scales, node: fx.Node) -> None:
+    """Multiplication by a constant is linear."""
+    operands = (*node.args[:2], *(node.kwargs[key] for key in ("input", "other") if key in node.kwargs))
+    varying = [x for x in operands if isinstance(x, fx.Node) and x not in scales.trace.constants]
+    quotient = "div" in scales.trace.kind(node)
+    if (
+        len(varying) != 1
+        or set(node.kwargs) - {"input", "other"}
+        or (quotient and varying[0] is not operands[0])
+    ):
+        unknown(scales, node, "multiplies or divides values that depend on the model's inputs")
+        return
+    scales.tie((varying[0], node), node)
+    if shape_of(scales, varying[0]) != shape_of(scales, node):
+        scales.single(node, node)
+
+
+def describe(scales: Scales, node: fx.Node) -> None:
+    """What is asked of a tensor here does not depend on its values."""
+
+
+def attribute(scales: Scales, node: fx.Node) -> None:
+    if node.args[1] in TRANSPOSING:
+        mix(scales, node)
+    elif node.args[1] not in DESCRIBING_ATTRIBUTES:
+        unknown(scales, node)
+
+
+def _names() -> dict[str, Rule]:
+    groups: dict[Rule, str] = {
+        keep: KEEPING,
+        reshape: RESHAPING,
+        mix: MIXING,
+        average: AVERAGING,
+        extreme: EXTREMES,
+        item: "getitem",
+        join: JOINING,
+        compare: COMPARING,
+        concatenate: CONCATENATING,
+        multiply: MULTIPLYING,
+        describe: " ".join((*DESCRIBING, *ZEROS)),
+        pad: "pad",
+    }
+    rules = {name: rule for rule, names in groups.items() for name in names.split()}
+    return rules | {f"{kind}_pool{d}d": spatial(d) for kind in POOLING.split() for d in (1, 2, 3)}
+
+
+METHODS = _names()
+FUNCTIONS_BY_OBJECT = {
+    found: rule
+    for name, rule in METHODS.items()
+    for namespace in (torch, F, operator)
+    for variant in (name, f"{name}_", f"i{name}")
+    if callable(found := getattr(namespace, variant, None))
+} | {getattr: attribute}
+
+
+def apply_rule(scales: Scales, node: fx.Node) -> None:
+    """Collect what a call of a function or a method demands."""
+    if node.op == "call_method":
+        rule = METHODS.get(scales.trace.kind(node), unknown)
+    else:
+        rule = FUNCTIONS_BY_OBJECT.get(node.target, unknown)
+    (unknown if "out" in node.kwargs else rule)(scales, node)

@@ -1,0 +1,157 @@
+"""The host side of a monitor: its records by step and by name, and the last step as text."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from ..kernels import summary
+from ..sketch import QuantileSketch
+from . import _options as options
+from ._loss_scale import unscaled
+from ._options import Alarm
+from ._recorder import Recorder
+from ._rows import Rows
+from .history import GradientHistory, assembled, quantile_name
+
+
+class Reader:
+    """Reads a recorder, of which each step measured is the `every`-th one made."""
+
+    def __init__(self, recorder: Recorder, rows: Rows, every: int, alarm: Alarm | None) -> None:
+        self.recorder, self.rows, self.every, self.alarm = recorder, rows, every, alarm
+        self.first = 0  # number of the first step measured
+        self.earlier: GradientHistory | None = None
+        self._looked = self._lost = 0
+
+    def look(self, *, wait: bool) -> None:
+        """Take what has reached the host, and tell what there is to tell."""
+        recorder = self.recorder
+        recorder.take(wait=wait)
+        if recorder.lost > self._lost:
+            lost, self._lost = recorder.lost - self._lost, recorder.lost
+            warnings.warn(
+                f"{lost} steps were measured, and overwritten before they were read: the history lacks "
+                f"them. The ring holds {recorder.slots} steps: use a larger ring=, or call history() after "
+                "at most that many replays of a CUDA graph",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        if self.alarm is None:
+            return
+        statistics, single = recorder.statistics, self.rows.single
+        column = len(summary.STATISTICS) + len(statistics.quantiles)
+        column += statistics.thresholds.index(self.alarm.below)
+        for numbers, values in recorder.records[self._looked :]:
+            self._looked += 1
+            for number, shares in zip(numbers.tolist(), values[:, single, column], strict=True):
+                layers = self.rows.names[single][: len(shares)]  # those that had rows at the time
+                self.alarm.look(self.first + self.every * number, layers, shares)
+
+    def history(self, calls: int) -> GradientHistory:
+        """The records after `calls` calls of step()."""
+        self.look(wait=True)
+        recorder, rows, statistics = self.recorder, self.rows, self.recorder.statistics
+        numbers, values = assembled(recorder.records, len(rows), statistics.columns)
+        recorded = GradientHistory(
+            self.first + self.every * numbers,
+            [*rows.names],
+            [*rows.kinds],
+            statistics.quantiles,
+            statistics.thresholds,
+            values,
+            statistics.magnitude,
+            statistics.mantissa_bits,
+            # How often a CUDA graph was replayed, which measures every step, is known to the device only.
+            self.first + recorder.taken if self.every == 1 else calls,
+        )
+        return recorded if self.earlier is None else self.earlier.followed_by(recorded)
+
+    def resume(self, earlier: GradientHistory) -> int:
+        """Continue a history; returns its number of steps."""
+        layers = self.rows.names[self.rows.single]
+        if not set(layers) & set(earlier.names):
+            raise ValueError(
+                f"the history must be of this model; got one of {', '.join(earlier.names[:4])}, ..., and the "
+                f"model has {', '.join(layers[:4])}, ...: load the file of the same training"
+            )
+        earlier.followed_by(self.history(0))
+        self.earlier = earlier
+        self.first = self.every * -(-earlier.step_count // self.every)
+        return earlier.step_count
+
+    def vanishing(self, below: float) -> dict[str, float]:
+        threshold = options.check_threshold(below, "below")
+        self._check_measured()
+        shares = self.recorder.shares_below(threshold)
+        layers = self.rows.single
+        return dict(zip(self.rows.names[layers], shares[layers], strict=True))
+
+    def sketch(self, name: str) -> QuantileSketch:
+        row = self.rows.of.get(name)
+        if row is None:
+            raise ValueError(
+                f"name must be one of {', '.join(self.rows.names)}; got {name!r}: "
+                "choose a row of history().names"
+            )
+        self._check_measured()
+        scale = self.recorder.scale[row].item()
+        if math.isnan(scale):
+            raise RuntimeError(
+                f"the scaler skipped the last step, which left {name!r} without a known scale: "
+                "call monitor.step() before scaler.step(optimizer)"
+            )
+        sketch = QuantileSketch(self.recorder.statistics.mantissa_bits)
+        sketch._counts = unscaled(self.recorder.last[row], scale, sketch.mantissa_bits)
+        return sketch
+
+    def _check_measured(self) -> None:
+        self.look(wait=True)
+        if not self.recorder.taken:
+            raise RuntimeError("no step has been measured yet: call monitor.step() after loss.backward()")
+
+
+def last_step(history: GradientHistory) -> str:
+    """A table of the last measured step, one line per row."""
+    if not len(history):
+        return "no step has been measured yet"
+    low, high = min(history.quantiles), max(history.quantiles)
+    middle = min(history.quantiles, key=lambda q: abs(q - 0.5))
+    quantiles = [*dict.fromkeys((low, middle, high))]
+    shares = [("zeros", history["zeros"][-1] / history["count"][-1])]
+    shares += [(f"<{threshold:g}", history.below(threshold)[-1]) for threshold in history.thresholds]
+    of = "|g|" if history.magnitude else "g"
+    titles = ["name", "kind", "count", *(name for name, _ in shares)]
+    titles += [f"{of} {'median' if q == 0.5 else quantile_name(q)}" for q in quantiles]
+    lines = [titles]
+    for row, (name, kind) in enumerate(zip(history.names, history.kinds, strict=True)):
+        numbers = [f"{history.count[-1, row]:,}", *(_percent(share[row]) for _, share in shares)]
+        numbers += [_number(history.quantile(q)[-1, row]) for q in quantiles]
+        lines.append([name, kind, *numbers])
+    text = _aligned(lines)
+    broken = (history["infs"][-1] + history["nans"][-1] > 0).nonzero()[0]
+    if len(broken):
+        text.append(f"infinite or NaN coordinates in: {', '.join(history.names[row] for row in broken)}")
+    return "\n".join([f"gradients at step {history.steps[-1]}", *text])
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return [text[0], "-" * max(map(len, text)), *text[1:]]
+
+
+def _percent(share: float) -> str:
+    if math.isnan(share):
+        return "-"
+    return f"{100 * share:.1f} %" if share in (0, 1) or 0.0005 <= share < 0.9995 else f"{100 * share:.3g} %"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2e}"

@@ -1,0 +1,290 @@
+"""The distribution of every gradient of a model, step by step: `GradientMonitor`."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import DTYPES, check_integer
+from .._names import Selection, check_model, named_parameters
+from ..kernels.sketch import count_many
+from ..sketch import QuantileSketch
+from . import _options as options
+from ._hooks import Tap, check_trackable, forget_compiled
+from ._loss_scale import LossScale
+from ._options import OnVanishing
+from ._reader import Reader, last_step
+from ._recorder import Recorder
+from ._rows import Group, ParameterGradients, Reduction, Rows, named_activations, only_device
+from .history import GradientHistory
+
+OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
+
+
+class GradientMonitor:
+    """Records the distribution of the gradients of a model's activations and parameters, once a `step()`.
+
+    For an elementwise activation module y = f(x), such as `sigscale.nn.Tanh` or `torch.nn.ReLU`, it measures
+    dL/dx: the coordinates of all uses of the module, in all backward passes since the last step. Modules of
+    sigscale count in the kernel that computes dL/dx. For a parameter it measures .grad as step() finds it,
+    with micro-batches already added up. The rows "all activations" and "all parameters" combine all
+    coordinates.
+
+    Call step() once after the last backward pass of a training step, before zero_grad() and the next forward
+    pass; otherwise the next step counts both. Nothing waits for the device until history(), summary(),
+    vanishing(), sketch() or save() is called; step() can be captured in a CUDA graph. Counts take 64 KiB of
+    device memory per row (mantissa_bits=3), records 8 bytes of host memory per number.
+
+    A quantile is off by a factor of at most 1 + 2^-mantissa_bits (see `QuantileSketch`), typically by 1 %;
+    counts are exact. The same training gives the same bits.
+
+    Args:
+        model: a module, also wrapped in DistributedDataParallel or by torch.compile, before or after; names
+            are those without a wrapper.
+        quantiles: the quantiles to record, from 0 to 1.
+        activations, parameters: whether to measure them.
+        every: measure the steps 0, every, 2 every, ...; the others cost nothing.
+        include, exclude: shell-style patterns ("encoder.*"), or sequences of them, of the names of modules
+            and parameters to measure, and not to.
+        magnitude: record the mean and the quantiles of |g| instead of g.
+        thresholds: record the share of |g| below each of them, in units of g.
+        mantissa_bits: resolution of the sketches, see `QuantileSketch`.
+        scaler: the torch.amp.GradScaler that scales the loss, and only then (a scaler that is in use
+            and not passed leaves values too large by its scale, 65536 at first, and nobody notices):
+            values are divided by its scale, whether step() comes before or after its unscale_(), step()
+            and update(). After a step() that it skipped, parameters have counts only.
+        group: the processes whose counts are added up, so that each has the same history: "auto" adds up the
+            activations of a model in DistributedDataParallel, whose parameters have the same gradient
+            everywhere; a torch.distributed.ProcessGroup adds up sharded parameters (DTensor) as well; None
+            nothing. All processes must call step() then.
+        ring: how many steps are kept on the device; every half as many they are copied to the host.
+        warn_below, warn_fraction: warn when at least this share of a layer's gradient is below
+            warn_below in magnitude, once for each layer until it recovers. Looked at when records reach
+            the host: every ring / 2 measured steps, and when the history is read.
+        on_vanishing: call this with the step and {name: share} of the layers instead of warning; with
+            warn_below=None, 1e-8 is used.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, the model has nothing to measure or another
+            monitor does already; the model is left as it was.
+
+    Example:
+        >>> import torch, sigscale as ss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), ss.nn.Tanh(), torch.nn.Linear(3, 1))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with ss.GradientMonitor(model) as monitor:
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         model(torch.ones(2, 4)).sum().backward()
+        ...         monitor.step()
+        ...         optimizer.step()
+        >>> monitor.history().quantile(0.5).shape  # steps, rows
+        (3, 7)
+        >>> monitor.vanishing(below=1e-8)["1"]
+        0.0
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
+        *,
+        activations: bool = True,
+        parameters: bool = True,
+        every: int = 1,
+        include: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+        magnitude: bool = True,
+        thresholds: Sequence[float] = (1e-8,),
+        mantissa_bits: int = 3,
+        scaler: torch.amp.GradScaler | None = None,
+        group: Group = "auto",
+        ring: int = 64,
+        warn_below: float | None = None,
+        warn_fraction: float = 0.9,
+        on_vanishing: OnVanishing | None = None,
+    ) -> None:
+        check_model(model)
+        options.check_scaler(scaler)
+        alarm = options.check_alarm(warn_below, warn_fraction, on_vanishing)
+        statistics = options.check_statistics(quantiles, thresholds, alarm, magnitude, mantissa_bits)
+        self._every = check_integer(every, "every", "10 measures every tenth step", wrong_type=ValueError)
+        slots = check_integer(ring, "ring", "64 keeps 64 steps on the device", wrong_type=ValueError)
+        selection = Selection(include, exclude)
+        self._reduction = Reduction(model, group)
+        modules = [*named_activations(model)] if activations else []
+        tensors = [*named_parameters(model)] if parameters else []
+        selection.check((name for name, _ in (*modules, *tensors)), "activations or parameters")
+        modules = [(name, module) for name, module in modules if name in selection]
+        tensors = [(name, tensor) for name, tensor in tensors if name in selection]
+        check_trackable(modules, tensors, {thing for other in OPEN for thing in other._measured()})
+
+        device = only_device((tensor for _, tensor in tensors), model)
+        selected = selection if parameters else None
+        self._gradients = ParameterGradients(model, selected, self._reduction, device)
+        trained = [name for name, _ in self._gradients.tracked()]
+        self._rows = Rows([name for name, _ in modules], trained if tensors else None)
+        self._recorder = Recorder(device, statistics, len(self._rows), slots)
+        self._recorder.load({tensor.dtype for _, tensor in tensors}.intersection(DTYPES))
+        self._reader = Reader(self._recorder, self._rows, self._every, alarm)
+        self._are_parameters = self._rows.are_parameters(device)
+        self._loss_scale = LossScale(scaler, device) if scaler is not None and scaler.is_enabled() else None
+        self._calls = 0
+        self._attach(model, modules)
+
+    def step(self) -> None:
+        """Measure the gradients of this training step, without waiting for the device.
+
+        Raises:
+            RuntimeError: the monitor is closed, or the loss scale of the step is not known.
+            TypeError, ValueError: a gradient cannot be counted. Nothing has been measured then, and step()
+                may be called again: what the activations have counted stays until it succeeds.
+        """
+        self._check_open()
+        capturing = self._recorder.capturing
+        if capturing:
+            self._recorder.note_capture(self._every)
+        measured = self._calls % self._every == 0
+        if measured:
+            with torch.no_grad():
+                self._measure()
+        self._calls += 1
+        self._listen()
+        if measured and not capturing:
+            self._reader.look(wait=False)
+
+    def history(self) -> GradientHistory:
+        """All records, as arrays on the host; waits for the device."""
+        return self._reader.history(self._calls)
+
+    def vanishing(self, below: float = 1e-8) -> dict[str, float]:
+        """For each layer the share of its gradient's coordinates below a threshold in magnitude.
+
+        Of the last step measured; NaN where a layer had no gradient. Any threshold > 0, in units of the
+        gradient: exact for powers of two, interpolated within a bin otherwise. Waits for the device.
+        """
+        return self._reader.vanishing(below)
+
+    def sketch(self, name: str) -> QuantileSketch:
+        """The sketch of a row, such as "all parameters", in the last measured step; waits for the device.
+
+        With a scaler, the values are divided by its scale: without error if that is a power of two, as by
+        default; otherwise a value may be one bin off.
+        """
+        return self._reader.sketch(name)
+
+    def summary(self) -> str:
+        """A table of the last measured step, one line per row; waits for the device."""
+        return last_step(self.history())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the history, as `GradientHistory.save`, for a training that is to be resumed."""
+        self.history().save(path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continue a saved history: step numbers go on from there; rows are matched by name, NaN elsewhere.
+
+        Raises:
+            ValueError: the file is no history, or one of other statistics or of another model.
+            RuntimeError: the monitor has made a step already.
+        """
+        self._check_open()
+        if self._calls:
+            raise RuntimeError(
+                f"the monitor has made {self._calls} steps, and a loaded history would have to precede them: "
+                "call load() before the first step()"
+            )
+        self._calls = self._reader.resume(GradientHistory.load(path))
+        self._listen()
+
+    def close(self) -> None:
+        """Remove the hooks; the records can still be read."""
+        if self._detach.alive:
+            self._detach()
+            OPEN.discard(self)
+
+    def __enter__(self) -> GradientMonitor:
+        self._check_open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        rows, closed = self._rows, "" if self._detach.alive else ", closed"
+        return (
+            f"GradientMonitor({rows.kinds.count('activation')} activations, "
+            f"{rows.kinds.count('parameter')} parameters; "
+            f"every={self._every}, {self._recorder.device}{closed})"
+        )
+
+    def _check_open(self) -> None:
+        if not self._detach.alive:
+            raise RuntimeError(
+                "the monitor is closed and no longer measures: make a new GradientMonitor(model), and "
+                "leave the with block, or call close(), after the last step"
+            )
+
+    def _measure(self) -> None:
+        gradients = self._gradients.now()
+        factors = None if self._loss_scale is None else self._loss_scale.factors()
+        self._add_rows([name for name in gradients if name not in self._rows.of])
+        try:
+            self._count_and_record(gradients, factors)
+        except BaseException:
+            self._recorder.counts.zero_()  # half of a step is none
+            raise
+
+    def _count_and_record(
+        self, gradients: Mapping[str, Tensor | None], factors: tuple[Tensor, Tensor] | None
+    ) -> None:
+        counts, rows, m = self._recorder.counts, self._rows, self._recorder.statistics.mantissa_bits
+        there = {rows.of[name]: part for name, part in gradients.items() if part is not None}
+        count_many(counts, list(there), list(there.values()), m)
+        self._reduction.add_up(counts[rows.activations], counts[rows.single])
+        rows.sum_up(counts)
+        self._recorder.record(factors and torch.where(self._are_parameters, factors[1], factors[0]))
+        if self._loss_scale is not None:
+            self._loss_scale.done()
+
+    def _add_rows(self, names: Sequence[str]) -> None:
+        if names:
+            self._recorder.grow(len(self._rows) + len(names))
+            self._rows.add(names)
+            self._are_parameters = self._rows.are_parameters(self._recorder.device)
+            self._point_sketches()
+
+    def _attach(self, model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> None:
+        with ExitStack() as stack:
+            self._taps: list[Tap] = []
+            for name, module in modules:
+                tap = Tap(module, name, self._recorder.statistics.mantissa_bits)
+                stack.callback(tap.close)
+                self._taps.append(tap)
+            self._point_sketches()
+            if self._loss_scale is not None:
+                stack.callback(model.register_forward_pre_hook(self._loss_scale).remove)
+            forget_compiled(self._taps)
+            self._detach = weakref.finalize(self, stack.pop_all().close)
+        self._detach.atexit = False
+        OPEN.add(self)
+
+    def _point_sketches(self) -> None:
+        """Point the activations' sketches at their rows."""
+        for row, tap in enumerate(self._taps, self._rows.activations.start):
+            note = partial(self._recorder.note_capture, self._every)
+            tap.sketch.point_to(self._recorder.counts[row], note)
+
+    def _listen(self) -> None:
+        """Count in the next backward pass if its step is measured."""
+        for tap in self._taps:
+            tap.listen(self._calls % self._every == 0)
+
+    def _measured(self) -> set[nn.Module | nn.Parameter]:
+        return {tap.module for tap in self._taps} | {tensor for _, tensor in self._gradients.tracked()}
