@@ -245,8 +245,8 @@ BAD_PARAMETERS = [
     (model(), "head.*", ValueError, r"exclude must match names of parameters; got 'head.\*', .*0.weight"),
     (model(), 3, TypeError, "exclude must be a pattern or a sequence of patterns; got 3 of type int"),
     (model(), (3,), TypeError, "exclude must be a pattern .*got 3 of type int"),
-    (model(), "*", ValueError, r"must be left to penalise; of 5, exclude=\('\*',\)"),
-    (Scaled(), (), ValueError, "must be left to penalise; of 1, .*log2_alpha"),
+    (model(), "*", ValueError, r"must be left to penalize; of 5, exclude=\('\*',\)"),
+    (Scaled(), (), ValueError, "must be left to penalize; of 1, .*log2_alpha"),
     (model().parameters(), "*.bias", ValueError, "exclude is of names, and the parameters have none"),
 ]  # fmt: skip
 
