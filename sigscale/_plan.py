@@ -159,33 +159,47 @@ class Plan:
         return tuple(parameter for parameter in parameters if parameter is not None)
 
 
+class _State(NamedTuple):
+    """The selection at a module: what it or a module around it is."""
+
+    owner: nn.Module | None = None  # the outermost module around that is selected, unless excluded since
+    excluded: bool = False
+    scaled: bool = False
+    marked: bool = False
+
+
 def _marks(model: nn.Module, selection: Selection, activations: set[str]) -> tuple[set[str], dict[str, Mark]]:
     """Names of the modules whose calls are selected, and marks for those that may make any.
 
     A pattern covers what is inside the modules that it matches; an exclusion wins.
     """
-    owners: dict[str, tuple[nn.Module | None, bool]] = {}  # of selected calls; whether they are excluded
+    states: dict[str, _State] = {}
     marks: dict[str, Mark] = {}
-    selected, scaled_around = set(), set()
+    selected: set[str] = set()
     for path, module in named_modules(model):
-        name, parent = path or type(module).__name__, path.rpartition(".")[0]
-        owner, excluded = owners.get(parent, (None, False)) if path else (None, False)
-        excluded = excluded or selection.excludes(name)
+        name = path or type(module).__name__
+        around = states.get(path.rpartition(".")[0], _State()) if path else _State()
+        excluded, owner = around.excluded or selection.excludes(name), around.owner
         if excluded:
-            inside = path and parent in scaled_around
             owner = None
         elif owner is None and selection.includes(name):
             owner = module
-        owners[path] = owner, excluded
-        if owner is not None:
+        if owner is None:
+            mark = excluded and around.scaled and call_scaling(module) is None
+        else:
             selected.add(name)
-        if owner is not None or (path and parent in scaled_around):
-            scaled_around.add(path)
-        if not _may_call(module) or (owner is not None and name in activations):
-            continue
-        if owner is not None or (excluded and inside and call_scaling(module) is None):
-            _check_forward(name, module)
+            mark = name not in activations
+        mark = mark and _may_call(module)
+        why = _unfit(module) if mark else ""
+        if why and (owner is None or not around.marked):
+            raise ValueError(
+                f"functional=True scales calls that a model's own forward makes; got {name!r}, which {why}: "
+                "scale the model before that"
+            )
+        if mark and not why:  # an unfit module's calls are scaled where a marked one calls it
             marks[name] = Mark(module, owner)
+        scaled = around.scaled or owner is not None
+        states[path] = _State(owner, excluded, scaled, around.marked or (scaled and name in marks))
     return selected, marks
 
 
@@ -202,15 +216,11 @@ def _may_call(module: nn.Module) -> bool:
     return not isinstance(module, (Scaled, nn.RNNBase)) and bool(calls or not stock)
 
 
-def _check_forward(name: str, module: nn.Module) -> None:
-    why = "had its forward replaced" if "forward" in vars(module) else ""
+def _unfit(module: nn.Module) -> str:
+    """Why the forward of a module's class does not decide what the module does."""
     if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
-        why = "is a script or a traced graph"
-    if why:
-        raise ValueError(
-            f"functional=True scales calls that the model's own forward makes; got {name!r}, which {why}: "
-            "scale the model before that"
-        )
+        return "is a script or a traced graph"
+    return "had its forward replaced" if "forward" in vars(module) else ""
 
 
 def _check_unscaled(model: nn.Module, found: list[Found], selected: set[str]) -> None:
