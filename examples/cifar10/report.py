@@ -128,7 +128,9 @@ def results(outcomes: Sequence[Outcome]) -> pd.DataFrame:
                 "seconds a seed": f"{np.mean([_seconds(run) for run in runs]):.1f}",
             }
         )
-    return pd.DataFrame(rows).rename(columns=lambda name: name.replace("|", "\\|"))
+    table: pd.DataFrame = pd.DataFrame(rows)
+    table.columns = table.columns.str.replace("|", "\\|")
+    return table
 
 
 def _seconds(run: Outcome) -> float:
@@ -192,7 +194,7 @@ def _statement_row(finding: Finding) -> dict[str, str]:
 
 
 def _markdown(rows: Any) -> str:
-    return pd.DataFrame(list(rows)).replace(r"\|", r"\|", regex=True).to_markdown(index=False)
+    return str(pd.DataFrame(list(rows)).replace(r"\|", r"\|", regex=True).to_markdown(index=False))
 
 
 def _measured(statement: Statement) -> str:
