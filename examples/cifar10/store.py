@@ -441,12 +441,12 @@ def device_name(device: torch.device) -> str:
 def _history(values: Mapping[str, Any]) -> ss.GradientHistory:
     """Out of tensors or arrays."""
     found = {name: np.asarray(value) for name, value in values.items()}
-    return ss.GradientHistory(
-        **{name: found[name] for name in ("steps", "values")},
+    kinds: dict[str, Any] = {
         **{name: found[name].tolist() for name in ("names", "kinds")},
         **{name: tuple(found[name].tolist()) for name in ("quantiles", "thresholds")},
         **{name: found[name].item() for name in ("magnitude", "mantissa_bits", "step_count")},
-    )
+    }
+    return ss.GradientHistory(steps=found["steps"], values=found["values"], **kinds)
 
 
 @contextmanager
