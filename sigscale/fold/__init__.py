@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from .._calls import unscale_calls
@@ -16,7 +17,8 @@ from .._names import wrappers
 from ..functional import functional
 from ..kernels.functions import FUNCTIONS, Function
 from ..nn.activation import Scaled, class_name
-from ._absorbers import rescale, rescaling
+from ..nn.recurrent import Recurrent
+from ._absorbers import absorber, rescale, rescaling
 from ._layers import equations
 from ._trace import Trace, called_function, cloned, trace
 from ._tracer import scaled_function
@@ -34,12 +36,14 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = Non
     and sums of branches, pass a scale on. All others keep the scale 1, as do the model's inputs and outputs.
 
     The copy consists of PyTorch's own modules and of those of your own classes: `torch.export`, ONNX and
-    pickle take it without sigscale. If forward calls functions such as `sigscale.tanh(x)`, the copy is a
-    `torch.fx.GraphModule`. It is folded for the mode, training or evaluation, that the model is in.
+    pickle take it without sigscale. If forward calls functions such as `sigscale.tanh(x)`, or takes optional
+    arguments, the copy is a `torch.fx.GraphModule`, which takes the arguments that it was folded for.
+    It is folded for the mode, training or evaluation, that the model is in.
 
     Args:
-        model: any module that `torch.fx` can trace; arguments of its forward that have a default are
-            taken to have it. Wrappers such as `DistributedDataParallel` are left out of the copy.
+        model: any module that `torch.fx` can trace; arguments of its forward that have a default, and that
+            example_inputs do not give, keep it for good. Wrappers such as `DistributedDataParallel` are left
+            out of the copy.
         example_inputs: a tensor, or a tuple of what forward is called with. Needed where an alpha
             differs from channel to channel, for the shapes. The outputs of model and copy are then compared.
 
@@ -99,6 +103,16 @@ def _check(model: nn.Module) -> None:
                 raise ValueError(
                     f"cannot fold {name}, whose {key} is on the meta device: load its values before folding"
                 )
+        if isinstance(layer, Scaled) and is_parametrized(layer):
+            raise ValueError(
+                f"cannot fold {name}, which has an alpha and parametrized weights, which cannot absorb it: "
+                "call torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+        if isinstance(layer, Recurrent) and absorber(layer) is None:
+            raise ValueError(
+                f"cannot fold {name}, a subclass whose forward may differ from that of sigscale.nn: use the "
+                "class of sigscale.nn itself"
+            )
         if any(vars(layer)[hooks] for hooks in HOOKS):
             raise ValueError(
                 f"cannot fold {name}, which has hooks, and these would see other values than before: remove "

@@ -26,7 +26,7 @@ DESCRIBING_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda"
 class Value(fx.Proxy):
     """A value whose statements in place, such as h += c and h[0] = c, are calls of a tensor's methods."""
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    def __getattr__(self, name: str) -> ValueAttribute:
         return ValueAttribute(self, name)
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -38,7 +38,7 @@ class Value(fx.Proxy):
         super().__setattr__(name, value)
 
 
-class ValueAttribute(fx.proxy.Attribute, Value):  # type: ignore[misc]  # both are proxies
+class ValueAttribute(fx.proxy.Attribute, Value):
     """An attribute of a value, such as h.T, or a method that is about to be called."""
 
 

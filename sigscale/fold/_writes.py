@@ -31,7 +31,8 @@ def plain_name(target: Any) -> str:
 
 def writes(node: fx.Node, layer: nn.Module | None = None) -> tuple[fx.Node, ...]:
     """The operands that a call writes into; `layer` is the module that it calls."""
-    arguments = {**dict(enumerate(node.args)), **node.kwargs}
+    arguments: dict[Any, Any] = dict(enumerate(node.args))
+    arguments.update(node.kwargs)
     written = [arguments["out"]] if node.op == "call_function" and "out" in arguments else []
     if layer is not None:
         in_place = getattr(layer, "inplace", False) is True
