@@ -107,6 +107,8 @@ class Plan:
         modules = [f for f in found if f.name in selected and not f.refusal]
         _check_num_parameters(options, modules, marks)
         observed = None if inputs is None else observe(model, inputs, {f.name for f in found}, marks)
+        if observed is not None and options.num_parameters > 1:
+            _check_channels(options.num_parameters, modules, observed.channels)
         notes = _likely_output(model) if observed is None else dict.fromkeys(observed.outputs, OUTPUT)
         report = _Lists()
         for f in modules:
@@ -122,7 +124,7 @@ class Plan:
         else:
             report.add_calls(observed.calls, options)
         if not report.changed:
-            raise ValueError(_nothing(report.left, [*report.overlooked, *_cells(model)], options.functional))
+            raise ValueError(_nothing(report, _cells(model), selection, options.functional))
         return cls(options, modules, marks, report, (*report.overlooked, *_cells(model)))
 
     def carry_out(self, model: nn.Module) -> tuple[nn.Parameter, ...]:
@@ -239,24 +241,42 @@ def _cells(model: nn.Module) -> list[Entry]:
 
 
 def _check_num_parameters(options: Options, modules: list[Found], marks: Mapping[str, Mark]) -> None:
-    unfit = [f.name for f in modules if isinstance(f.module, nn.RNNBase)]
-    unfit += [f"calls in {name}" for name, mark in marks.items() if mark.owner is not None]
-    if options.num_parameters > 1 and unfit:
+    text = (
+        f"num_parameters={options.num_parameters} is for activation modules, with an alpha for each channel"
+    )
+    cells = [f.name for f in modules if isinstance(f.module, nn.RNNBase)]
+    if options.num_parameters > 1 and cells:
+        raise ValueError(f"{text}; got also {listed(cells)}: scale those by themselves, with exclude= here")
+    calls = [name for name, mark in marks.items() if mark.owner is not None]
+    if options.num_parameters > 1 and calls:
         raise ValueError(
-            f"num_parameters={options.num_parameters} is for activation modules, with an alpha for each "
-            f"channel; got also {listed(unfit)}: scale those by themselves, with exclude= here"
+            f"{text}; got also calls in {listed(calls)}: leave functional=True to another call, with "
+            "exclude= for the modules"
         )
 
 
-def _nothing(left: list[Entry], unseen: list[Entry], functional: bool) -> str:
+def _check_channels(number: int, modules: list[Found], channels: Mapping[str, int]) -> None:
+    unfit = [f"{f.name!r} has {channels[f.name]}" for f in modules if channels.get(f.name, number) != number]
+    if unfit:
+        raise ValueError(
+            "num_parameters must be 1 or the number of channels, dimension 1 of each module's input; got "
+            f"{number}, but {listed(unfit)}: scale modules of other widths by themselves, with include="
+        )
+
+
+def _nothing(report: _Lists, cells: list[Entry], selection: Selection, functional: bool) -> str:
     """Why there is nothing to scale."""
     known = listed(f"nn.{kind.__name__}" for kind in pairs())
     text = f"the model must have activations to scale, modules {known}; got none"
-    if left:
-        text += " but " + listed(f"{entry.name!r} ({entry.before}: {entry.note})" for entry in left)
+    if report.left:
+        text += " but " + listed(f"{entry.name!r} ({entry.before}: {entry.note})" for entry in report.left)
+    unseen = [*report.overlooked, *cells]
     if unseen:
         text += "; no module computes " + listed(f"{entry.before} ({entry.note})" for entry in unseen)
-    return text + ("" if functional else ": functional=True scales calls in forward as well")
+    if selection.include or selection.exclude:
+        return f"{text}: widen include=, or narrow exclude="
+    only_cells = bool(cells) and not (report.left or report.overlooked)
+    return text if functional or only_cells else f"{text}: functional=True scales calls in forward as well"
 
 
 def listed(items: Iterable[str]) -> str:
@@ -296,10 +316,11 @@ class Call(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """The calls, and the activation modules that give the model's output."""
+    """The calls, the activation modules that give the model's output, and the channels of each module."""
 
     calls: list[Call]
     outputs: set[str]
+    channels: dict[str, int]
 
 
 class _Listing(TorchFunctionMode):
@@ -351,7 +372,8 @@ def observe(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping
         if call not in calls:
             calls.append(call)
     outputs = {name for name, result in results if not storages.isdisjoint(_storages(result))}
-    return Observed(calls, outputs)
+    channels = {name: x.shape[1] if x.ndim > 1 else 1 for name, x in results if isinstance(x, Tensor)}
+    return Observed(calls, outputs, channels)
 
 
 def _storages(result: Any) -> Iterator[int]:
