@@ -143,7 +143,7 @@ def test_unfit_parameters_after_change():
     net = network()
     penalty = ss.WeightPenalty(net, L2)
     net[0].weight = nn.Parameter(torch.ones(2, 3, dtype=torch.complex64))
-    with pytest.raises(TypeError, match="got dtype torch.complex64 .* for 0.weight: leave it out"):
+    with pytest.raises(TypeError, match=r"got dtype torch.complex64 .* for 0\.weight: leave it out"):
         penalty()
 
 
