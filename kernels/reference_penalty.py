@@ -13,7 +13,7 @@ def value(parameters: Tensors, l2: float, l1: float) -> Tensor:
     """l2 / 2 sum theta^2 + l1 sum |theta|, 0-d, fp32 (fp64 for fp64), of tensors of one type and device."""
     first = parameters[0]
     if first.is_cpu or type(first) not in PLAIN:
-        total = _by_sums(parameters, l2, l1)
+        total = by_sums(parameters, l2, l1)
         return total.full_tensor() if hasattr(total, "full_tensor") else total
     exact = exact_dtype(first)
     total = torch.zeros((), dtype=exact, device=first.device)
@@ -30,7 +30,7 @@ def exact_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _by_sums(parameters: Tensors, l2: float, l1: float) -> Tensor:
+def by_sums(parameters: Tensors, l2: float, l1: float) -> Tensor:
     """The value by sums: on a CPU they add up pairwise, where norms lose digits one value after the other.
 
     Of sharded tensors they stay sums of the shards until these meet at the end.

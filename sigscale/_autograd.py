@@ -140,7 +140,7 @@ def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
 
 def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
     """Add a gradient to a sketch, unless it has no values: a fake tensor, or one on the meta device."""
-    if _batched(g):
+    if is_batched(g):
         raise RuntimeError(
             "gradients batched by vmap (is_grads_batched, jacobian(vectorize=True)) cannot be counted: "
             "leave grad_sketch out, or close the monitor, for this call"
@@ -156,7 +156,7 @@ def _by_kernel(g: Tensor) -> bool:
 
     In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients.
     """
-    return type(g) is Tensor and not (torch.is_grad_enabled() or _batched(g) or g.is_neg())
+    return type(g) is Tensor and not (torch.is_grad_enabled() or is_batched(g) or g.is_neg())
 
 
 def _is_fake(g: Tensor) -> bool:
@@ -167,7 +167,7 @@ def _is_fake(g: Tensor) -> bool:
     return is_fake(g)
 
 
-def _batched(g: Tensor) -> bool:
+def is_batched(g: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)

@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
-from ._attachment import ATTACHED, Attachment, check_attachable, check_optimizer
-from ._selection import check_factors, selected
+from ._attachment import ATTACHED, Attachment, check_attachable
+from ._autograd import is_batched
+from ._selection import PenalizedParameters, check_factors
+from ._step import steppable
 from .kernels import reference_penalty
+from .kernels.reference_penalty import Tensors
 
 
 class WeightPenalty:
@@ -71,7 +75,7 @@ class WeightPenalty:
         exclude: str | Iterable[str] = (),
     ) -> None:
         self._l2, self._l1 = check_factors(l2, l1)
-        self.parameters = selected(model_or_params, exclude)
+        self._parameters = PenalizedParameters(model_or_params, exclude)
 
     @property
     def l2(self) -> float:
@@ -80,6 +84,10 @@ class WeightPenalty:
     @property
     def l1(self) -> float:
         return self._l1
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        return self._parameters()
 
     def __call__(self) -> Tensor:
         """The penalty as a term of a loss: 0-d, differentiable, on the parameters' device.
@@ -94,22 +102,24 @@ class WeightPenalty:
                 "loss adds it once more: take it out of the loss, and use penalty.value() to log it",
                 stacklevel=2,
             )
-        return self.value_of(self.parameters)
+        return self.value_of(self._parameters.trained())
 
     @torch.no_grad()
     def value(self) -> Tensor:
         """The same number, detached, for logging; it stays on the device without synchronizing."""
-        return self.value_of(self.parameters)
+        return self.value_of(self._parameters.trained())
 
     def value_of(self, parameters: Sequence[Tensor]) -> Tensor:
-        """The penalty of those parameters that are not frozen."""
         kinds: dict[tuple[torch.device, torch.dtype, type], list[Tensor]] = {}
         for parameter in parameters:
-            if parameter.requires_grad:
-                kinds.setdefault((parameter.device, parameter.dtype, type(parameter)), []).append(parameter)
-        total = torch.zeros((), device=self.parameters[0].device)
+            kinds.setdefault((parameter.device, parameter.dtype, type(parameter)), []).append(parameter)
+        first = next(iter(parameters or self.parameters), None)
+        total = torch.zeros((), device=None if first is None else first.device)
         for alike in kinds.values():
-            value = _Value.apply(self.l2, self.l1, *alike)
+            if _is_transformed():
+                value = reference_penalty.by_sums(alike, self.l2, self.l1)
+            else:
+                value = _Value.apply(self.l2, self.l1, *alike)
             total = total + value.to(total.device)
         return total
 
@@ -149,6 +159,7 @@ class WeightPenalty:
             >>> ss.WeightPenalty(model, l2=0.01).attach(optimizer).ways
             ('weight_decay',)
         """
+        optimizer = steppable(optimizer)
         check_attachable(self, optimizer)
         return Attachment(self, optimizer)
 
@@ -158,7 +169,7 @@ class WeightPenalty:
         Raises:
             ValueError: it is not attached to this optimizer.
         """
-        check_optimizer(optimizer)
+        optimizer = steppable(optimizer)
         for attachment in ATTACHED.get(optimizer, ()):
             if attachment.penalty is self:
                 return attachment.remove()
@@ -187,5 +198,17 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         parameters, (l2, l1) = ctx.saved_tensors, ctx.factors
-        found = reference_penalty.gradients(parameters, l2, l1, g)
+        if is_batched(g):  # by vmap, which has no rules for the functions that take lists
+            found: Tensors = [g * part for part in reference_penalty.gradients(parameters, l2, l1)]
+        else:
+            found = reference_penalty.gradients(parameters, l2, l1, g)
         return None, None, *(part.to(p.dtype) for part, p in zip(found, parameters, strict=True))
+
+
+def _is_transformed() -> bool:
+    """Whether the value is to be plain arithmetic, which torch.func, forward AD and compilers take apart."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
