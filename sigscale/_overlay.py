@@ -12,7 +12,7 @@ from typing import Any
 BELOW = "_class_below"
 
 
-def class_over(base: type, members: dict[str, Any], hidden: tuple[str, ...] = ()) -> type:
+def class_over(base: Any, members: dict[str, Any], hidden: tuple[str, ...] = ()) -> type:
     """A subclass that goes by the name of `base`, with these members more; its objects copy as `base`'s."""
 
     def bare(self: Any) -> Any:
@@ -22,7 +22,7 @@ def class_over(base: type, members: dict[str, Any], hidden: tuple[str, ...] = ()
 
     def reduce_ex(self: Any, protocol: Any) -> Any:
         if type(self) is not over:
-            return super(over, self).__reduce_ex__(protocol)
+            return base.__reduce_ex__(self, protocol)
         return bare(self).__reduce_ex__(1)  # pickle takes later protocols for objects of that very class only
 
     def deep_copy(self: Any, memo: dict[int, Any]) -> Any:
@@ -32,7 +32,7 @@ def class_over(base: type, members: dict[str, Any], hidden: tuple[str, ...] = ()
     if hasattr(base, "__deepcopy__"):
         members["__deepcopy__"] = deep_copy
     members |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    over = type(base.__name__, (base,), members)
+    over: type = type(base.__name__, (base,), members)
     return over
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._autograd import count_gradient, counted
+from .._autograd import count_gradient, counted, takes_part
 from .._checks import DTYPES
 from .._overlay import class_over, uncover
 from ..kernels.device import is_capturing
@@ -93,7 +93,7 @@ def count_overwritten(x: Tensor, sketch: QuantileSketch) -> None:
 
 def measurable(x: Any, name: str) -> bool:
     """Whether x takes part in a backward pass; TypeError if it does and cannot be counted."""
-    if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
+    if not (isinstance(x, Tensor) and takes_part(x)):
         return False
     if x.dtype not in DTYPES or x.is_nested or x.layout is not torch.strided:
         kind = "a nested tensor" if x.is_nested else f"{x.dtype}, {x.layout}"
