@@ -115,9 +115,10 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
         if "inplace" not in str(error):
             raise
         raise RuntimeError(
-            f'{error}\nAn activation of sigscale keeps its input with save="input" and, by default, in 16 bits. '
-            'If that was overwritten, as by y = f(x); x += y: save="output" keeps the output instead, and '
-            "x = x + y overwrites nothing"
+            f"{error}\n"
+            'An activation of sigscale keeps its input with save="input" or, by default, in 16 bits. '
+            'If y = f(x); x += y overwrote that: save="output" keeps the output instead, and x = x + y '
+            "overwrites nothing"
         ) from error
 
 
