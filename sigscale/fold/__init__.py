@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from .._calls import unscale_calls
 from .._conversion import become_plain, plain_class
 from .._names import wrappers
+from .._overlay import is_overlaid
 from ..functional import functional
 from ..kernels.functions import FUNCTIONS, Function
 from ..nn.activation import Scaled, class_name
@@ -113,7 +114,7 @@ def _check(model: nn.Module) -> None:
                 f"cannot fold {name}, a subclass whose forward may differ from that of sigscale.nn: use the "
                 "class of sigscale.nn itself"
             )
-        if any(vars(layer)[hooks] for hooks in HOOKS):
+        if is_overlaid(layer) or any(vars(layer)[hooks] for hooks in HOOKS):
             raise ValueError(
                 f"cannot fold {name}, which has hooks, and these would see other values than before: remove "
                 "them first, by handle.remove() or monitor.close(), or if they compute a weight, by "

@@ -98,8 +98,8 @@ class Reader:
         scale = self.recorder.scale[row].item()
         if math.isnan(scale):
             raise RuntimeError(
-                f"the scaler skipped the last step, which left {name!r} without a known scale: "
-                "call monitor.step() before scaler.step(optimizer)"
+                f"the scaler skipped the last step, or changed its scale within it, which left {name!r} "
+                "without a known scale: call monitor.step() before scaler.step(optimizer)"
             )
         bits = self.recorder.statistics.mantissa_bits
         sketch = QuantileSketch(bits)
