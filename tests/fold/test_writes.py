@@ -227,7 +227,40 @@ def test_attributes_changed_by_a_graph():
             self.calls += 1
             return self.b(ss.tanh(self.a(x)))
 
-    refuses(Counting(1), "Counting, whose forward calls functions of sigscale", "changes 'calls'")
+    refuses(Counting(1), "Counting, whose forward calls scaled functions", "changes calls: leave that out")
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [
+        (lambda h: h + torch.zeros(4).normal_(), "changes random numbers, drawn once"),
+        (torch.no_grad()(lambda h: h * 2), "changes the mode of gradients or autocast at test_writes.py"),
+        (
+            torch.autocast("cpu")(lambda h: h * 2),
+            "changes the mode of gradients or autocast at test_writes.py",
+        ),
+    ],
+)
+def test_what_a_graph_would_freeze(operation, named):
+    model = Model(lambda m, h, g: operation(m.plain(h)), True)
+    state = torch.get_rng_state()
+    refuses(model, "whose forward calls scaled functions", named)
+    assert torch.equal(torch.get_rng_state(), state)
+    ss.fold(Model(model.join, False))  # whose own forward the copy keeps
+
+
+def test_scaled_calls_of_buffers():
+    class OfBuffer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.gain = nn.Linear(4, 4), nn.Buffer(torch.rand(4))
+
+        def forward(self, x):
+            return self.a(x) * torch.tanh(self.gain)
+
+    model = randomized(OfBuffer())
+    ss.scale_activations(model, functional=True)
+    torch.testing.assert_close(ss.fold(model)(X), model(X), rtol=1e-12, atol=1e-12)
 
 
 def test_running_statistics_read_in_forward():
