@@ -21,7 +21,7 @@ from ..nn.activation import Scaled, class_name
 from ..nn.recurrent import Recurrent
 from ._absorbers import absorber, rescale, rescaling
 from ._layers import equations
-from ._trace import Trace, called_function, cloned, trace
+from ._trace import Trace, called_function, cloned, needs_graph, trace
 from ._tracer import scaled_function
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -124,6 +124,7 @@ def _check(model: nn.Module) -> None:
 
 def _plain(model: nn.Module, traced: Trace) -> nn.Module:
     """The rescaled copy without alphas; its graph, if forward calls functions of sigscale."""
+    as_graph = needs_graph(model, traced.graph, traced.defaults)
     for layer in model.modules():
         unscale_calls(layer)
     plain: dict[nn.Module, nn.Module] = {}
@@ -137,9 +138,8 @@ def _plain(model: nn.Module, traced: Trace) -> nn.Module:
         for name, child in parent._modules.items():
             if child in plain:
                 parent._modules[name] = plain[child]
-    calls = any(called_function(node.target) for node in traced.graph.nodes)
-    if calls or traced.defaults:
-        _check_state(model, traced, calls)
+    if as_graph:
+        _check_state(model, traced)
         model = _as_graph(model, traced)
     _check_plain(model)
     return model
@@ -172,14 +172,16 @@ def _erase(graph: fx.Graph, nodes: list[fx.Node], needless: set[str]) -> None:
             _erase(graph, inputs, needless)
 
 
-def _check_state(model: nn.Module, traced: Trace, calls: bool) -> None:
+def _check_state(model: nn.Module, traced: Trace) -> None:
     """Raise ValueError if the graph that the copy will be lacks what forward does to the model."""
     if traced.changed:
-        cause = "calls functions of sigscale" if calls else f"has the optional {', '.join(traced.defaults)}"
+        cause = (
+            f"has the optional {', '.join(traced.defaults)}" if traced.defaults else "calls scaled functions"
+        )
         raise ValueError(
             f"cannot fold {type(model).__name__}, whose forward {cause}, so that the copy is a graph of "
-            f"calls, and changes {', '.join(map(repr, traced.changed))}, which a graph would not: leave that "
-            "out, or write into a registered buffer, as in self.calls.add_(1)"
+            f"calls, and which changes {'; '.join(traced.changed)}: leave that out, write into a registered "
+            "buffer, as in self.calls.add_(1), or fold the parts that do without"
         )
 
 

@@ -167,7 +167,7 @@ def direct(scales: Scales, node: fx.Node) -> None:
 
 def assign(scales: Scales, node: fx.Node) -> None:
     """A part of a tensor is replaced by 0 or by what has its scale, as is all of it."""
-    x, value = operand(node), node.args[-1]
+    x, value = operand(node), argument(node, 2 if scales.trace.kind(node) == "setitem" else 1, "other")
     if isinstance(value, fx.Node):
         scales.tie((x, value, node), node)
     elif value == 0:

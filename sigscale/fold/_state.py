@@ -14,7 +14,7 @@ Content = list[tuple[Any, tuple[int, Tensor] | None]]
 
 
 class Change(NamedTuple):
-    """An attribute or buffer that forward changed; whether it is a buffer that forward wrote into."""
+    """What forward changed, such as an attribute; whether it is a buffer that forward wrote into."""
 
     name: str
     is_written_buffer: bool

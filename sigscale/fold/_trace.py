@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Target
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .._calls import call_scaling
 from ..functional import functional
 from ..kernels.functions import FUNCTIONS, Function
 from ._state import Change, State, attributes
@@ -30,7 +31,7 @@ class Trace(NamedTuple):
     read: Sequence[Tensor]  # buffers that forward reads while it is traced
     kept: Mapping[fx.Node, str]  # values that forward keeps in attributes, and where
     defaults: tuple[str, ...]  # arguments of forward that have a default, and were traced with one value
-    changed: tuple[str, ...]  # attributes that forward changes and that the graph does not hold
+    changed: tuple[str, ...]  # what forward changes and a graph would not, such as attributes
 
     def layer(self, node: fx.Node) -> nn.Module:
         """The module that a node calls."""
@@ -74,7 +75,7 @@ def trace(model: nn.Module, inputs: tuple[Any, ...] | None) -> Trace:
     arguments = graph.find_nodes(op="placeholder")
     defaults = tuple(node.target for node in arguments if node.args and not node.target.startswith("*"))
     written = [change.name for change in changes if change.is_written_buffer]
-    if written and (defaults or any(called_function(node.target) for node in graph.nodes)):
+    if written and needs_graph(root, graph, defaults):
         root, graph, changes, read = _traced(model, inputs, written)  # since the copy will be a graph
     for position, node in enumerate(graph.find_nodes(op="placeholder")):
         if position < len(inputs or ()):
@@ -98,6 +99,13 @@ def trace(model: nn.Module, inputs: tuple[Any, ...] | None) -> Trace:
     )
 
 
+def needs_graph(model: nn.Module, graph: fx.Graph, defaults: Sequence[str]) -> bool:
+    """Whether the copy cannot keep the own forward of a model, which calls sigscale or was traced in part."""
+    scaled = [call_scaling(layer) for layer in model.modules()]
+    calls = any(settings is not None and settings.functions for settings in scaled)
+    return calls or bool(defaults) or any(called_function(node.target) for node in graph.nodes)
+
+
 def _traced(
     model: nn.Module, inputs: tuple[Any, ...] | None, updated: Sequence[str]
 ) -> tuple[nn.Module, fx.Graph, list[Change], list[Tensor]]:
@@ -113,7 +121,10 @@ def _traced(
     tracer = Tracer(len(inputs or ()), [root.get_buffer(name) for name in updated])
     before = State(root)
     try:
-        graph = tracer.trace(root)
+        with torch.random.fork_rng():
+            random = torch.get_rng_state()
+            graph = tracer.trace(root)
+            draws = not torch.equal(random, torch.get_rng_state())
     except Exception as error:  # whatever user code may raise when it meets a torch.fx.Proxy
         where = f"in '{tracer.inside[-1]}', " if tracer.inside[-1] else ""
         raise ValueError(
@@ -121,7 +132,9 @@ def _traced(
             "Fold the parts that it can, as in model.features = sigscale.fold(model.features), or move the "
             "branch that depends on data out of forward"
         ) from error
-    return root, graph, before.changes(root), tracer.read
+    others = [*tracer.modes, *(["random numbers, drawn once for all calls"] if draws else [])]
+    changes = [*before.changes(root), *(Change(what, False) for what in others)]
+    return root, graph, changes, tracer.read
 
 
 def called_function(target: Target) -> Function | None:

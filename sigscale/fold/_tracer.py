@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Target
 
@@ -21,6 +22,11 @@ TORCH, OURS = (str(Path(file).parent.parent) for file in (fx.__file__, __file__)
 # Methods and attributes of a tensor that do not depend on its values.
 DESCRIBING = {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "get_device", "element_size"}
 DESCRIBING_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad"}
+# Methods of a tensor that Python calls for statements in place, and the operations that these are.
+STATEMENTS = {
+    **{f"__i{name}__": name for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "xor")},
+    **{"__iand__": "and_", "__ior__": "or_", "__setitem__": "setitem"},
+}
 
 
 class Value(fx.Proxy):
@@ -42,19 +48,20 @@ class ValueAttribute(fx.proxy.Attribute, Value):
     """An attribute of a value, such as h.T, or a method that is about to be called."""
 
 
-def _in_place(name: str) -> Callable[[Value, Any], Any]:
+def _in_place(method: str, name: str) -> Callable[[Value, Any], Any]:
     """The statement of a tensor as a call of its method; numbers, which cannot change, are replaced."""
 
     def statement(self: Value, other: Any) -> Any:
         if is_number(self.node):
             return getattr(operator, name)(self, other)
-        return self.tracer.create_proxy("call_method", f"__i{name.strip('_')}__", (self, other), {})
+        return self.tracer.create_proxy("call_method", method, (self, other), {})
 
     return statement
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor"):
-    setattr(Value, f"__i{_name.strip('_')}__", _in_place(_name))
+for _method, _name in STATEMENTS.items():
+    if _method != "__setitem__":
+        setattr(Value, _method, _in_place(_method, _name))
 
 
 def is_proxy(value: Any) -> bool:
@@ -89,6 +96,8 @@ class Tracer(fx.Tracer):
         self.given = given  # arguments that are passed, whether or not they have a default
         self.updated = updated  # buffers that forward writes into: calls of theirs belong into the graph
         self.read: list[Tensor] = []  # buffers that forward reads
+        self.modes: dict[str, None] = {}  # calls in a mode, such as torch.no_grad(), that forward enters
+        self._mode = _mode()
         self.inside = [""]  # paths of the modules that are being traced
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -114,6 +123,8 @@ class Tracer(fx.Tracer):
         node = super().create_node(kind, *args, **kwargs)
         if kind in ("call_function", "call_method"):
             node.meta["place"] = _place()
+        if kind.startswith("call") and _mode() != self._mode:
+            self.modes[f"the mode of gradients or autocast {place_of(node)}"] = None
         return node
 
     def create_proxy(self, kind: str, target: Target, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
@@ -137,6 +148,10 @@ class Tracer(fx.Tracer):
         return function, arguments
 
 
+def _mode() -> tuple[bool, ...]:
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
 def _place() -> tuple[str, int] | None:
     """The line of the model's code that is being traced; None if all of it is PyTorch's, as in a subclass."""
     frame: FrameType | None = sys._getframe(2)
@@ -149,7 +164,7 @@ def _place() -> tuple[str, int] | None:
 
 def place_of(node: fx.Node) -> str:
     """Where a call is: a line of code or, if none is the user's, a module."""
-    if node.meta["place"] is not None:
+    if node.meta.get("place") is not None:
         file, line = node.meta["place"]
         return f"at {Path(file).name}:{line}"
     path, kind = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("", type(None)))

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ._tracer import is_number
+from ..kernels.functions import FUNCTIONS
+from ..nn.activation import Scaled
+from ._tracer import STATEMENTS, is_number
 
-# Methods of a tensor that Python calls for statements in place, and what they do.
-STATEMENTS = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv", "setitem": "setitem"}
 # Calls whose results are new memory; any other may return a view of an operand.
 NEW = """add sub subtract maximum minimum where mul multiply div divide truediv true_divide cat concat
     concatenate stack hstack vstack gt ge lt le eq ne mean sum zeros zeros_like new_zeros clone neg abs amax
-    amin linear conv1d conv2d conv3d matmul exp exp2 tanh sigmoid softplus"""
+    amin linear conv1d conv2d conv3d matmul exp exp2 softplus"""
 
 
 def plain_name(target: Any) -> str:
     """The name of what is called, without the underscores of calls in place."""
     name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     if name.startswith("__") and name.endswith("__"):
-        return STATEMENTS.get(name.strip("_"), name)
+        return STATEMENTS.get(name, name)
     return name.removesuffix("_")
 
 
@@ -39,7 +39,7 @@ def writes(node: fx.Node, layer: nn.Module | None = None) -> tuple[fx.Node, ...]
     elif node.op == "call_method":
         name = str(node.target)
         dunder = name.startswith("__") and name.endswith("__")
-        in_place = name.strip("_") in STATEMENTS or name[:3] == "__i" if dunder else name.endswith("_")
+        in_place = name in STATEMENTS if dunder else name.endswith("_")
     elif node.op == "call_function":
         name = plain_name(node.target)
         in_place = getattr(node.target, "__name__", "") in (f"{name}_", "setitem") or _option(node, "inplace")
@@ -64,6 +64,13 @@ def _option(node: fx.Node, name: str) -> bool:
     return bool(bound.arguments.get(name, False))
 
 
+def makes_new(node: fx.Node, layer: nn.Module | None) -> bool:
+    """Whether a call returns new memory, or an operand that it writes into."""
+    if layer is not None:
+        return isinstance(layer, Scaled) or any(True for _ in layer.parameters())
+    return plain_name(node.target) in {*NEW.split(), *FUNCTIONS}
+
+
 class Memory:
     """Which values of a graph may share memory."""
 
@@ -77,9 +84,11 @@ class Memory:
             if is_number(node):
                 continue
             layer = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-            shared: Iterable[fx.Node] = writes(node, layer)
-            if layer is None and plain_name(node.target) not in NEW.split():
-                shared = node.all_input_nodes
+            shared: Iterable[fx.Node] = node.all_input_nodes
+            if makes_new(node, layer):
+                shared = writes(node, layer)
+            elif plain_name(node.target).endswith("_as"):  # of which the second has the shape
+                shared = node.all_input_nodes[:1]
             for value in shared:
                 if not is_number(value):
                     self._join(node, value)

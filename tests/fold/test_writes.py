@@ -95,6 +95,7 @@ FOLDED = {
     "item by mask": statement(lambda m, h, g: h.__setitem__(h > 0, 0)),
     "item of a transpose": statement(item_of_transposed),
     "copy_": statement(lambda m, h, g: h.copy_(g)),
+    "copy_ by name": statement(lambda m, h, g: h.copy_(non_blocking=False, other=g)),
     "view": statement(lambda m, h, g: h.view(-1).add_(g.view(-1))),
     "view by statement": statement(decrement_view),
     "chunk": statement(chunks),
@@ -130,6 +131,7 @@ REFUSED = {
     "statement": (statement(lambda m, h, g: h.__ipow__(2)), "at"),
     "scaled otherwise": (statement(lambda m, h, g: h.add_(m.plain(g) * m.plain(g))), "mul() at"),
     "view": (statement(lambda m, h, g: h.view(-1)[:4].add_(m.gain)), "'gain', which forward reads,"),
+    "copy": (statement(lambda m, h, g: h.copy_(m.plain(g).exp(), False)), "exp() at"),
     "out=": (statement(lambda m, h, g: torch.mul(g, 2, out=h)), "mul() at"),
     "foreach": (statement(lambda m, h, g: torch._foreach_add_([h, g], 1.0)), "foreach_add"),
     "compare in place": (statement(lambda m, h, g: h.gt_(0)), "gt() at"),
@@ -227,7 +229,40 @@ def test_attributes_changed_by_a_graph():
             self.calls += 1
             return self.b(ss.tanh(self.a(x)))
 
-    refuses(Counting(1), "Counting, whose forward calls functions of sigscale", "changes 'calls'")
+    refuses(Counting(1), "Counting, whose forward calls scaled functions", "changes calls: leave that out")
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [
+        (lambda h: h + torch.zeros(4).normal_(), "changes random numbers, drawn once"),
+        (torch.no_grad()(lambda h: h * 2), "changes the mode of gradients or autocast at test_writes.py"),
+        (
+            torch.autocast("cpu")(lambda h: h * 2),
+            "changes the mode of gradients or autocast at test_writes.py",
+        ),
+    ],
+)
+def test_what_a_graph_would_freeze(operation, named):
+    model = Model(lambda m, h, g: operation(m.plain(h)), True)
+    state = torch.get_rng_state()
+    refuses(model, "whose forward calls scaled functions", named)
+    assert torch.equal(torch.get_rng_state(), state)
+    ss.fold(Model(model.join, False))  # whose own forward the copy keeps
+
+
+def test_scaled_calls_of_buffers():
+    class OfBuffer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.gain = nn.Linear(4, 4), nn.Buffer(torch.rand(4))
+
+        def forward(self, x):
+            return self.a(x) * torch.tanh(self.gain)
+
+    model = randomized(OfBuffer())
+    ss.scale_activations(model, functional=True)
+    torch.testing.assert_close(ss.fold(model)(X), model(X), rtol=1e-12, atol=1e-12)
 
 
 def test_running_statistics_read_in_forward():
