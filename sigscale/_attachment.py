@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import attrgetter, is_
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
+from ._groups import Group, Held, Pulls
 from ._step import is_within_step, raised_double
 from .kernels.penalty import add_penalty, all_dense_on_cpu
 from .kernels.reference_penalty import PLAIN
@@ -24,8 +25,6 @@ COUPLED = {
 
 ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[Attachment]] = weakref.WeakKeyDictionary()
 
-Group = dict[str, Any]
-Gradients = tuple[list[Tensor], list[Tensor], bool]
 GRADIENT, TRAINED = attrgetter("grad"), attrgetter("requires_grad")
 
 
@@ -42,53 +41,6 @@ class Penalty(Protocol):
     def l1(self) -> float: ...
 
     def value_of(self, parameters: Sequence[Tensor]) -> Tensor: ...
-
-
-class Held(NamedTuple):
-    """The parameters of a group, penalized and others; looked up again only when the group changes."""
-
-    parameters: list[Tensor]
-    mine: list[Tensor]
-    others: list[Tensor]
-    plain: bool
-
-    @classmethod
-    def of(cls, parameters: Iterable[Tensor], members: frozenset[int]) -> Held:
-        parameters = [*parameters]
-        mine = [p for p in parameters if id(p) in members]
-        plain = bool(mine) and PLAIN.issuperset(map(type, mine))
-        return cls(parameters, mine, [p for p in parameters if id(p) not in members], plain)
-
-    def still(self, parameters: list[Tensor]) -> bool:
-        return len(parameters) == len(self.parameters) and all(map(is_, parameters, self.parameters))
-
-    def penalized(self) -> Gradients:
-        """Penalized parameters with a gradient, their gradients, and whether others have one."""
-        mine, gradients, others = [], [], any(p.grad is not None for p in self.others)
-        for parameter in self.mine:
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if not parameter.requires_grad:
-                others = True
-                continue
-            if gradient.layout is not torch.strided:
-                raise TypeError(
-                    f"a weight penalty takes dense gradients; got layout {gradient.layout} for a parameter "
-                    f"of shape {tuple(parameter.shape)}: make it with sparse=False, or exclude it"
-                )
-            mine.append(parameter)
-            gradients.append(gradient)
-        return mine, gradients, others
-
-
-class Pulls(dict[float, tuple[list[Tensor], list[Tensor]]]):
-    """Parameters and their gradients, by the sign with which the penalty enters the gradient."""
-
-    def add(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        sign = -1.0 if group.get("maximize") else 1.0
-        mine, theirs = self.get(sign, ([], []))
-        self[sign] = (mine + parameters, theirs + gradients) if mine else (parameters, gradients)
 
 
 class Attachment:
@@ -234,7 +186,7 @@ class Attachment:
             if not held.mine:
                 continue
             others = any(p.grad is not None for p in held.others)
-            if not held.plain or self._by_weight_decay(kind, group, others):
+            if not PLAIN.issuperset(map(type, held.mine)) or self._by_weight_decay(kind, group, others):
                 return None
             gradients = [*map(GRADIENT, held.mine)]
             if not (all_dense_on_cpu(gradients) and all(map(TRAINED, held.mine))):
