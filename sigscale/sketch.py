@@ -299,3 +299,6 @@ class QuantileSketch:
                 f"sketches with mantissa_bits={self.mantissa_bits} and {other.mantissa_bits} have different "
                 "bins: merge sketches of the same mantissa_bits"
             )
+
+
+torch.serialization.add_safe_globals([QuantileSketch])

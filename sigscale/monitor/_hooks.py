@@ -1,12 +1,10 @@
-"""The hooks of a monitor: they count the gradient with respect to the input of activation modules.
+"""How a stock activation module counts the gradient of its input: by a class laid over its own.
 
-A tap counts in the backward pass only, so recomputing a forward pass counts nothing. Copies of a model, by
-copy or pickle, are ordinary models without a monitor.
+It counts in the backward pass only, so recomputing a forward pass counts nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,29 +13,14 @@ from torch import Tensor, nn
 
 from .._autograd import count_gradient, counted, takes_part
 from .._checks import DTYPES
-from .._overlay import class_over, uncover
-from ..kernels.device import is_capturing
-from ..nn.activation import Activation, check_free
+from .._overlay import class_over
 from ..sketch import QuantileSketch
 
 
-class RowSketch(QuantileSketch):
-    """A sketch whose counts are a row of others; a copy of the module that has it has none."""
+class NamedSketch(QuantileSketch):
+    """A sketch that knows which module it belongs to."""
 
     name: str
-    note_capture: Callable[[], None]
-
-    def point_to(self, counts: Tensor, note_capture: Callable[[], None]) -> None:
-        """Count there; `note_capture` is called when a CUDA graph is captured that does."""
-        self._counts, self.note_capture = counts, note_capture
-
-    def counts_on(self, device: torch.device) -> Tensor:
-        if is_capturing(device):
-            self.note_capture()
-        return super().counts_on(device)
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return type(None), ()
 
 
 @cache
@@ -45,7 +28,7 @@ def counting_class(base: type[nn.Module]) -> type[nn.Module]:
     """The class of modules of `base` whose grad_sketch counts the gradient of their input."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        sketch: RowSketch | None = self.grad_sketch  # type: ignore[assignment]
+        sketch: NamedSketch | None = self.grad_sketch  # type: ignore[assignment]
         if sketch is not None:
             args, kwargs = with_counted_input(self, sketch, args, kwargs)
         return base.forward(self, *args, **kwargs)
@@ -54,7 +37,7 @@ def counting_class(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def with_counted_input(
-    module: nn.Module, sketch: RowSketch, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: nn.Module, sketch: NamedSketch, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a module's forward, such that the backward pass counts."""
     x: Any = args[0] if args else kwargs.get("input")
@@ -102,53 +85,3 @@ def measurable(x: Any, name: str) -> bool:
             f"the input of {name!r} is {kind}: leave it out with exclude={name!r}"
         )
     return True
-
-
-class Tap:
-    """An activation module and the sketch that counts the gradient of its input."""
-
-    def __init__(self, module: nn.Module, name: str, mantissa_bits: int) -> None:
-        self.module, self.sketch = module, RowSketch(mantissa_bits)
-        self.sketch.name = name
-        kind: Any = type(module)
-        if not isinstance(module, Activation):
-            module.__class__ = counting_class(kind)
-        self.listen(True)
-
-    def listen(self, on: bool) -> None:
-        """Start or stop counting."""
-        if vars(self.module).get("grad_sketch") in (None, self.sketch):  # else the user's own
-            vars(self.module).pop("grad_sketch", None)
-            if on:
-                vars(self.module)["grad_sketch"] = self.sketch
-
-    def close(self) -> None:
-        self.listen(False)
-        uncover(self.module)
-
-
-def check_trackable(
-    modules: Sequence[tuple[str, nn.Module]],
-    tensors: Sequence[tuple[str, nn.Parameter]],
-    taken: set[nn.Module | nn.Parameter],
-) -> None:
-    """Raise ValueError if there is nothing to measure, or something is measured already or cannot be."""
-    if not (modules or tensors):
-        raise ValueError(
-            "the model must have parameters or elementwise activation modules to measure; got none that are "
-            "selected: use modules such as sigscale.nn.Tanh rather than functions, widen include=, narrow "
-            "exclude=, or leave activations and parameters True"
-        )
-    for name, thing in (*modules, *tensors):
-        if thing in taken:
-            raise ValueError(
-                f"a tensor is measured by one monitor at a time; got {name!r}, which an open one measures: "
-                "close() that one first, or leave it out with exclude=..."
-            )
-    for name, module in modules:
-        if "forward" in vars(module) and not isinstance(module, Activation):
-            raise ValueError(
-                f"a monitor counts where the class computes; the forward of the module {name!r} was replaced "
-                f"on the object: remove that, or leave it out with exclude={name!r}"
-            )
-    check_free(modules)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._checks import check_quantiles, check_real
+from .._checks import check_quantiles, check_real, warn
 from ..kernels.reference_sketch import MANTISSA_BITS
 from ._recorder import Statistics
 from .history import quantile_name
@@ -99,10 +98,8 @@ class Alarm:
 
     def _warn(self, step: int, vanished: Mapping[str, float]) -> None:
         layers = ", ".join(f"{share:.0%} of {name!r}" for name, share in vanished.items())
-        warnings.warn(
+        warn(
             f"vanishing gradients: below {self.below:g} in magnitude at step {step}: {layers}. Where "
             "activations saturate, use scaled ones such as sigscale.nn.Tanh(alpha=2.0) or an L2 penalty; "
-            "where weights are too small, use larger initial values",
-            UserWarning,
-            stacklevel=5,
+            "where weights are too small, use larger initial values"
         )

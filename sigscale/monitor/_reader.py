@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import warnings
+from collections.abc import Sequence
 
+from .._checks import warn
 from ..kernels import summary
 from ..sketch import QuantileSketch
 from . import _options as options
@@ -12,7 +14,7 @@ from ._loss_scale import unscaled
 from ._options import Alarm
 from ._recorder import Recorder
 from ._rows import Rows
-from .history import GradientHistory, assembled, quantile_name
+from .history import GradientHistory, Record, assembled, quantile_name
 
 
 class Reader:
@@ -30,12 +32,11 @@ class Reader:
         recorder.take(wait=wait)
         if recorder.lost > self._lost:
             lost, self._lost = recorder.lost - self._lost, recorder.lost
-            warnings.warn(
+            warn(
                 f"{lost} steps were measured, and overwritten before they were read: the history lacks "
                 f"them. The ring holds {recorder.slots} steps: use a larger ring=, or call history() after "
                 "at most that many replays of a CUDA graph",
                 RuntimeWarning,
-                stacklevel=4,
             )
         if self.alarm is None:
             return
@@ -51,9 +52,20 @@ class Reader:
     def history(self, calls: int) -> GradientHistory:
         """The records after `calls` calls of step()."""
         self.look(wait=True)
+        recorded = self._assembled(self.recorder.records, calls)
+        return recorded if self.earlier is None else self.earlier.followed_by(recorded)
+
+    def last(self, calls: int) -> GradientHistory:
+        """The last step that was recorded in so many calls of step(), if any."""
+        self.look(wait=True)
+        records = self.recorder.records[-1:]
+        newest = self._assembled(records, calls) if records or self.earlier is None else self.earlier
+        return dataclasses.replace(newest, steps=newest.steps[-1:], values=newest.values[-1:])
+
+    def _assembled(self, records: Sequence[Record], calls: int) -> GradientHistory:
         recorder, rows, statistics = self.recorder, self.rows, self.recorder.statistics
-        numbers, values = assembled(recorder.records, len(rows), statistics.columns)
-        recorded = GradientHistory(
+        numbers, values = assembled(records, len(rows), statistics.columns)
+        return GradientHistory(
             self.first + self.every * numbers,
             [*rows.names],
             [*rows.kinds],
@@ -65,7 +77,6 @@ class Reader:
             # How often a CUDA graph was replayed, which measures every step, is known to the device only.
             self.first + recorder.taken if self.every == 1 else calls,
         )
-        return recorded if self.earlier is None else self.earlier.followed_by(recorded)
 
     def resume(self, earlier: GradientHistory) -> int:
         """Continue a history; returns its number of steps."""

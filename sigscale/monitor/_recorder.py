@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from ..kernels import device as devices
 from ..kernels import summary
 from ..kernels.reference_sketch import bin_count
 from ..kernels.sketch import count_many
-from .history import Array
+from .history import Array, Record
 
 
 class Statistics(NamedTuple):
@@ -57,7 +56,7 @@ class Recorder:
         self.device, self.statistics, self.rows, self.slots = device, statistics, 0, slots
         with torch.inference_mode(False):
             self.made = torch.zeros(1, dtype=torch.int64, device=device)
-        self.records: list[tuple[npt.NDArray[np.int64], Array]] = []  # numbers, values; on the host
+        self.records: list[Record] = []  # on the host
         self.lost = 0  # steps that were overwritten before they were copied
         self.captured = False
         self.taken = 0  # steps that the host has, or has lost

@@ -73,7 +73,7 @@ class ParameterGradients:
     def __init__(
         self, model: nn.Module, selection: Selection | None, reduction: Reduction, device: torch.device
     ) -> None:
-        self._model, self._reduction, self._device = model, reduction, device
+        self.model, self._reduction, self._device = model, reduction, device
         self._selection = selection
         self._selected: dict[str, bool] = {}
 
@@ -81,7 +81,7 @@ class ParameterGradients:
         """Selected parameters that are or were trained."""
         if self._selection is None:
             return
-        for name, parameter in named_parameters(self._model):
+        for name, parameter in named_parameters(self.model):
             selected = self._selected.get(name)
             if selected is None:
                 selected = self._selected[name] = name in self._selection
@@ -116,7 +116,8 @@ class ParameterGradients:
         return part.resolve_neg()
 
 
-ELEMENTWISE = (
+ACTIVATIONS = (
+    Activation,
     *(activation.CELU, activation.ELU, activation.GELU, activation.Hardshrink, activation.Hardsigmoid),
     *(activation.Hardswish, activation.Hardtanh, activation.LeakyReLU, activation.LogSigmoid),
     *(activation.Mish, activation.PReLU, activation.ReLU, activation.ReLU6, activation.RReLU),
@@ -128,7 +129,7 @@ ELEMENTWISE = (
 def named_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The elementwise activation modules; a model that is one itself goes by the name of its class."""
     for name, module in named_modules(model):
-        if isinstance(module, (Activation, *ELEMENTWISE)):
+        if isinstance(module, ACTIVATIONS):
             yield name or type(module).__name__, module
 
 

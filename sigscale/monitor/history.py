@@ -6,14 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from .._files import atomic
 
 Array = npt.NDArray[np.float64]
+Record = tuple[npt.NDArray[np.int64], Array]  # numbers of steps, and their values
 
 FORMAT = 2  # of the files; those without a number are of format 1, with the same arrays
 COUNTS = ("count", "zeros", "infs", "nans")
@@ -148,8 +150,12 @@ class GradientHistory:
         settings = (self.quantiles, self.thresholds, values, self.magnitude, self.mantissa_bits)
         return GradientHistory(steps, names, kinds, *settings, later.step_count)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a NumPy archive (.npz); the file is either whole or not there."""
+    def save(self, path: str | os.PathLike[str] | IO[bytes]) -> None:
+        """Write a NumPy archive (.npz) to a path, where it is whole or not there, or to an open file."""
+        if isinstance(path, (str, os.PathLike)):
+            with atomic(Path(path)) as part, part.open("wb") as file:
+                self.save(file)
+            return
         arrays: dict[str, Any] = {
             "format": np.array(FORMAT),
             "steps": self.steps,
@@ -162,24 +168,27 @@ class GradientHistory:
             "mantissa_bits": np.array(self.mantissa_bits),
             "step_count": np.array(self.step_count),
         }
-        with atomic(Path(path)) as part, part.open("wb") as file:
-            np.savez(file, **arrays)
+        np.savez(path, **arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> GradientHistory:
-        """Read a file written by `save`, also of an earlier version.
+    def load(cls, path: str | os.PathLike[str] | IO[bytes]) -> GradientHistory:
+        """Read what `save` wrote, also in an earlier version.
 
         Raises:
             ValueError: the file is something else, or of a newer format.
         """
-        rule = f"{os.fspath(path)!r} is no gradient history"
-        remedy = "give a file that GradientHistory.save() or GradientMonitor.save() wrote"
+        what = repr(os.fspath(path)) if isinstance(path, (str, os.PathLike)) else "the state"
+        rule = f"{what} is no gradient history"
+        remedy = (
+            "give a file that GradientHistory.save() or GradientMonitor.save() wrote, or the result of "
+            "GradientMonitor.state_dict()"
+        )
         try:
             with np.load(path, allow_pickle=False) as archive:
                 found = {name: archive[name] for name in archive.files}
             version = int(found.pop("format", 1))
             if version > FORMAT:
-                rule = f"{os.fspath(path)!r} is of a newer format"
+                rule = f"{what} is of a newer format"
                 remedy = "read it with the version of sigscale that wrote it, or a later one"
                 raise ValueError(f"{version}, of at most {FORMAT}")
             lists = {name: found[name].tolist() for name in ("names", "kinds")}
@@ -195,12 +204,23 @@ class GradientHistory:
             raise ValueError(f"{rule} ({error}): {remedy}") from error
         return history
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Arrays as tensors, which torch.load(weights_only=True) takes."""
+        return {**vars(self), **{name: torch.from_numpy(getattr(self, name)) for name in ("steps", "values")}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = {name: np.asarray(state[name]) for name in ("steps", "values")}
+        vars(self).update({**state, **arrays})
+
     def __len__(self) -> int:
         return len(self.steps)
 
     def __repr__(self) -> str:
         span = f", {self.steps[0]} to {self.steps[-1]}" if len(self.steps) else ""
         return f"GradientHistory({len(self.steps)} steps{span}; {len(self.names)} rows)"
+
+
+torch.serialization.add_safe_globals([GradientHistory])
 
 
 def quantile_name(q: float) -> str:
@@ -215,9 +235,7 @@ def threshold_name(threshold: float) -> str:
     return "below_" + (short if float(short) == threshold else repr(threshold))
 
 
-def assembled(
-    records: Sequence[tuple[npt.NDArray[np.int64], Array]], rows: int, columns: int
-) -> tuple[npt.NDArray[np.int64], Array]:
+def assembled(records: Sequence[Record], rows: int, columns: int) -> Record:
     """Numbers (n,) and values (n, rows at that time, columns) of records as one array each."""
     numbers = [number for number, _ in records]
     values = np.full((sum(map(len, numbers)), rows, columns), np.nan)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from typing import IO
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,12 @@ from .._names import Selection, check_model, named_parameters
 from ..kernels.sketch import count_many
 from ..sketch import QuantileSketch
 from . import _options as options
-from ._hooks import Tap, check_trackable
 from ._loss_scale import Factors, LossScale, factors_of_rows
 from ._options import OnVanishing
 from ._reader import Reader, last_step
 from ._recorder import Recorder
 from ._rows import Group, ParameterGradients, Reduction, Rows, named_activations, only_device
+from ._taps import Taps, Things, check_trackable
 from .history import GradientHistory
 
 OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
@@ -124,7 +125,7 @@ class GradientMonitor:
         selection.check((name for name, _ in (*modules, *tensors)), "activations or parameters")
         modules = [(name, module) for name, module in modules if name in selection]
         tensors = [(name, tensor) for name, tensor in tensors if name in selection]
-        check_trackable(modules, tensors, {thing for other in OPEN for thing in other._measured()})
+        check_trackable(modules, tensors, measured())
 
         device = only_device((tensor for _, tensor in tensors), model)
         selected = selection if parameters else None
@@ -136,7 +137,7 @@ class GradientMonitor:
         self._reader = Reader(self._recorder, self._rows, self._every, alarm)
         self._are_parameters = self._rows.are_parameters(device)
         self._loss_scale: LossScale | None = None
-        self._calls = 0
+        self._calls, self._is_open = 0, False
         self._attach(modules, scaler)
 
     def step(self) -> None:
@@ -167,6 +168,20 @@ class GradientMonitor:
         """All records, as arrays on the host; waits for the device."""
         return self._reader.history(self._calls)
 
+    def last(self) -> GradientHistory:
+        """The newest step of the history alone, for a logger: takes as long whatever the history's length."""
+        return self._reader.last(self._calls)
+
+    def discard(self) -> None:
+        """Forget what backward passes have counted since the last step(): that of an aborted training step.
+
+        The next step() counts as if that one had not been.
+        """
+        self._check_open()
+        self._recorder.counts.zero_()
+        if self._loss_scale is not None:
+            self._loss_scale.done()
+
     def vanishing(self, below: float = 1e-8) -> dict[str, float]:
         """For each layer the share of its gradient's coordinates below a threshold in magnitude.
 
@@ -185,9 +200,9 @@ class GradientMonitor:
 
     def summary(self) -> str:
         """A table of the last measured step, one line per row; waits for the device."""
-        return last_step(self.history())
+        return last_step(self.last())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str] | IO[bytes]) -> None:
         """Write the history, as `GradientHistory.save`, for a training that is to be resumed."""
         self.history().save(path)
 
@@ -198,20 +213,44 @@ class GradientMonitor:
             ValueError: the file is no history, or one of other statistics or of another model.
             RuntimeError: the monitor has made a step already.
         """
+        self._resume(path, "load()")
+
+    def state_dict(self) -> dict[str, bytes]:
+        """The history so far, as a checkpoint can hold it; waits for the device.
+
+        Of bytes, which torch.load(weights_only=True) and torch.distributed.checkpoint take.
+        """
+        file = io.BytesIO()
+        self.save(file)
+        return {"history": file.getvalue()}
+
+    def load_state_dict(self, state_dict: Mapping[str, bytes]) -> None:
+        """Continue the history of a `state_dict()`; errors as in `load`."""
+        data = state_dict.get("history")
+        if not isinstance(data, bytes):
+            raise ValueError(
+                f"the state must hold bytes under 'history'; got {', '.join(map(repr, state_dict)) or 'none'}"
+                ": give the result of GradientMonitor.state_dict()"
+            )
+        self._resume(io.BytesIO(data), "load_state_dict()")
+
+    def _resume(self, path: str | os.PathLike[str] | IO[bytes], call: str) -> None:
         self._check_open()
         if self._calls:
             raise RuntimeError(
                 f"the monitor has made {self._calls} steps, and a loaded history would have to precede them: "
-                "call load() before the first step()"
+                f"call {call} before the first step()"
             )
         self._calls = self._reader.resume(GradientHistory.load(path))
         self._listen()
 
     def close(self) -> None:
         """Remove the hooks; the records can still be read."""
-        if self._detach.alive:
-            self._detach()
+        if self._is_open:
+            self._is_open = False
             OPEN.discard(self)
+            self._detach()
+            del self._gradients, self._loss_scale  # and with them, the model
 
     def __enter__(self) -> GradientMonitor:
         self._check_open()
@@ -221,7 +260,7 @@ class GradientMonitor:
         self.close()
 
     def __repr__(self) -> str:
-        rows, closed = self._rows, "" if self._detach.alive else ", closed"
+        rows, closed = self._rows, "" if self._is_open else ", closed"
         return (
             f"GradientMonitor({rows.kinds.count('activation')} activations, "
             f"{rows.kinds.count('parameter')} parameters; "
@@ -229,7 +268,7 @@ class GradientMonitor:
         )
 
     def _check_open(self) -> None:
-        if not self._detach.alive:
+        if not self._is_open:
             raise RuntimeError(
                 "the monitor is closed and no longer measures: make a new GradientMonitor(model), and "
                 "leave the with block, or call close(), after the last step"
@@ -237,6 +276,7 @@ class GradientMonitor:
 
     def _measure(self) -> None:
         gradients = self._gradients.now()
+        self._taps.follow(self._gradients.model, measured)
         factors = self._factors()
         self._add_rows([name for name in gradients if name not in self._rows.of])
         try:
@@ -264,33 +304,30 @@ class GradientMonitor:
             self._recorder.grow(len(self._rows) + len(names))
             self._rows.add(names)
             self._are_parameters = self._rows.are_parameters(self._recorder.device)
-            self._point_sketches()
+            self._taps.point()
 
     def _attach(self, modules: Sequence[tuple[str, nn.Module]], scaler: torch.amp.GradScaler | None) -> None:
+        self._taps = Taps(self._recorder, self._rows, self._every)
         with ExitStack() as stack:
-            self._taps: list[Tap] = []
-            for name, module in modules:
-                tap = Tap(module, name, self._recorder.statistics.mantissa_bits)
-                stack.callback(tap.close)
-                self._taps.append(tap)
-            self._point_sketches()
+            stack.callback(self._taps.close)
+            self._taps.attach(modules)
+            self._listen()
             if scaler is not None and scaler.is_enabled():
                 self._loss_scale = LossScale(scaler, self._recorder.device)
                 stack.callback(self._loss_scale.close)
             self._detach = weakref.finalize(self, stack.pop_all().close)
         self._detach.atexit = False
+        self._is_open = True
         OPEN.add(self)
-
-    def _point_sketches(self) -> None:
-        """Point the activations' sketches at their rows."""
-        for row, tap in enumerate(self._taps, self._rows.activations.start):
-            note = partial(self._recorder.note_capture, self._every)
-            tap.sketch.point_to(self._recorder.counts[row], note)
 
     def _listen(self) -> None:
         """Count in the next backward pass if its step is measured."""
-        for tap in self._taps:
-            tap.listen(self._calls % self._every == 0)
+        self._taps.listen(self._calls % self._every == 0)
 
-    def _measured(self) -> set[nn.Module | nn.Parameter]:
-        return {tap.module for tap in self._taps} | {tensor for _, tensor in self._gradients.tracked()}
+    def _measured(self) -> Things:
+        return {*self._taps} | {tensor for _, tensor in self._gradients.tracked()}
+
+
+def measured() -> Things:
+    """What open monitors measure."""
+    return {thing for monitor in OPEN for thing in monitor._measured()}

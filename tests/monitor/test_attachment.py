@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import subprocess
 import sys
 import warnings
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -46,6 +49,68 @@ def test_garbage_collected_monitor():
     assert not model[3]._forward_pre_hooks
     assert model[1].grad_sketch is None
     ss.GradientMonitor(model).close()
+
+
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu")], ids=["", "scaler"])
+def test_closed_monitor_lets_the_model_go(scaler):
+    model = network()
+    dead = weakref.ref(model), weakref.ref(model[1]), weakref.ref(model[3]), weakref.ref(model[0].weight)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        model(batch(0)).sum().backward()
+        monitor.step()
+    del model
+    gc.collect()
+    assert not any(reference() for reference in dead)
+    assert monitor.history().count[0, 0] == 3 * 320
+    assert "closed" in repr(monitor)
+
+
+def test_replaced_modules():
+    """Modules put in the place of others are followed, with a warning; a row without a module warns once."""
+    model = small()
+    with ss.GradientMonitor(model) as monitor:
+        train(model, monitor)
+        old, model[1] = model[1], nn.ReLU()
+        with pytest.warns(UserWarning, match="'1' is another module .* was not counted") as caught:
+            train(model, monitor)
+        assert caught[0].filename == __file__
+        assert "grad_sketch" not in vars(old)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(model, monitor)
+            model[1] = nn.Sequential(model[1])  # the same module by another name
+            train(model, monitor)
+        model[1] = nn.Identity()
+        with pytest.warns(UserWarning, match="no activation '1' any more, and its row stays empty: make"):
+            train(model, monitor)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(model, monitor)
+        row = monitor.history().names.index("1")
+        assert monitor.history().count[:, row].tolist() == [6, 0, 6, 6, 0, 0]
+    assert type(model[1]) is nn.Identity
+
+
+def test_discarded_step():
+    """An aborted step leaves nothing in the next one, and takes no number."""
+    model, plain = small(), small()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor, ss.GradientMonitor(plain) as other:
+        for attempt in ("aborted", "made", "aborted", "made"):
+            model.zero_grad()
+            scaler.scale(model(torch.ones(2, 4)).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update(2.0**8 if attempt == "aborted" else 2.0**12)
+            if attempt == "aborted":
+                monitor.discard()
+            else:
+                monitor.step()
+        train(plain, other, 2)
+        np.testing.assert_array_equal(monitor.history().values, other.history().values)
+        assert monitor.history().steps.tolist() == [0, 1]
+    with pytest.raises(RuntimeError, match="the monitor is closed"):
+        monitor.discard()
 
 
 def test_gradients_unchanged():

@@ -97,6 +97,27 @@ def test_monitored_after_compiling(layer):
     assert torch.equal(counts, before)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_step_in_a_compiled_function():
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    twin = Twin(model)
+
+    @torch.compile(backend="eager")
+    def train(x):
+        model(x).square().sum().backward()
+        monitor.step()
+
+    with ss.GradientMonitor(model) as monitor:
+        for step in range(2):
+            model.zero_grad()
+            train(batch(step))
+    for step in range(2):
+        twin.model.zero_grad()
+        twin.model(batch(step)).square().sum().backward()
+        assert_step(monitor.history(), step, twin.step())
+
+
 def test_other_compiled_code_stays():
     """A monitor does not make torch.compile forget what has nothing to do with it."""
     torch.compiler.reset()

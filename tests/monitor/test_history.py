@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -218,6 +220,59 @@ def test_resumed_history(every, interrupted, tmp_path):
     same(monitor.history(), recorded(9, every=every))
     monitor.save(path)
     same(ss.GradientHistory.load(path), monitor.history())
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_checkpoint(every, tmp_path):
+    """A monitor's state goes through torch.save and torch.load(weights_only=True) with all else."""
+    model = network()
+    with ss.GradientMonitor(model, every=every) as monitor:
+        train(monitor, model, range(4))
+        torch.save({"model": model.state_dict(), "monitor": monitor.state_dict()}, tmp_path / "checkpoint.pt")
+        with pytest.raises(RuntimeError, match=r"made 4 steps.*: call load_state_dict\(\) before the first"):
+            monitor.load_state_dict(monitor.state_dict())
+        train(monitor, model, range(4, 9))
+    again = network()
+    with ss.GradientMonitor(again, every=every) as resumed:
+        state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        again.load_state_dict(state["model"])
+        resumed.load_state_dict(state["monitor"])
+        same(
+            resumed.last(),
+            dataclasses.replace(
+                resumed.history(), steps=resumed.history().steps[-1:], values=resumed.history().values[-1:]
+            ),
+        )
+        train(resumed, again, range(4, 9))
+        same(resumed.history(), monitor.history())
+    with ss.GradientMonitor(network()) as fresh:
+        for wrong, message in (
+            ({}, "must hold bytes under 'history'; got none: give"),
+            ({"history": [1]}, "must hold bytes under 'history'; got 'history'"),
+            ({"history": b"1"}, "the state is no gradient history .*GradientMonitor.state_dict"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                fresh.load_state_dict(wrong)
+
+
+def test_history_without_weights(tmp_path):
+    history = recorded()
+    torch.save(history, tmp_path / "history.pt")
+    same(torch.load(tmp_path / "history.pt", weights_only=True), history)
+    same(pickle.loads(pickle.dumps(history)), history)
+    same(copy.deepcopy(history), history)
+
+
+def test_last():
+    model = network()
+    with ss.GradientMonitor(model, ring=4) as monitor:
+        assert len(monitor.last()) == 0
+        for step in range(7):
+            train(monitor, model, range(step, step + 1))
+            last, history = monitor.last(), monitor.history()
+            assert last.steps.tolist() == [step]
+            assert last.values.tobytes() == history.values[-1:].tobytes()
+            assert last.names == history.names
 
 
 def test_summary():

@@ -145,7 +145,7 @@ def test_module_with_grad_sketch():
 def test_failing_attachment(monkeypatch):
     model = network()
     before = traces(model)
-    monkeypatch.setattr("sigscale.monitor._hooks.counting_class", None)
+    monkeypatch.setattr("sigscale.monitor._taps.counting_class", None)
     with pytest.raises(TypeError, match="not callable"):
         ss.GradientMonitor(model)
     monkeypatch.undo()

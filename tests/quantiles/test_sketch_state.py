@@ -249,3 +249,15 @@ def test_all_reduce_of_two_processes(tmp_path):
     for rank in range(2):
         for state, m in zip(torch.load(tmp_path / str(rank)), (4, 2, 5), strict=True):
             assert torch.equal(state["counts"], sketch_of(X, m).counts)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, -2.0, float("nan")]])
+def test_loading_weights_only(values, tmp_path):
+    sketch = ss.QuantileSketch(4)
+    if values:
+        sketch.update(torch.tensor(values))
+    torch.save({"sketch": sketch, "state": sketch.state_dict()}, tmp_path / "sketch.pt")
+    loaded = torch.load(tmp_path / "sketch.pt", weights_only=True)
+    assert loaded["sketch"].mantissa_bits == 4
+    assert torch.equal(loaded["sketch"].counts, sketch.counts)
+    assert torch.equal(loaded["state"]["counts"], sketch.counts)
