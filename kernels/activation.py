@@ -112,16 +112,16 @@ def backward_sketch_kernel(
     base = open_counters(words(M), SHARED)
     offs = tl.arange(0, BLOCK)
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    while start < n:
+    while start + BLOCK <= n:
         g, saved, dx = g_ptr + start + offs, saved_ptr + start + offs, dx_ptr + start + offs
-        if start + BLOCK <= n:
-            stored = gradient(g, saved, dx, None, alpha, inv, SLOPE)
-            count_values(base, counts_ptr, stored, None, M, SHARED, True)
-        else:
-            mask = offs < n - start
-            stored = gradient(g, saved, dx, mask, alpha, inv, SLOPE)
-            count_values(base, counts_ptr, stored, mask, M, SHARED, True)
+        stored = gradient(g, saved, dx, None, alpha, inv, SLOPE)
+        count_values(base, counts_ptr, stored, None, M, SHARED, True)
         start += tl.num_programs(0) * BLOCK
+    if start < n:
+        g, saved, dx = g_ptr + start + offs, saved_ptr + start + offs, dx_ptr + start + offs
+        mask = offs < n - start
+        stored = gradient(g, saved, dx, mask, alpha, inv, SLOPE)
+        count_values(base, counts_ptr, stored, mask, M, SHARED, True)
     close_counters(base, counts_ptr, M, SHARED)
 
 

@@ -74,8 +74,9 @@ class Recorder:
         """Load the kernels that count gradients of these types now; loading fails during graph capture."""
         if devices.is_gpu(self.device):
             for dtype in dtypes:
-                one = torch.zeros(1, dtype=dtype, device=self.device)
-                count_many(self.counts, [0], [one], self.statistics.mantissa_bits)
+                two = torch.zeros(2, dtype=dtype, device=self.device)
+                aligned_or_not = [two, two[1:]]
+                count_many(self.counts, [0, 0], aligned_or_not, self.statistics.mantissa_bits)
             self.counts.zero_()
 
     def grow(self, rows: int) -> None:

@@ -68,9 +68,9 @@ def test_compiles(name, dtype, direction, target):
 
 
 @pytest.mark.parametrize(("name", "dtype", "direction"), CASES)
-def test_hopper_machine_code(name, dtype, direction, tmp_path):
+def test_hopper_machine_code(name, dtype, direction):
     binary, elements = compiled(FUNCTIONS[name], dtype, direction, "sm_90")
-    program = sass.disassemble(binary.asm["cubin"], tmp_path)
+    program = sass.disassemble(binary.asm["cubin"])
     opcodes = [opcode for _, opcode, _ in program.values()]
     assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
     path = sass.full_block(program)
