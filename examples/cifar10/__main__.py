@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import gc
-import math
 import os
 import shlex
 import sys
@@ -28,10 +27,11 @@ except ModuleNotFoundError as missing:
 
 from examples.cifar10 import data, networks, pipelines, report, runtime, store, train
 from examples.cifar10.data import Cifar10
-from examples.cifar10.pipelines import ALSO, FIGURES, Figure, Pipeline
+from examples.cifar10.pipelines import ALSO, FIGURES, Figure
 from examples.cifar10.runtime import CommandError, Processes
-from examples.cifar10.store import Folder, device_name
+from examples.cifar10.store import Folder, Job, device_name
 from examples.cifar10.train import Run, Settings
+from examples.common import count, positive
 
 QUICK = Settings(epochs=12, lr=0.015, steps=400)
 """Adam moves a weight by about `lr` a step, and the penalty must shrink weights of 10 before anything is
@@ -48,19 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         runtime.keep_freed_memory()
-        with runtime.subnormal_numbers_flushed(), runtime.processes(arguments.device) as all_:
+        torch.set_flush_denormal(True)  # vanishing gradients: an epoch took 590 s instead of 31
+        with runtime.processes(arguments.device) as all_:
             experiment(arguments, all_)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+    except (CommandError, MemoryError, OSError, RuntimeError) as error:
+        words = str(error).lower()  # PyTorch's own exception for memory covers GPUs only
+        memory = (
+            isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+        )
+        if isinstance(error, RuntimeError) and not memory:
             raise
-        first_line = str(error).partition("\n")[0]
-        print(f"error: out of memory on {arguments.device} ({first_line})", file=sys.stderr)
-        fewer = max(1, min(arguments.together, len(arguments.seeds)) // 2)
-        print(f"Lower --together, say to {fewer}, or --batch, and go on with --resume.", file=sys.stderr)
-        return 2
-    except (CommandError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = f"out of memory on {arguments.device} ({str(error).partition(chr(10))[0]})"
+        print(f"error: {what if memory else error}", file=sys.stderr)
+        if memory:
+            fewer = max(1, min(arguments.together, len(arguments.seeds)) // 2)
+            print(f"Lower --together, say to {fewer}, or --batch, and go on with --resume.", file=sys.stderr)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             print("Make room on that disk and go on with --resume; no file is half written.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -80,7 +83,7 @@ def experiment(arguments: argparse.Namespace, all_: Processes) -> None:
     _check_batch(settings, cifar)
     what = {**asdict(settings), "data_sha256": cifar.sha256, "data_generated": cifar.generated}
     with ExitStack() as stack:
-        jobs: list[list[tuple[Pipeline, tuple[int, ...]]]] = []
+        jobs: list[list[Job]] = []
         if all_.main:
             folder.check(what, resume=arguments.resume)
             merged = folder.to_merge(arguments.merge, what)
@@ -105,7 +108,7 @@ def experiment(arguments: argparse.Namespace, all_: Processes) -> None:
 
 
 def _train(
-    jobs: Sequence[tuple[Pipeline, tuple[int, ...]]],
+    jobs: Sequence[Job],
     device: torch.device,
     settings: Settings,
     cifar: Cifar10,
@@ -122,7 +125,7 @@ def _train(
         for pipeline, seeds in jobs:
             run = Run(pipeline, seeds, settings, cifar, device)
             folder.restore(run)
-            what = f"{pipeline.label}, seed{'s' * (len(seeds) > 1)} {_named(seeds)}"
+            what = f"{pipeline.label}, seeds {store.seed_ranges(seeds)}"
             if run.not_native and not quiet:
                 bar.write(f"{what}: in PyTorch, which is slower ({run.not_native})", file=sys.stdout)
             bar.update(run.epoch * steps * len(seeds))
@@ -137,10 +140,6 @@ def _train(
             run.monitor.close()
             del run
             gc.collect()  # its graphs, before the next run takes as much memory
-
-
-def _named(seeds: Sequence[int]) -> str:
-    return str(seeds[0]) if len(seeds) == 1 else store.seed_ranges(seeds)
 
 
 def _announce(
@@ -181,12 +180,6 @@ def _check_batch(settings: Settings, cifar: Cifar10) -> None:
         )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch's own exception covers GPUs only, and cuBLAS and captures have other words for it."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with the defaults that depend on --quick."""
     arguments = parser().parse_args(argv)
@@ -222,23 +215,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add: Callable[..., Any] = result.add_argument
     add(
-        "--figure",
-        type=_figures,
-        metavar="F",
-        help=f"{', '.join(FIGURES)}, several such as 1,2, or all (default: 3; with --quick 1)",
+        "--figure", type=_figures, metavar="F", help="1, 2, 3, 4, several such as 1,2, or all (3; --quick: 1)"
     )
-    add(
-        "--also",
-        action="store_true",
-        help="add our own comparisons: batch normalization, other functions and alphas, an L1 penalty, naive "
-        "scaling, bfloat16",
-    )
+    add("--also", action="store_true", help="add our own comparisons: batch norm, other alphas and functions")
     add(
         "--seeds",
         type=_seeds,
         metavar="N",
-        help="how many, or which: 25, or 10-24 to add to what --out has (default: 1, with --quick 4; the "
-        "paper has 25)",
+        help="how many, or which: 25, or 10-24 (1; --quick: 4; paper: 25)",
     )
     add(
         "--quick",
@@ -246,60 +230,37 @@ def parser() -> argparse.ArgumentParser:
         help=f"a trial of at most 3 minutes on two CPU cores: {QUICK.epochs} epochs of {QUICK.steps} steps, "
         f"learning rate {QUICK.lr}; generated images if there is neither data nor network",
     )
-    add(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="folder that is or holds cifar-10-batches-bin, cifar-10-batches-py, or the .tar.gz of either",
-    )
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="output folder (runs/cifar10; with --quick runs/cifar10-quick)",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="go on in --out after the last complete epoch, or add figures, seeds or epochs to it",
-    )
+    folder = {"type": Path, "metavar": "DIR"}
+    layouts = "cifar-10-batches-bin, cifar-10-batches-py, or the .tar.gz of either"
+    add("--data", **folder, help=f"folder that is or holds {layouts}")
+    add("--out", **folder, help="output folder (runs/cifar10; with --quick runs/cifar10-quick)")
+    add("--resume", action="store_true", help="go on in --out, or add figures, seeds or epochs to it")
     add(
         "--merge",
-        type=Path,
+        **folder,
         nargs="+",
         default=(),
-        metavar="DIR",
-        help="first copy the finished runs of these output folders to --out",
+        help="first copy the finished runs of these folders to --out",
     )
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
     add(
         "--device",
         type=_device,
-        default="cuda" if torch.cuda.is_available() else "cpu",
+        default=gpu,
         metavar="D",
-        help="cpu, cuda or cuda:N (default: the GPU if there is one; under torchrun one for each process)",
+        help="cpu, cuda or cuda:N (the GPU if there is one)",
     )
-    add(
-        "--together", type=_count, default=25, metavar="N", help="train at most N seeds at once (default: 25)"
-    )
-    add("--epochs", type=_count, metavar="N", help=f"passes over the data (default: {Settings.epochs})")
-    add("--batch", type=_count, metavar="N", help=f"images in a step (default: {Settings.batch})")
-    add("--steps", type=_count, metavar="N", help="at most N steps an epoch (default: all)")
-    add("--lr", type=_rate, metavar="F", help=f"Adam's learning rate (default: the paper's, {Settings.lr})")
-    add(
-        "--pixels",
-        choices=train.PIXELS,
-        help="from 0 to 1 (unit, the default), 0 to 255 (byte), or with mean 0 and variance 1 (standard)",
-    )
-    add(
-        "--conv",
-        choices=networks.CONVOLUTIONS,
-        help="how to read the 3-by-3 convolutions (default: separable in Table 1, plain in Tables 2 and 3)",
-    )
-    add(
-        "--bias",
-        action=argparse.BooleanOptionalAction,
-        help="biases everywhere or nowhere, zero at the start (default: in Table 1's dense layers only)",
-    )
+    add("--together", type=count, default=25, metavar="N", help="train at most N seeds at once (25)")
+    add("--epochs", type=count, metavar="N", help=f"passes over the data ({Settings.epochs})")
+    add("--batch", type=count, metavar="N", help=f"images in a step ({Settings.batch})")
+    add("--steps", type=count, metavar="N", help="at most N steps an epoch (all)")
+    add("--lr", type=positive, metavar="F", help=f"Adam's learning rate (the paper's, {Settings.lr})")
+    pixels = "from 0 to 1 (unit, the default), 0 to 255 (byte), or with mean 0 and variance 1 (standard)"
+    add("--pixels", choices=train.PIXELS, help=pixels)
+    conv = "kind of the 3-by-3 convolutions (separable in Table 1, plain in Tables 2 and 3)"
+    add("--conv", choices=networks.CONVOLUTIONS, help=conv)
+    bias = "biases everywhere or nowhere, zero at the start (in Table 1's dense layers only)"
+    add("--bias", action=argparse.BooleanOptionalAction, help=bias)
     return result
 
 
@@ -318,22 +279,6 @@ def _seeds(text: str) -> tuple[int, ...]:
         return store.parse_seeds(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 1 on, such as 25")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a positive number, such as {Settings.lr}")
-    return rate
 
 
 def _device(text: str) -> torch.device:

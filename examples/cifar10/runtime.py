@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -26,7 +25,6 @@ EAGER = 3
 """Calls before a capture: they load kernels and make the allocations that happen once."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT = 1 << 30
-SUBNORMAL = 2.0**-140
 
 
 class CommandError(ValueError):
@@ -161,31 +159,13 @@ class Captured:
         return self._graph.replay()
 
 
-@contextmanager
-def subnormal_numbers_flushed() -> Iterator[None]:
-    """Compute numbers below 2^-126 as 0, in this thread and those it starts.
-
-    Vanishing gradients become subnormal, which makes the processor ten times slower: an epoch of the sigmoid
-    network with decayed weights took 590 s instead of 31.
-    """
-    before = bool(torch.full((), SUBNORMAL).mul(1.0) == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-
-
 def keep_freed_memory() -> bool:
     """Have the C library keep up to 1 GiB of freed memory for this process; return whether it does.
 
     By default glibc returns tensors above 32 MiB to the system, which zeroes them page by page on the next
     allocation: on a CPU that took longer than the convolutions.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
+    with suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, KEPT) and mallopt(M_TRIM_THRESHOLD, KEPT))
+        return bool(mallopt(M_MMAP_THRESHOLD, KEPT) and mallopt(M_TRIM_THRESHOLD, KEPT))
+    return False

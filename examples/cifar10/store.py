@@ -3,7 +3,7 @@
     run.json                     the settings, the data's checksum, and where each group of seeds was trained
     runs.npz                     the numbers of all finished seeds, and what their monitors recorded
     state/<pipeline>-seeds*.pt   the last complete epoch of each group of seeds that train together
-    *.png, *.svg, report.md, claims.json
+    *.png, *.svg, report.md
 
 `state/` is only needed to train on; the rest can be committed.  Every file is written whole and is on the
 disk before the next one, so a command can be killed at any moment: with --resume, groups go on from their
@@ -16,43 +16,35 @@ import io
 import json
 import os
 import pickle
-import platform
 import re
-import subprocess
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timezone
-from functools import cache
-from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock, Timeout
 
 import sigscale as ss
 from examples.cifar10.pipelines import Pipeline
 from examples.cifar10.runtime import FolderError
 from examples.cifar10.train import NUMBERS, Run
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from examples.common import durable, environment
 
 Array = npt.NDArray[Any]
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError)
 DAMAGED += (zipfile.BadZipFile, zlib.error)  # type: ignore[assignment]
-LEFTOVER = re.compile(
-    r"\.(run\.json|runs\.npz|report\.md|claims\.json|figure.*\.(png|svg)|also-.*\.(png|svg)|.*-seeds.*\.pt)"
-    r"\.\d+\.part"
-)
+LEFTOVER = re.compile(r"\..+\.\d+\.part")
+"""What a command that was killed while it wrote leaves."""
+FIELDS = [field.name for field in fields(ss.GradientHistory)]
+Job = tuple[Pipeline, tuple[int, ...]]
+"""Seeds that are trained together."""
 SEEDS_LIMIT = 10_000
 SEEDS_RULE = "must be how many, such as 25, or ranges, such as 0-9,20-24"
 
@@ -66,9 +58,6 @@ class Outcome:
     seed: int
     curves: Mapping[str, npt.NDArray[np.float64]]
     about: Mapping[str, Any]
-
-    def column(self, name: str) -> npt.NDArray[np.float64]:
-        return self.curves[name]
 
 
 def by_pipeline(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
@@ -105,7 +94,11 @@ class Folder:
 
     def check(self, experiment: Mapping[str, Any], *, resume: bool) -> None:
         """Raise FolderError unless `experiment` may begin here (or, with `resume`, go on); write nothing."""
-        self._check_writable()
+        existing = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise FolderError(
+                f"{self.path}: {existing} is not a folder to write in. Name another with --out."
+            )
         if not self._identity.exists():
             if foreign := [name for name in ("runs", "runs.npz", "state") if (self.path / name).exists()]:
                 raise FolderError(
@@ -151,9 +144,10 @@ class Folder:
     def save(self, run: Run) -> None:
         """The run as it is after its last complete epoch."""
         content = io.BytesIO()  # torch.save has no OSError for a full disk
-        history = {f.name: getattr(run.monitor.history(), f.name) for f in fields(ss.GradientHistory)}
-        arrays = {name: torch.from_numpy(history[name]) for name in ("steps", "values")}
-        torch.save({**run.state_dict(), "monitor": {**history, **arrays}, "about": about(run)}, content)
+        history = run.monitor.history()
+        recorded = {name: getattr(history, name) for name in FIELDS}
+        recorded |= {name: torch.from_numpy(recorded[name]) for name in ("steps", "values")}
+        torch.save({**run.state_dict(), "monitor": recorded, "about": about(run)}, content)
         with durable(self._state(run.pipeline.name, run.seeds)) as part:
             part.write_bytes(content.getbuffer())
 
@@ -202,25 +196,21 @@ class Folder:
 
     def to_merge(self, others: Iterable[Path], experiment: Mapping[str, Any]) -> list[Group]:
         """The finished groups of other folders of `experiment`; FolderError where results contradict."""
-        merged: dict[str, Group] = {group.name: group for group in self.read_groups()}
-        results = {
-            (o.pipeline, o.seed): (o, self.path) for group in merged.values() for o in group.outcomes()
-        }
+        merged = {group.name: group for group in self.read_groups()}
+        known = {(o.pipeline, o.seed): (o, self.path) for group in merged.values() for o in group.outcomes()}
         for other in map(Folder, others):
             if not other._identity.exists():
                 raise FolderError(f"{other.path}: holds no runs. Name a folder that this command wrote.")
             other._check_same(experiment)
             for group in other.read_groups():
-                for outcome in group.outcomes():
-                    mine, where = results.setdefault((outcome.pipeline, outcome.seed), (outcome, other.path))
-                    if not all(
-                        np.array_equal(mine.column(n), outcome.column(n), equal_nan=True) for n in NUMBERS
-                    ):
-                        raise FolderError(
-                            f"{other.path} and {where} have different results for {outcome.pipeline}, seed "
-                            f"{outcome.seed}. Keep the ones you trust."
-                        )
                 merged.setdefault(group.name, group)
+                for new in group.outcomes():
+                    old, where = known.setdefault((new.pipeline, new.seed), (new, other.path))
+                    if not all(np.array_equal(old.curves[n], new.curves[n], equal_nan=True) for n in NUMBERS):
+                        raise FolderError(
+                            f"{other.path} and {where} have different results for {new.pipeline}, seed "
+                            f"{new.seed}. Keep the ones you trust."
+                        )
         return list(merged.values())
 
     def read_groups(self) -> list[Group]:
@@ -234,25 +224,18 @@ class Folder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder's lock; FolderError if another command does.  Deletes what killed commands left.
-
-        Systems without locks (Windows, some network disks) go on without, and nothing is deleted.
-        """
-        with (self.path / ".lock").open("a") as file:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    for part in (*self.path.glob(".*.part"), *(self.path / "state").glob(".*.part")):
-                        if LEFTOVER.fullmatch(part.name) and part.is_file():
-                            part.unlink(missing_ok=True)
-            except BlockingIOError as error:
-                raise FolderError(
-                    f"{self.path}: another command is at work here. Wait for it, or give this one an --out "
-                    "of its own, which --merge can add later."
-                ) from error
-            except OSError:
-                pass
-            yield
+        """Hold the folder's lock; FolderError if another command does.  Deletes what killed commands left."""
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                for part in (*self.path.glob(".*.part"), *(self.path / "state").glob(".*.part")):
+                    if LEFTOVER.fullmatch(part.name):
+                        part.unlink(missing_ok=True)
+                yield
+        except Timeout as error:
+            raise FolderError(
+                f"{self.path}: another command is at work here. Wait for it, or give this one its own "
+                "--out, which --merge can add later."
+            ) from error
 
     @property
     def _identity(self) -> Path:
@@ -262,11 +245,8 @@ class Folder:
         return self.path / "state" / f"{group_name(pipeline, seeds)}.pt"
 
     def _states(self) -> list[Path]:
-        return [
-            p
-            for p in sorted((self.path / "state").glob("*-seeds*.pt"))
-            if re.search(r"seeds[\d,-]+$", p.stem)
-        ]
+        states = sorted((self.path / "state").glob("*-seeds*.pt"))
+        return [path for path in states if re.search(r"seeds[\d,-]+$", path.stem)]
 
     def _load(self, path: Path) -> dict[str, Any]:
         with self._blaming(path):
@@ -279,7 +259,7 @@ class Folder:
             return Group(state["about"], state["history"].numpy(), _history(state["monitor"]))
 
     def _read_group(self, name: str, file: Mapping[str, Array]) -> Group:
-        arrays = {f.name: file[f"{name}/monitor/{f.name}"] for f in fields(ss.GradientHistory)}
+        arrays = {field: file[f"{name}/monitor/{field}"] for field in FIELDS}
         numbers = np.stack([file[f"{name}/{number}"] for number in NUMBERS], -1)
         (about,) = (g for g in self._about()["groups"] if group_name(g["pipeline"], g["seeds"]) == name)
         return Group({**about, "epochs": len(numbers)}, numbers, _history(arrays))
@@ -289,9 +269,7 @@ class Folder:
         arrays: dict[str, Any] = {}
         for name, group in self.groups.items():
             arrays |= {f"{name}/{number}": group.numbers[..., k] for k, number in enumerate(NUMBERS)}
-            arrays |= {
-                f"{name}/monitor/{f.name}": getattr(group.history, f.name) for f in fields(group.history)
-            }
+            arrays |= {f"{name}/monitor/{field}": getattr(group.history, field) for field in FIELDS}
         return arrays
 
     def _about(self) -> dict[str, Any]:
@@ -325,13 +303,6 @@ class Folder:
                 "Name another folder with --out, or repeat that run's options."
             )
 
-    def _check_writable(self) -> None:
-        existing = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
-        if not existing.is_dir():
-            raise FolderError(f"{self.path}: {existing} is not a folder. Name another one with --out.")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise FolderError(f"{self.path}: no permission to write in {existing}. Name another --out.")
-
     @contextmanager
     def _blaming(self, path: Path) -> Iterator[None]:
         try:
@@ -353,29 +324,24 @@ def plan(
     *,
     together: int,
     world: int = 1,
-) -> list[list[tuple[Pipeline, tuple[int, ...]]]]:
-    """For each of `world` processes its jobs: pipelines, and seeds that are trained together.
+) -> list[list[Job]]:
+    """For each of `world` processes its jobs.
 
     Groups that were begun go on as they were.  The other seeds of a pipeline are divided evenly over the
     processes, at most `together` in a job.
     """
-    jobs: list[list[tuple[Pipeline, tuple[int, ...]]]] = [[] for _ in range(world)]
+    jobs: list[list[Job]] = [[] for _ in range(world)]
     for pipeline in pipelines:
         open_ = {seed for seed in seeds if (pipeline.name, seed) not in finished}
         for group in begun(pipeline.name):
             if open_.intersection(group):
                 min(jobs, key=len).append((pipeline, group))
                 open_.difference_update(group)
-        for process, part in enumerate(_parts(sorted(open_), world)):
-            if part:
-                jobs[process] += [(pipeline, group) for group in _parts(part, -(-len(part) // together))]
+        for process, share in enumerate(np.array_split(sorted(open_), world)):
+            for part in np.array_split(share, max(1, -(-len(share) // together))):
+                if len(part):
+                    jobs[process].append((pipeline, tuple(part.tolist())))
     return jobs
-
-
-def _parts(seeds: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    """As many parts, whose sizes differ by at most one."""
-    ends = [len(seeds) * part // count for part in range(count + 1)]
-    return [tuple(seeds[first:last]) for first, last in pairwise(ends)]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -405,18 +371,6 @@ def group_name(pipeline: str, seeds: Iterable[int]) -> str:
     return f"{pipeline}-seeds{seed_ranges(seeds)}"
 
 
-def environment() -> dict[str, Any]:
-    """What a result was computed with."""
-    packages = ("torch", "sigscale", "numpy")
-    return {
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
 def about(run: Run) -> dict[str, Any]:
     """Where and by what a group of seeds was trained."""
     return {
@@ -428,17 +382,6 @@ def about(run: Run) -> dict[str, Any]:
         "device": device_name(run.device),
         **environment(),
     }
-
-
-@cache
-def commit() -> str | None:
-    """The commit of this checkout, followed by "-dirty" if files were changed since."""
-    git = ["git", "-C", os.fspath(Path(__file__).parent)]
-    describe = [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def device_name(device: torch.device) -> str:
@@ -454,28 +397,3 @@ def _history(values: Mapping[str, Any]) -> ss.GradientHistory:
         **{name: found[name].item() for name in ("magnitude", "mantissa_bits", "step_count")},
     }
     return ss.GradientHistory(steps=found["steps"], values=found["values"], **kinds)
-
-
-@contextmanager
-def durable(path: Path) -> Iterator[Path]:
-    """A temporary neighbor to write to, which then becomes `path`, whole and on the disk.
-
-    An error leaves the old file as it was, and names `path` where the system names no file.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        with suppress(OSError):  # systems that cannot flush a folder
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    except OSError as error:
-        error.filename = error.filename or os.fspath(path)
-        raise
-    finally:
-        part.unlink(missing_ok=True)

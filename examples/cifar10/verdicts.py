@@ -7,7 +7,7 @@ test.  The constants below are all its discretion.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from scipy import stats
 
 from examples.cifar10.claims import CLAIMS, Claim, Statement
-from examples.cifar10.pipelines import FIGURES
 from examples.cifar10.store import Outcome, by_pipeline
 
 LEVEL = 0.05
@@ -113,12 +112,9 @@ def never(events: Sequence[bool]) -> Judgment:
     count, seeds = sum(map(bool, events)), len(events)
     if not seeds:
         return _enough(Judgment(Verdict.TOO_FEW, ""))
-    bounds = stats.binomtest(count, seeds).proportion_ci(0.95)
-    low, high = float(bounds.low), float(bounds.high)
-    if not count:
-        verdict = Verdict.REPRODUCED
-    else:
-        verdict = Verdict.DIFFERS if 2 * count > seeds else Verdict.NOT_REPRODUCED
+    low, high = map(float, stats.binomtest(count, seeds).proportion_ci(0.95))
+    seldom = Verdict.NOT_REPRODUCED if count else Verdict.REPRODUCED
+    verdict = Verdict.DIFFERS if 2 * count > seeds else seldom
     why = f"in {count} of {seeds} runs"
     return _enough(Judgment(verdict, why, seeds, effect=count / seeds, low=low, high=high))
 
@@ -137,20 +133,17 @@ def signed_rank(values: Values, alternative: str) -> float:
 
 def interval(values: Values) -> tuple[float, float, float]:
     """The mean, and Student's interval of 95 % for it; a single value has none."""
-    if not len(values):
-        return math.nan, math.nan, math.nan
-    mean = float(values.mean())
     if len(values) < 2:
-        return mean, math.nan, math.nan
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+        return float(values.sum()) if len(values) else math.nan, math.nan, math.nan
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
     return mean, mean - half, mean + half
 
 
-def worst(judgments: Sequence[Judgment]) -> Verdict:
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """That of several statements: the first of differs, not reproduced and too few that is among theirs."""
-    found = {judgment.verdict for judgment in judgments}
-    order = (Verdict.DIFFERS, Verdict.NOT_REPRODUCED, Verdict.TOO_FEW)
-    return next((verdict for verdict in order if verdict in found), Verdict.REPRODUCED)
+    order = (Verdict.REPRODUCED, Verdict.TOO_FEW, Verdict.NOT_REPRODUCED, Verdict.DIFFERS)
+    return max(verdicts, key=order.index)
 
 
 def _finite(differences: Sequence[float]) -> Values:
@@ -192,37 +185,26 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def verdict(claim: Claim, findings: Sequence[Finding]) -> Verdict:
     """That of a whole claim: the worst of the statements that count; too little, where one was not judged."""
-    found = [finding.judgment for finding in findings if finding.statement.counts]
-    if len(found) < sum(statement.counts for statement in claim.statements):
-        found.append(Judgment(Verdict.TOO_FEW, "a statement was left out"))
-    return worst(found)
+    found = {f.statement.name: f.judgment.verdict for f in findings}
+    return worst(found.get(s.name, Verdict.TOO_FEW) for s in claim.statements if s.counts)
 
 
 def left_out(outcomes: Sequence[Outcome]) -> list[str]:
     """A line for each claim that was not, or not wholly, judged, because pipelines were not run."""
     groups, lines = by_pipeline(outcomes), []
     for claim in CLAIMS:
-        without = [s for s in claim.statements if not all(name in groups for name in s.pipelines)]
-        if not without:
-            continue
-        missing = dict.fromkeys(name for s in without for name in s.pipelines if name not in groups)
-        some = any(s.counts for s in claim.statements if s not in without)
-        which = "" if not some else f" ({', '.join(s.name for s in without)})"
-        options = " and ".join(f"--figure {key}" for key in sorted({_figure(claim, n) for n in missing}))
-        verb = "are" if len(without) > 1 and some else "is"
-        lines.append(f"{claim.name}{which} {verb} left out: {', '.join(missing)} not run ({options}).")
+        without = [s for s in claim.statements if not groups.keys() >= set(s.pipelines)]
+        if without:
+            missing = dict.fromkeys(name for s in without for name in s.pipelines if name not in groups)
+            some = len(without) < len(claim.statements)
+            which = f" in part ({', '.join(s.name for s in without)})" if some else ""
+            lines.append(f"{claim.name} is left out{which}: {', '.join(missing)} not run.")
     return lines
-
-
-def _figure(claim: Claim, pipeline: str) -> str:
-    """One that has the pipeline, the claim's own if possible."""
-    keys = (claim.figure, *FIGURES)
-    return next(key for key in keys if any(p.name == pipeline for p in FIGURES[key].pipelines))
 
 
 def _find(statement: Statement, groups: dict[str, list[Outcome]], factor: float = 1.0) -> Finding:
     chosen = [groups[name] for name in statement.pipelines]
-    epochs = min(len(run.column("test_accuracy")) for runs in chosen for run in runs)
+    epochs = min(len(run.curves["test_accuracy"]) for runs in chosen for run in runs)
     if epochs < statement.measure.epochs:
         why = f"epochs: {epochs}, and the statement needs {statement.measure.epochs}"
         return Finding(statement, {}, Judgment(Verdict.TOO_FEW, why))
@@ -237,15 +219,15 @@ def _find(statement: Statement, groups: dict[str, list[Outcome]], factor: float 
 def _apply(statement: Statement, columns: Values, factor: float) -> Judgment:
     """`columns` is (pipelines, seeds)."""
     values = columns[0] - columns[1] if len(columns) == 2 else columns[0]
-    if statement.rule == "never":
-        return never(list(~(values <= statement.margin)))  # a nan counts as well
-    if statement.rule == "below":
-        values = statement.margin - values
-    judgment = (
-        alike(values, statement.margin, factor)
-        if statement.rule == "alike"
-        else above(values, 0.0 if statement.rule == "below" else statement.margin, factor)
-    )
+    match statement.rule:
+        case "never":
+            return never(list(~(values <= statement.margin)))  # a nan counts as well
+        case "alike":
+            judgment = alike(values, statement.margin, factor)
+        case "below":
+            judgment = above(statement.margin - values, 0.0, factor)
+        case _:
+            judgment = above(values, statement.margin, factor)
     if lost := np.count_nonzero(~np.isfinite(values)):
         why = f"{judgment.why}; {lost} of {len(values)} seeds left out, their numbers are inf or nan"
         return replace(judgment, why=why)

@@ -1,6 +1,5 @@
 """Claims, rules, verdicts and the report: on runs of which the truth is known."""
 
-import json
 import math
 
 import numpy as np
@@ -165,10 +164,9 @@ class TestRules:
         assert judgment.high == pytest.approx(1 - 0.025 ** (1 / 25))
 
     def test_the_worst_of_several(self):
-        one = {verdict: verdicts.Judgment(verdict, "") for verdict in Verdict}
         order = [Verdict.DIFFERS, Verdict.NOT_REPRODUCED, Verdict.TOO_FEW, Verdict.REPRODUCED]
         for place, verdict in enumerate(order):
-            assert verdicts.worst([one[v] for v in reversed(order[place:])]) == verdict
+            assert verdicts.worst(reversed(order[place:])) == verdict
 
 
 class TestClaims:
@@ -268,86 +266,54 @@ class TestClaims:
         outcomes = runs("4", GAINS)
         assert [claim.name for claim in CLAIMS if verdicts.judge(claim, outcomes)] == ["C4"]
         lines = verdicts.left_out(outcomes)
-        assert lines[0] == "C1 is left out: large-tanh-r, large-tanh not run (--figure 1)."
-        assert lines[-1] == (
-            "C4 (C4f, C4g) are left out: combined-tanh, combined-tanh-a2-r not run (--figure 3)."
-        )
+        assert lines[0] == "C1 is left out: large-tanh-r, large-tanh not run."
+        assert lines[-1] == "C4 is left out in part (C4f, C4g): combined-tanh, combined-tanh-a2-r not run."
         assert len(lines) == 4
 
 
 class TestReport:
     def written(self, outcomes, **changes):
-        text, numbers = report.render(outcomes, {**EXPERIMENT, **changes}, ["![a picture](figure1.png)"])
-        return text, json.loads(json.dumps(numbers))
+        return report.render(outcomes, {**EXPERIMENT, **changes}, ["![a picture](figure1.png)"])
 
     def test_says_what_was_found_and_run(self):
-        text, numbers = self.written(runs("1", GAINS))
-        text = " ".join(text.split())
-        assert "| C1 | Figure 1, Section 3.1 | 5 of 5 | **reproduced** |" in text
-        assert (
-            "n = 8; Wilcoxon, two-sided p = 0.0078 (Holm: 0.023); difference in points +7.50 (95 %: +5.45"
-            in text
-        )
-        assert "tanh, r = 0.01: 19.9 % (" in text
-        assert "![a picture](figure1.png)" in text
-        assert "C2 is left out: deep-tanh-a2, deep-tanh not run (--figure 2)." in text
-        assert "**Reduced in size:** 8 seeds (the paper: 25), 15 epochs (our default: 100)." in text
+        text = " ".join(self.written(runs("1", GAINS)).split())
         for part in (
-            "a device",
-            "a platform",
-            "torch 2.14.0",
-            "2026-01-02",
-            "5e1f",
-            "as in the paper's tables",
+            "| C1 | Figure 1, Section 3.1 | 5 of 5 | **reproduced** |",
+            "n = 8; Wilcoxon, two-sided p = 0.0078 (Holm: 0.023); difference in points +7.50 (95 %: +5.45",
+            "tanh, r = 0.01: 19.9 % (",
+            "![a picture](figure1.png)",
+            "deep-tanh-a2, deep-tanh not run.",
+            "seeds of each pipeline: 8 (the paper: 25)",
+            *("a device", "a platform", "torch 2.14.0", "2026-01-02", "5e1f", "as in the paper's tables"),
         ):
             assert part in text
         assert "GENERATED" not in text
         assert "could explain" not in text
-        assert numbers["claims"] == {"C1": "reproduced"}
-        assert numbers["statements"][1]["p"] == 2 / 2**8
 
     def test_every_table_has_its_columns(self):
-        text, _ = self.written([run for key in FIGURES for run in runs(key, GAINS)])
-        for table in text.split("\n\n"):
+        for table in self.written([run for key in FIGURES for run in runs(key, GAINS)]).split("\n\n"):
             if table.startswith("|"):
                 rows = [row.replace("\\|", "").count("|") for row in table.splitlines()]
                 assert len(set(rows)) == 1, table
 
     def test_states_the_rules(self):
-        text, _ = self.written(runs("1", GAINS))
+        text = self.written(runs("1", GAINS))
         for constant in (
             f"level {verdicts.LEVEL:g}",
             f"Fewer than {verdicts.MIN_SEEDS} seeds",
             f"by {claims.CONSIDERABLE:g} points",
-            f"at least {claims.LATER}",
+            f"at least\n{claims.LATER}",
             f"{claims.EXPLODING:g} times",
         ):
             assert constant in text
 
     def test_what_is_not_reproduced_has_its_possible_reasons(self):
-        outcomes = runs("1", [-gain for gain in GAINS])
-        text, numbers = self.written(outcomes, pixels="byte", conv="plain", bias=True)
-        assert numbers["claims"] == {"C1": "differs"}
-        for part in (
-            "`--epochs 30`",
-            "`--batch 64`",
-            "`--pixels unit|standard`",
-            "`--conv separable`",
-            "`--no-bias`",
-            "r/2",
-            "`--lr F`",
-        ):
-            assert part in text
-
-    def test_readings_depend_on_the_claim_and_the_run(self):
-        assert not any("r/2" in line for line in report.readings("C2", EXPERIMENT))
-        assert any("`--lr 0.001`" in line for line in report.readings("C2", {**EXPERIMENT, "lr": 0.02}))
-        assert "400 steps" in report.readings("C2", {**EXPERIMENT, "steps": 400})[0]
+        text = self.written(runs("1", [-gain for gain in GAINS]))
+        assert "| **differs** |" in text
+        assert "The paper leaves open, and these could explain" in text
 
     def test_generated_images_are_named(self):
-        text, numbers = self.written(runs("1", GAINS), data_generated=True)
-        assert text.splitlines()[4].startswith("**GENERATED IMAGES, NOT CIFAR-10")
-        assert numbers["data_generated"] is True
+        assert "**GENERATED IMAGES, NOT CIFAR-10" in self.written(runs("1", GAINS), data_generated=True)
 
     @pytest.mark.parametrize("value", [0.0, math.nan, math.inf, 1e300])
     @pytest.mark.parametrize("epochs", [1, 12])
@@ -357,6 +323,5 @@ class TestReport:
             for name in NUMBERS:
                 if "gradient" in name:
                     run.curves[name][:] = value
-        text, numbers = self.written(outcomes)
-        assert "C3b" in text
-        assert len(numbers["statements"]) == len(C3.statements)
+        text = self.written(outcomes)
+        assert all(f"| {statement.name} " in text for statement in C3.statements)

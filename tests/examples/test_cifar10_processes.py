@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.cifar10.runtime import FolderError
-from examples.cifar10.store import Folder, durable, parse_seeds, plan, seed_ranges
+from examples.cifar10.store import Folder, parse_seeds, plan, seed_ranges
+from examples.common import durable
 from tests.examples.test_cifar10_command import arrays, stems
 from tests.oracles.cifar10 import RELU, TANH
 
@@ -156,11 +157,11 @@ def test_two_processes_divide_the_seeds(start, tmp_path, whole):
     code, printed = finished(start(tmp_path / "two", launcher=TORCHRUN))
     assert code == 0, printed
     assert stems(tmp_path / "two") == [
-        f"{name}-seeds{seeds}" for name in ("deep-tanh-a2", "deep-tanh") for seeds in ("0-0", "1-2")
+        f"{name}-seeds{seeds}" for name in ("deep-tanh-a2", "deep-tanh") for seeds in ("0-1", "2-2")
     ]
     one, both = arrays(whole), arrays(tmp_path / "two")
-    accuracy = [row[:1] for row in one["deep-tanh-seeds0-2/test_accuracy"]]
-    assert both["deep-tanh-seeds0-0/test_accuracy"] == accuracy
+    accuracy = [row[2:] for row in one["deep-tanh-seeds0-2/test_accuracy"]]
+    assert both["deep-tanh-seeds2-2/test_accuracy"] == accuracy
     assert (tmp_path / "two" / "report.md").exists()
 
 
@@ -180,8 +181,8 @@ def test_a_process_that_dies_ends_all_and_the_rest_is_made_later(start, tmp_path
 
 
 class TestLeftovers:
-    OURS = (".run.json.7.part", ".figure3-layers.svg.7.part", "state/.deep-tanh-seeds0-4,7-7.pt.7.part")
-    OTHERS = ("run.json.7.part", ".notes.md.7.part", ".run.json.7x.part", "state/.run.part")
+    OURS = (".run.json.7.part", "state/.deep-tanh-seeds0-4,7-7.pt.7.part")
+    OTHERS = ("run.json.7.part", ".run.json.7x.part", "state/.run.part")
 
     @pytest.fixture
     def folder(self, tmp_path):
@@ -206,19 +207,6 @@ class TestLeftovers:
                 pass
             assert self.left(folder, self.OURS)
 
-    def test_none_without_locks(self, folder, monkeypatch):
-        """On Windows, and on file systems that know none: the command goes on, and deletes nothing."""
-
-        def flock(file, operation):
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-        monkeypatch.setattr("examples.cifar10.store.fcntl.flock", flock)
-        with folder.alone():
-            assert self.left(folder, self.OURS) == [*self.OURS]
-        monkeypatch.setattr("examples.cifar10.store.fcntl", None)
-        with folder.alone():
-            assert self.left(folder, self.OURS) == [*self.OURS]
-
 
 class TestDurable:
     def test_content_is_on_the_disk_before_it_has_its_name(self, tmp_path, monkeypatch):
@@ -228,7 +216,7 @@ class TestDurable:
         path = tmp_path / "file"
         with durable(path) as part:
             part.write_text("new")
-        assert events == [path.stat().st_ino, "replace", tmp_path.stat().st_ino]
+        assert events == [path.stat().st_ino, "replace"]
         assert path.read_text() == "new"
 
     def test_what_cannot_be_flushed_does_not_replace(self, tmp_path, monkeypatch):
@@ -267,7 +255,7 @@ class TestPlan:
 
     def test_groups_of_nearly_the_same_size(self):
         ((one, two, three, *_),) = self.planned(range(25), together=10)
-        assert [len(seeds) for _, seeds in (one, two, three)] == [8, 8, 9]
+        assert [len(seeds) for _, seeds in (one, two, three)] == [9, 8, 8]
 
     def test_what_was_begun_goes_on_as_it_was(self):
         jobs = self.planned(range(6), done={0}, begun=[(1, 2), (8, 9)], together=25)

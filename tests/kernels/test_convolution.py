@@ -1,6 +1,6 @@
 """The convolution of many networks at once: against PyTorch's own in float64.
 
-On a GPU and in the interpreter by the example's kernels.
+On a GPU and in the interpreter by the kernels.
 """
 
 import pytest
