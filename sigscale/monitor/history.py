@@ -35,10 +35,12 @@ class GradientHistory:
         names: names of the rows, as in the model.
         kinds: kind of each row: "activation", "parameter", or "total" for the whole network.
         quantiles: those that were recorded, from 0 to 1.
-        thresholds: those below which fractions were recorded, in units of G.
+        thresholds: those below which fractions were recorded, in units of G; they were rounded up to the
+            edges of bins, see `GradientMonitor`.
         values: (S, R, C) float64 in the order of `columns`; NaN where a row had no gradient.
         magnitude: whether mean and quantiles are those of |G|; shares below a threshold always are.
-        mantissa_bits: of the sketches: quantiles are good to a factor of 1 + 2^-mantissa_bits at worst.
+        mantissa_bits: of the sketches: quantiles are good to a factor of 1 + 2^-mantissa_bits at worst, means
+            to 2^-(mantissa_bits + 1) of the mean of |G|.
         step_count: steps made, measured or not.
 
     Example:
@@ -94,7 +96,7 @@ class GradientHistory:
         return self.get(quantile_name(q))
 
     def below(self, threshold: float) -> Array:
-        """The share of the coordinates below a threshold, (S, R)."""
+        """The share of the coordinates below a threshold, rounded up to an edge of bins, (S, R)."""
         if threshold not in self.thresholds:
             raise ValueError(
                 f"the share below {threshold!r} was not recorded, only below "
