@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Literal, NamedTuple
 
@@ -127,12 +127,21 @@ def foreach_quantile(
     numbers, shape = check_quantiles(q)
     check_interpolation(interpolation, "propagate")
     check_one_dimensional(shape)
+    if isinstance(tensors, (Mapping, str)) or not isinstance(tensors, Iterable):
+        remedy = "pass its values()" if isinstance(tensors, Mapping) else "pass a list, or use quantile(x, q)"
+        raise TypeError(
+            f"foreach_quantile() takes a sequence of tensors, got {type(tensors).__name__}: {remedy}"
+        )
     tensors = [*tensors]
-    for x in tensors:
-        check_input(x, "foreach_quantile")
-        devices.check_supported(x.device, "foreach_quantile()")
+    for place, x in enumerate(tensors):
+        check_input(x, f"tensors[{place}]: foreach_quantile")
+        devices.check_supported(x.device, f"tensors[{place}]: foreach_quantile()")
+        if x.numel() == 0:
+            raise ValueError(
+                f"tensors[{place}]: foreach_quantile() needs values, got shape {tuple(x.shape)}: leave it out"
+            )
     wanted = Wanted(numbers, interpolation, False)
-    small = [place for place, x in enumerate(tensors) if 0 < x.numel() <= SMALL and is_plain(x)]
+    small = [place for place, x in enumerate(tensors) if x.numel() <= SMALL and is_plain(x)]
     results = {}
     for group, members in multi_tensor.by_kind([tensors[place] for place in small]):
         of_each = _of_each if devices.takes_kernel(group[0]) else _of_each_on_cpu

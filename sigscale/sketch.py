@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._checks import Quantiles, check_input, check_quantiles, check_real
+from ._checks import Quantiles, check_input, check_integer, check_quantiles, check_real
 from .kernels import summary
 from .kernels.device import check_supported, device_of_backend, is_capturing
 from .kernels.reference_sketch import MANTISSA_BITS, bin_count, zero_bin
@@ -174,8 +175,8 @@ class QuantileSketch:
         """The share of the values that are not NaN whose magnitude (or value) is below the threshold.
 
         0-d float64, NaN where there are none. Exact for thresholds that are edges of bins, such as powers of
-        two (a negative one counts as below itself); otherwise the bin that holds the threshold is divided in
-        proportion.
+        two from 2^(-126 - mantissa_bits) to 2^128 (a negative one counts as below itself); otherwise the bin
+        that holds the threshold is divided in proportion.
         """
         number = check_real(
             threshold,
@@ -189,15 +190,29 @@ class QuantileSketch:
         thresholds = summary.on_device((number,), self.counts.device)
         return summary.fraction_below(self._distribution(magnitude), thresholds)[0]
 
-    def to_histogram(self) -> Histogram:
+    def to_histogram(self, bins: int | None = None) -> Histogram:
         """The finite values as counts between edges, from the least to the greatest bin that is not empty.
 
+        The counts are those of `numpy.histogram(x, edges)`: an edge belongs to the bin above it. So an edge
+        below zero is the next number after a power of two or a multiple of one, which the bin before holds.
         Zeros count towards the bin that begins at 0. For plots, and for `add_histogram_raw` and its kin.
+
+        Args:
+            bins: at most so many bins, each made of equally many neighbors, from 0 on where there are two or
+                more; by default all. TensorBoard takes any number, Weights & Biases 512.
+
+        Raises:
+            TypeError, ValueError: bins is not an integer from 1 on.
         """
-        counts, all_edges = summary.histogram(self.counts.cpu(), self.mantissa_bits)
-        filled = counts.nonzero().flatten()
-        first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (len(counts) // 2,) * 2
-        return Histogram(counts[first : last + 1].numpy(), all_edges[first : last + 2].numpy())
+        limit = None if bins is None else check_integer(bins, "bins", "512 is the most that W&B takes")
+        counts, edges = summary.histogram(self.counts.cpu(), self.mantissa_bits)
+        filled, zero = counts.nonzero().flatten(), len(counts) // 2  # the bin that begins at 0
+        first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (zero, zero)
+        starts = np.arange(first, last + 1)
+        if limit is not None and len(starts) > limit:
+            starts = _merged(first - zero, last - zero, limit) + zero
+        ends = np.append(starts, last + 1)
+        return Histogram(np.add.reduceat(counts.numpy(), starts), edges.numpy()[ends])
 
     def __iadd__(self, other: QuantileSketch) -> QuantileSketch:
         self._check_alike(other)
@@ -304,6 +319,14 @@ class QuantileSketch:
                 f"sketches with mantissa_bits={self.mantissa_bits} and {other.mantissa_bits} have different "
                 "bins: merge sketches of the same mantissa_bits"
             )
+
+
+def _merged(first: int, last: int, limit: int) -> npt.NDArray[np.int64]:
+    """The first bin of each of at most `limit` groups of neighbors; 0 begins one, unless the limit is 1."""
+    if limit == 1:
+        return np.array([first])
+    width = next(n for n in itertools.count(1) if last // n - first // n < limit)
+    return np.maximum(np.arange(first // width, last // width + 1) * width, first)
 
 
 torch.serialization.add_safe_globals([QuantileSketch])

@@ -140,7 +140,7 @@ class Recorder:
         m, rows = self.statistics.mantissa_bits, self.rows
         values = summary.distribution(self.last[:rows], m, magnitude=True)
         thresholds = summary.on_device((threshold,), self.device) * self.scale[:rows, None]
-        shares: list[float] = summary.fraction_below(values, thresholds)[:, 0].tolist()
+        shares: list[float] = summary.fraction_of_bins_below(values, thresholds)[:, 0].tolist()
         return shares
 
     def _summaries(self) -> Tensor:

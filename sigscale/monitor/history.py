@@ -35,11 +35,12 @@ class GradientHistory:
         names: names of the rows, as in the model.
         kinds: kind of each row: "activation", "parameter", or "total" for the whole network.
         quantiles: the recorded ones, from 0 to 1.
-        thresholds: those whose shares below were recorded, in units of G.
+        thresholds: those whose shares below were recorded, in units of G, rounded up to edges of bins, see
+            `GradientMonitor`.
         values: (S, R, C) float64 in the order of `columns`; NaN where a row had no gradient.
         magnitude: whether mean and quantiles are those of |G|; shares below a threshold always are.
-        mantissa_bits: resolution of the sketches; a quantile is off by a factor of at most
-            1 + 2^-mantissa_bits.
+        mantissa_bits: resolution of the sketches: a quantile is off by a factor of at most
+            1 + 2^-mantissa_bits, a mean by at most 2^-(mantissa_bits + 1) of the mean of |G|.
         step_count: steps made, measured or not.
 
     Example:
@@ -95,7 +96,7 @@ class GradientHistory:
         return self.get(quantile_name(q))
 
     def below(self, threshold: float) -> Array:
-        """The share of the coordinates below a threshold, (S, R)."""
+        """The share of the coordinates below a threshold, rounded up to an edge of bins, (S, R)."""
         if threshold not in self.thresholds:
             raise ValueError(
                 f"the share below {threshold!r} was not recorded, only below "

@@ -42,8 +42,12 @@ class GradientMonitor:
     vanishing(), sketch() or save() is called; step() can be captured in a CUDA graph. Counts take 64 KiB of
     device memory per row (mantissa_bits=3), records 8 bytes of host memory per number.
 
-    A quantile is off by a factor of at most 1 + 2^-mantissa_bits (see `QuantileSketch`), typically by 1 %;
-    counts are exact. The same training gives the same bits.
+    A quantile is off by a factor of at most 1 + 2^-mantissa_bits (see `QuantileSketch`), typically by 1 %.
+    The mean takes each value at the middle of its bin, and is off by at most 2^-(mantissa_bits + 1) of the
+    mean of |g|: 100 gradients of 1.0 have the mean 1.0625. Counts are exact, and so are shares below
+    thresholds that are edges of bins, such as powers of two from 2^(-126 - mantissa_bits) to 2^128; others
+    are rounded up to an edge, 1e-8 to 1.024e-8, so that no value below one is left out. The same training
+    gives the same bits.
 
     Args:
         model: a module, also wrapped in DistributedDataParallel or by torch.compile, before or after; names
@@ -54,7 +58,7 @@ class GradientMonitor:
         include, exclude: shell-style patterns ("encoder.*"), or sequences of them, of the names of modules
             and parameters to measure, and not to.
         magnitude: record the mean and the quantiles of |g| instead of g.
-        thresholds: record the share of |g| below each of them, in units of g.
+        thresholds: record the share of |g| below each of them, in units of g, rounded up to an edge of bins.
         mantissa_bits: resolution of the sketches, see `QuantileSketch`.
         scaler: the torch.amp.GradScaler that scales the loss, and only then (a scaler that is in use
             and not passed leaves values too large by its scale, 65536 at first, and nobody notices):
@@ -186,7 +190,7 @@ class GradientMonitor:
         """For each layer the share of its gradient's coordinates below a threshold in magnitude.
 
         Of the last step measured; NaN where a layer had no gradient. Any threshold > 0, in units of the
-        gradient: exact for powers of two, interpolated within a bin otherwise. Waits for the device.
+        gradient, is rounded up to an edge of bins, as those that are recorded. Waits for the device.
         """
         return self._reader.vanishing(below)
 

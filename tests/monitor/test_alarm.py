@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 
@@ -104,3 +105,35 @@ def test_any_threshold_afterwards():
     assert set(monitor.vanishing()) == {"0.weight", "1.weight"}
     assert monitor.vanishing()["1.weight"] != monitor.vanishing()["1.weight"]  # NaN: it has no gradient
     assert monitor.vanishing(1e-300)["0.weight"] == 0
+
+
+@pytest.mark.parametrize("m", [2, 3, 4, 5])
+@pytest.mark.parametrize("threshold", [1e-8, 9.5e-9, 2.0**-27, 1e-3, 1e-30])
+@pytest.mark.parametrize("magnitude", [True, False])
+def test_thresholds_inside_a_bin(threshold, m, magnitude):
+    """A threshold is rounded up to an edge: what lies below it is below, without a part of a bin."""
+    octave = 2.0 ** math.floor(math.log2(threshold))
+    edge = octave * (1 + math.ceil((threshold / octave - 1) * 2**m) / 2**m)
+    assert threshold <= edge < threshold * (1 + 2.0**-m)
+    just_below = torch.nextafter(torch.tensor(threshold), torch.tensor(0.0)).item()
+    for size, share in (
+        (just_below, 1.0),
+        (-just_below, 1.0),
+        (0.5 * octave, 1.0),
+        (edge, 0.0),
+        (-edge, 0.0),
+    ):
+        told = []
+        monitor = monitored(
+            [(size, 1), (size, 1)],
+            mantissa_bits=m,
+            magnitude=magnitude,
+            thresholds=(threshold,),
+            warn_below=threshold,
+            on_vanishing=lambda step, layers, told=told: told.append(layers),
+        )
+        assert monitor.history().below(threshold)[0, 1] == share
+        assert monitor.vanishing(threshold)["0.weight"] == share
+        assert told == ([{"0.weight": 1.0}] if share else [])
+        mean = monitor.history()["mean"][0, 1]
+        assert abs(abs(mean) - abs(size)) <= abs(size) / 2 ** (m + 1)

@@ -165,3 +165,41 @@ def test_unknown_options_of_quantile():
         ss.foreach_quantile([torch.ones(3)], 0.5, interpolation=None)
     with pytest.raises(TypeError, match=r"foreach_quantile\(\) takes a dense tensor"):
         ss.foreach_quantile([torch.ones(3), 1.0], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "text"),
+    [
+        (
+            5,
+            TypeError,
+            r"foreach_quantile\(\) takes a sequence of tensors, got int: pass a list, or use quantile",
+        ),
+        ({"a": torch.ones(3)}, TypeError, r"a sequence of tensors, got dict: pass its values\(\)"),
+        ("ab", TypeError, "a sequence of tensors, got str: pass a list"),
+        (
+            [torch.ones(3), torch.ones(2, 0)],
+            ValueError,
+            r"tensors\[1\]: foreach_quantile.*got shape \(2, 0\): leave",
+        ),
+        (
+            [torch.ones(1), torch.arange(3)],
+            TypeError,
+            r"tensors\[1\]: foreach_quantile.*got dtype torch.int64: conv",
+        ),
+        (
+            [torch.ones(1), None],
+            TypeError,
+            r"tensors\[1\]: foreach_quantile\(\).*got NoneType: use torch.as_tensor",
+        ),
+    ],
+    ids=["int", "dict", "str", "empty", "integers", "None"],
+)
+def test_bad_input_of_foreach_quantile(tensors, error, text):
+    with pytest.raises(error, match=text):
+        ss.foreach_quantile(tensors, 0.5)
+
+
+def test_foreach_quantile_of_values():
+    assert ss.foreach_quantile({"a": torch.ones(3)}.values(), 0.5) == [1]
+    assert ss.foreach_quantile([], 0.5) == []

@@ -146,7 +146,7 @@ def test_load_state_dict():
 @every_m
 @pytest.mark.parametrize("case", ["normal", "half zeros", "heavy tails", "subnormals", "nans", "empty"])
 def test_to_histogram(case, m, device):
-    """As numpy counts between the same edges; edges of bins with negative values belong to the bin below."""
+    """As numpy counts between the same edges, all bins and merged ones."""
     x = CASES[case](torch.float64)
     counts, edges = sketch_of(x.to(device), m).to_histogram()
     values = x.numpy()[np.isfinite(x.numpy())]
@@ -155,13 +155,45 @@ def test_to_histogram(case, m, device):
     assert len(edges) == len(counts) + 1
     assert (np.diff(edges) > 0).all()
     assert counts.sum() == len(values)
-    inside = values[(values >= 0) | ~np.isin(values, edges)]
-    np.testing.assert_array_equal(
-        np.histogram(inside, edges)[0].sum() + len(values) - len(inside), counts.sum()
-    )
-    if len(inside) == len(values):
+    np.testing.assert_array_equal(counts, np.histogram(values, edges)[0])
+    assert not len(values) or (counts[0] > 0 and counts[-1] > 0)
+    for bins in (1, 2, 3, 16, 512):
+        merged, between = sketch_of(x.to(device), m).to_histogram(bins)
+        assert len(merged) == len(between) - 1 <= bins
+        assert {*between} <= {*edges}
+        assert (between[0], between[-1]) == (edges[0], edges[-1])
+        np.testing.assert_array_equal(merged, np.histogram(values, between)[0])
+        assert bins == 1 or not edges[0] < 0 < edges[-1] or 0.0 in between
+
+
+@every_m
+def test_histogram_edges(m):
+    """Values on edges, of either sign and at the ends of the range, go where numpy puts them."""
+    powers = 2.0 ** np.arange(-149.0, 130)
+    largest = np.finfo(np.float64).max
+    for values in (powers, -powers, np.array([-largest, -1.0, 1.125, largest]), np.array([-largest, -1.0])):
+        counts, edges = sketch_of(torch.from_numpy(values), m).to_histogram()
         np.testing.assert_array_equal(counts, np.histogram(values, edges)[0])
-        assert not len(values) or (counts[0] > 0 and counts[-1] > 0)
+
+
+def test_histogram_of_two_values():
+    """Far apart, where each sign has hundreds of bins in between."""
+    sketch = sketch_of(torch.tensor([-1e-30, 1e30]))
+    assert len(sketch.to_histogram().counts) > 1000
+    merged = sketch.to_histogram(bins=512)
+    assert len(merged.counts) <= 512
+    assert merged.counts.sum() == 2
+    for bins, error in (
+        (0, ValueError),
+        (-1, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+        ("", TypeError),
+    ):
+        with pytest.raises(
+            error, match=r"bins must be an integer from 1 on; got .*: 512 is the most that W&B"
+        ):
+            sketch.to_histogram(bins)
 
 
 def test_repr(device):
