@@ -12,6 +12,7 @@ from . import _rules as rules
 from ._absorbers import Absorber, absorber, obstacle
 from ._rules import Rule, operand, unknown
 from ._scales import ONE, Scales, as_scale
+from ._table import apply_rule
 from ._trace import Trace, called_function, constant
 from ._tracer import scaled_function
 
@@ -39,7 +40,7 @@ def equations(trace: Trace) -> Scales:
         elif called_function(node.target):
             _function(scales, node)
         else:
-            rules.apply_rule(scales, node)
+            apply_rule(scales, node)
         if node.op.startswith("call"):
             for value in trace.writes(node):  # which other values may share memory with, all of this scale
                 scales.tie((value, node), node)

@@ -82,21 +82,38 @@ def trace(model: nn.Module, inputs: tuple[Any, ...] | None) -> Trace:
             node.args = ()  # what was passed has to be passed to the copy
         elif node.args and not node.users:
             graph.erase_node(node)
+    constants, written = _constants(graph, root)
+    kept = {
+        leaf.node: name for name, value in attributes(root) for leaf in tree_leaves(value) if is_proxy(leaf)
+    }
+    _check_kept(root, len(inputs or ()), {node: name for node, name in kept.items() if node not in constants})
     return Trace(
         graph,
         root,
         {} if inputs is None else _shapes(root, graph, inputs),
-        *_constants(graph, root),
+        constants,
+        written,
         read,
-        {
-            leaf.node: name
-            for name, value in attributes(root)
-            for leaf in tree_leaves(value)
-            if is_proxy(leaf)
-        },
+        kept,
         defaults,
         tuple(change.name for change in changes),
     )
+
+
+def _check_kept(root: nn.Module, given: int, kept: Mapping[fx.Node, str]) -> None:
+    """Raise ValueError if forward reads, in a second call, what it has kept of the first."""
+    found = [*kept.values()]
+    try:
+        nodes = Tracer(given, []).trace(root).nodes if kept else ()
+        found = [kept[value] for node in nodes for value in node.all_input_nodes if value in kept]
+    except Exception:  # it does something else in a second call
+        pass
+    if found:
+        names = ", ".join(map(repr, dict.fromkeys(found)))
+        raise ValueError(
+            f"cannot fold a model whose forward keeps {names} for its next call, where torch.fx does not see "
+            "it: pass it to forward and return it"
+        )
 
 
 def needs_graph(model: nn.Module, graph: fx.Graph, defaults: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
+from torch.utils._pytree import tree_leaves
 
 import sigscale as ss
 from tests.oracles.folding import randomized, refuses
@@ -221,6 +222,30 @@ class Keeping(nn.Module):
 def test_values_kept_in_attributes():
     """Whoever reads them would see other values in the copy."""
     refuses(Keeping(False), "'act' (Tanh)", "is kept in 'last', where its scale is 1")
+
+
+@pytest.mark.parametrize("kept", [lambda x: x, lambda x: [x], lambda x: {"state": (x, 1)}])
+def test_values_kept_for_the_next_call(kept):
+    class Stateful(Keeping):
+        def forward(self, x):
+            h = self.act(self.a(x))
+            if self.last != []:
+                h = h + tree_leaves(self.last)[0]
+            self.last = kept(x)
+            return self.b(h)
+
+    refuses(Stateful(False), "whose forward keeps 'last' for its next call")
+
+
+def test_sizes_kept_for_the_next_call():
+    class Caching(Keeping):
+        def forward(self, x):
+            if isinstance(self.last, list):
+                self.last = torch.ones(x.size(1), dtype=x.dtype) / 3
+            return self.b(self.act(self.a(x)) * self.last)
+
+    model = randomized(Caching(False))
+    torch.testing.assert_close(ss.fold(model)(X), model(X))
 
 
 def test_attributes_changed_by_a_graph():
