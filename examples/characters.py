@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import sigscale as ss
 from examples.cifar10.figures import STYLE, STYLES, save
-from examples.cifar10.results import environment
+from examples.cifar10.store import environment
 from sigscale._files import atomic
 
 POEM = """\

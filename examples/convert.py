@@ -28,7 +28,7 @@ from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 import sigscale as ss
 from examples.cifar10.data import Split, load
 from examples.cifar10.figures import STYLE
-from examples.cifar10.results import environment
+from examples.cifar10.store import environment
 from sigscale._files import atomic
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 import sigscale as ss
 from examples.cifar10 import data
-from examples.cifar10.errors import DataError
 from examples.cifar10.figures import STYLE, STYLES, save
-from examples.cifar10.results import environment
+from examples.cifar10.runtime import DataError
+from examples.cifar10.store import environment
 from sigscale._files import atomic
 
 if TYPE_CHECKING:

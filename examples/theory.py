@@ -149,7 +149,7 @@ def _properties(row: theory.Properties) -> tuple[object, ...]:
         f"{_verdict(row.vanishing)}, {rate}",
         f"{_verdict(row.positive)}, {row.upper:.4g}",
         f"{_verdict(row.linear)}" + (f", a = {row.slope:.4g}" if row.linear else ""),
-        f"{_verdict(row.linear_if_centred)}, a = {row.centred_slope:.4g}",
+        f"{_verdict(row.linear_if_centered)}, a = {row.centered_slope:.4g}",
     )
 
 

@@ -359,7 +359,8 @@ def _logistic_slope(u: Tensor, factor: Tensor) -> Tensor:
         e = u.exp_()
         return e * factor / (e + ONE).square_()
     s = u.sigmoid_()
-    return torch.ops.aten.sigmoid_backward.grad_input(factor, s, grad_input=s)
+    torch.ops.aten.sigmoid_backward.grad_input(factor, s, grad_input=s)
+    return s
 
 
 def _logistic_tail(u: Tensor) -> Tensor:
@@ -385,7 +386,7 @@ def _softsign_scaled(x: Tensor, alpha: float | Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _lost_in_float32(number: float) -> float:
-    return number - struct.unpack("f", struct.pack("f", number))[0]
+    return number - float(struct.unpack("f", struct.pack("f", number))[0])
 
 
 def _horner(w: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:

@@ -31,7 +31,8 @@ def forward(function: Function, x: Tensor, alpha: float | Tensor, *, table: int 
     """
     y = torch.empty_like(x)
     shared = not isinstance(alpha, Tensor)
-    if shared and function.torch_by_table and x.dtype.itemsize == 2 and x.numel() >= table:
+    by_table = function.torch_by_table and x.dtype.itemsize == 2 and x.numel() >= table
+    if by_table and not isinstance(alpha, Tensor):
         values = _table(function, x.dtype, alpha)
         for out, part in parts(shared, y, x):
             torch.take(values, part.view(torch.int16).long(), out=out)

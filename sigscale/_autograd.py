@@ -17,7 +17,11 @@ is_legacy_batchedtensor = getattr(torch._C._functorch, "is_legacy_batchedtensor"
 
 
 class Activation(torch.autograd.Function):
-    """y = alpha f(x / alpha), keeping x or y for the backward pass, which counts dx if there is a sketch."""
+    """y = alpha f(x / alpha), keeping x or y for the backward pass, which counts dx if there is a sketch.
+
+    Where x is kept and dx counted, x is an output as well: if the backward pass is differentiated, what it
+    gives x arrives here, and is counted in one with what comes through y.
+    """
 
     @staticmethod
     def forward(
@@ -27,19 +31,26 @@ class Activation(torch.autograd.Function):
         alpha: float,
         keep_output: bool,
         sketch: QuantileSketch | None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         y = activation.forward(function, x, alpha)
-        ctx.save_for_backward(y if keep_output else x)
         ctx.settings = function, alpha, keep_output, sketch
-        return y
+        if keep_output or sketch is None:
+            ctx.save_for_backward(y if keep_output else x)
+            return y
+        return y, _kept_as_output(ctx, x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (saved,) = ctx.saved_tensors
+    def backward(
+        ctx: Any, g: Tensor | None, direct: Tensor | None = None
+    ) -> tuple[Tensor | None, None, None, None, None]:
+        (saved,) = _saved_tensors(ctx)
         function, alpha, keep_output, sketch = ctx.settings
-        if not _by_kernel(g):
-            dx = reference.composed_backward(function, g, saved, alpha, from_output=keep_output)
-            if sketch is not None:
+        if g is None or direct is not None or not _by_kernel(g):
+            dx = direct
+            if g is not None:
+                dx = reference.composed_backward(function, g, saved, alpha, from_output=keep_output)
+                dx = dx if direct is None else dx + direct
+            if sketch is not None and dx is not None:
                 count_gradient(sketch, dx)
         elif sketch is None:
             dx = activation.backward(function, g, saved, alpha, from_output=keep_output)
@@ -57,20 +68,28 @@ class LearnedActivation(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, alpha: Tensor, function: Function, sketch: QuantileSketch | None
-    ) -> Tensor:
-        ctx.save_for_backward(x, alpha)
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        y = learned.forward(function, x, alpha)
         ctx.settings = function, sketch
-        return learned.forward(function, x, alpha)
+        if sketch is None:
+            ctx.save_for_backward(x, alpha)
+            return y
+        return y, _kept_as_output(ctx, x, alpha)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, alpha = ctx.saved_tensors
+    def backward(
+        ctx: Any, g: Tensor | None, direct: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, alpha = _saved_tensors(ctx)
         function, sketch = ctx.settings
         wanted: dict[str, Any] = {"dx": ctx.needs_input_grad[0], "dalpha": ctx.needs_input_grad[1]}
         if not wanted["dx"]:
             sketch = None
-        if not _by_kernel(g):
-            dx, dalpha = reference.composed_learned_backward(function, g, x, alpha, **wanted)
+        if g is None or direct is not None or not _by_kernel(g):
+            dx, dalpha = direct, None
+            if g is not None:
+                dx, dalpha = reference.composed_learned_backward(function, g, x, alpha, **wanted)
+                dx = dx if dx is None or direct is None else dx + direct
             if sketch is not None and dx is not None:
                 count_gradient(sketch, dx)
         elif sketch is None:
@@ -81,13 +100,42 @@ class LearnedActivation(torch.autograd.Function):
         return dx, dalpha, None, None
 
 
+def _kept_as_output(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
+    """A view of x that is an output of the node, and saved with others for its backward pass."""
+    kept = x.view_as(x)
+    ctx.save_for_backward(kept, *others)
+    ctx.set_materialize_grads(False)
+    return kept
+
+
+def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
+    try:
+        return ctx.saved_tensors  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}\n"
+            'An activation of sigscale keeps its input with save="input" or, by default, in 16 bits. '
+            'If y = f(x); x += y overwrote that: save="output" keeps the output instead, and x = x + y '
+            "overwrites nothing"
+        ) from error
+
+
 class CountGradient(torch.autograd.Function):
     """x itself; the backward pass counts the gradient that arrives."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sketch: QuantileSketch) -> Tensor:
-        ctx.sketch = sketch
+    def forward(x: Tensor, sketch: QuantileSketch) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, QuantileSketch], output: Tensor) -> None:
+        ctx.sketch = inputs[1]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, None], x: Tensor, sketch: QuantileSketch) -> tuple[Tensor, Any]:
+        return CountGradient.apply(x, sketch), in_dims[0]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
@@ -108,13 +156,17 @@ def activate(
     if isinstance(alpha, Tensor):
         if not ((x.requires_grad or alpha.requires_grad) and torch.is_grad_enabled()):
             return learned.forward(function, x, alpha)
-        return LearnedActivation.apply(x, alpha, function, sketch)  # type: ignore[no-any-return]
+        return _first(LearnedActivation.apply(x, alpha, function, sketch))
     if not (x.requires_grad and torch.is_grad_enabled()):
         return activation.forward(function, x, alpha)
     keep_output = save == "output" if save else x.dtype.itemsize > 2
     if keep_output and x.dtype is torch.float16:
         keep_output = _is_exact_in_float16(function, alpha)
-    return Activation.apply(x, function, alpha, keep_output, sketch)  # type: ignore[no-any-return]
+    return _first(Activation.apply(x, function, alpha, keep_output, sketch))
+
+
+def _first(outputs: Any) -> Tensor:
+    return outputs[0] if type(outputs) is tuple else outputs  # type: ignore[no-any-return]
 
 
 def _is_exact_in_float16(function: Function, alpha: float) -> bool:
@@ -125,12 +177,7 @@ def _is_exact_in_float16(function: Function, alpha: float) -> bool:
 
 def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
     """x, whose gradient the backward pass counts."""
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "a gradient cannot be counted under torch.func transforms, which see no single backward pass: "
-            "leave grad_sketch out, or close the monitor, for this call"
-        )
-    if not (x.requires_grad and torch.is_grad_enabled()):
+    if not takes_part(x):
         return x
     device.check_supported(x.device, "grad_sketch")
     if torch.compiler.is_compiling():
@@ -138,8 +185,22 @@ def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
     return CountGradient.apply(x, sketch)  # type: ignore[no-any-return]
 
 
+def takes_part(x: Tensor) -> bool:
+    """Whether a backward pass may come to x. Under vmap, x does not tell of one around it."""
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or (
+        not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    )
+
+
 def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
     """Add a gradient to a sketch, unless it has no values: a fake tensor, or one on the meta device."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "a gradient cannot be counted under torch.func transforms, which see no single backward pass: "
+            "leave grad_sketch out, or close the monitor, for this call"
+        )
     if is_batched(g):
         raise RuntimeError(
             "gradients batched by vmap (is_grads_batched, jacobian(vectorize=True)) cannot be counted: "

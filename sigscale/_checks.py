@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
+import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +16,32 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .kernels import device
 from .kernels.device import is_supported
 from .kernels.math import ALPHA_RANGE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Quantiles = float | Iterable[float] | Tensor
 ALPHA_MIN, ALPHA_MAX = ALPHA_RANGE
+INTERNAL = (
+    contextlib.__file__,
+    *(str(Path(file).parent) for file in (__file__, device.__file__, torch.__file__)),
+)
 TINY = math.ulp(0.0)  # the least float > 0
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside of sigscale and PyTorch that led here, as through a hook."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INTERNAL):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Raise TypeError unless the value is a bool: a string such as "no" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False; got {value!r}: pass {name}=True, or leave it out")
 
 
 def check_input(x: Any, name: str) -> None:
@@ -131,6 +153,7 @@ def _is_readable(alpha: Tensor) -> bool:
 
 def check_num_parameters(num_parameters: Any, learnable: bool) -> int:
     """The number of learned alphas; TypeError or ValueError unless it is one, or one for each channel."""
+    check_flag(learnable, "learnable")
     number = check_integer(num_parameters, "num_parameters", "pass 1 or the number of channels")
     if number > 1 and not learnable:
         raise ValueError(f"num_parameters={number} is for an alpha that learns: pass learnable=True as well")

@@ -14,6 +14,7 @@ from . import nn as scaled_nn
 from ._calls import class_without_marks
 from ._checks import DTYPES
 from ._names import named_modules
+from ._overlay import is_overlaid
 from .kernels.functions import FUNCTIONS
 from .nn.activation import Scaled
 
@@ -94,6 +95,8 @@ def _refusal(module: nn.Module, kind: type[nn.Module], subclasses: bool) -> str:
         return "relu stays the same under scaling"
     if "forward" in vars(module):
         return "its forward was replaced"
+    if is_overlaid(module):
+        return "an open monitor measures it: close() that first"
     if class_without_marks(module) is kind:
         return ""
     if is_parametrized(module):

@@ -1,4 +1,4 @@
-"""The panels of `sigscale.plot`: steps as cells, logarithmic scales with a place for zero, what is drawn."""
+"""The panels of `sigscale.plot`: steps as cells, and logarithmic scales with a place for zero."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ZERO, INFINITE = "black", "#CC79A7"
-DECADES = 20  # that a scale shows at most, from the greatest value down
-COLUMNS = 1200  # steps that are drawn singly; of more, several are drawn as one
+DECADES = 20  # a scale shows at most, counted from the largest value
+COLUMNS = 1200  # at most; longer trainings share columns
 
 
 class Steps:
-    """Steps side by side as cells, each as wide as steps are apart as a rule; where steps lack are gaps."""
+    """One cell per step; missing steps leave gaps."""
 
     def __init__(self, steps: npt.NDArray[np.int64]) -> None:
         self.together = math.ceil(len(steps) / COLUMNS)
@@ -44,7 +44,7 @@ class Steps:
         return len(self.cells) < len(self.centers)
 
     def spread(self, values: Array) -> Array:
-        """Values (steps, n) for each cell, the median where steps are drawn as one; NaN in gaps."""
+        """Values (steps, n) per cell: the median of steps that share one, NaN in gaps."""
         if self.together > 1:
             parts = range(0, len(values), self.together)
             with warnings.catch_warnings():
@@ -56,7 +56,7 @@ class Steps:
 
 
 class Scale(NamedTuple):
-    """Powers of ten from `low` to `high` around values, and which values have no place between."""
+    """Powers of ten from `low` to `high` around the values, and which values fall outside."""
 
     low: float
     high: float
@@ -76,7 +76,7 @@ class Scale(NamedTuple):
         return cls(10.0**low, 10.0**high, least < 10.0**low, zeros, infinities, has_none)
 
     def place(self, values: Array, zero: float, infinity: float) -> Array:
-        """Values where they are drawn: zeros and infinities where told, those too low at the end."""
+        """Values as drawn: zeros at `zero`, infinities at `infinity`, values below the scale at its end."""
         placed = np.where(values == 0, zero, np.maximum(values, self.low))
         return np.where(np.isinf(values), infinity, placed)
 
@@ -85,7 +85,7 @@ class Scale(NamedTuple):
         return rf"$\leq 10^{{{exponent}}}$" if low else f"$10^{{{exponent}}}$"
 
     def exponents(self, count: int) -> range:
-        """Powers of ten to label, at most about `count`, the lowest one among them."""
+        """About `count` powers of ten to label, including the lowest."""
         low, high = round(math.log10(self.low)), round(math.log10(self.high))
         return range(low, high + 1, max(1, math.ceil((high - low) / count)))
 
@@ -93,7 +93,7 @@ class Scale(NamedTuple):
 def draw_curves(
     axes: Axes, steps: Steps, values: Array, scale: Scale, names: Sequence[str], colors: Sequence[str]
 ) -> None:
-    """A line and bands for each name, of values (quantiles, steps, names), the line the middle one."""
+    """Per name a line, the middle quantile, and bands, from values (quantiles, steps, names)."""
     decades = math.log10(scale.high / scale.low)
     zero, strip, bottom = (scale.low * 10 ** (-share * decades) for share in (0.08, 0.035, 0.125))
     placed = scale.place(values, zero, math.nan)
@@ -126,7 +126,7 @@ def draw_curves(
 def draw_layers(
     axes: Axes, steps: Steps, values: Array, scale: Scale, names: Sequence[str], height: float
 ) -> Any:
-    """A heat map of values (steps, names), the first name at the top of an axis so many inches high."""
+    """A heat map of values (steps, names), first name on top; `height` is that of the axis in inches."""
     import matplotlib as mpl
     from matplotlib.colors import ListedColormap, LogNorm
 

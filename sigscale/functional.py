@@ -97,9 +97,10 @@ Args:
     save: what the backward pass keeps. "input" gives accurate gradients however far x saturates; "output"
         costs no memory where the next layer keeps it anyway. By default "input" for 16-bit types, whose
         rounded output makes gradients vanish from |x / alpha| = 3.5 on, and where alpha is a tensor;
-        "output" otherwise. In float16 the input is kept wherever the output overflows or is subnormal. Has
-        no effect under torch.compile, torch.func and create_graph=True, where PyTorch's own derivatives
-        take over.
+        "output" otherwise. In float16 the input is kept wherever the output overflows or is subnormal. A kept
+        input must not be overwritten before the backward pass: y = f(x); x += y, which torch.tanh allows,
+        needs "output", or x = x + y. Has no effect under torch.compile, torch.func and create_graph=True,
+        where PyTorch's own derivatives take over.
     grad_sketch: a `QuantileSketch` to which the backward pass adds the distribution of the gradient with
         respect to x, in the same kernel. It grows with every backward pass until its reset().
 

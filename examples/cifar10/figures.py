@@ -58,6 +58,8 @@ HIGHEST = 1e4
 """Gradients above share a color, as do those below LOWEST."""
 CELLS = 120
 """At most so many fit a panel; of more steps, several are drawn as one."""
+ESCAPED = 12.0
+"""Per cent of test accuracy at which a run has left chance, of which 10,000 images stray by 0.3."""
 PANEL, LABEL_WIDTH = 2.2, 26
 """Inches, or more where panels are few; and the letters above them in a line."""
 
@@ -96,6 +98,54 @@ def draw(
         _label_ends(top, labels[0])  # when all else is there, and heights are what they will be
         _label_ends(bottom, labels[1])
         return save(canvas, stem)
+
+
+def draw_escapes(
+    figure: pipelines.Figure, outcomes: Sequence[Outcome], stem: Path, *, title: str, warning: str = ""
+) -> list[Path]:
+    """A point for each run: the epoch in which it leaves chance against its median gradient until then."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas
+
+    groups = by_pipeline(outcomes)
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(9, 5), layout="constrained")
+        canvas.suptitle(wrapped(title, 105), x=0.01, ha="left", fontsize=10.5)
+        axes = canvas.subplots()
+        for name, (color, marker) in _styles(figure).items():
+            if runs := groups.get(name):
+                gradients, epochs = np.transpose([escape(run) for run in runs])
+                label = f"{pretty(runs[0].label)}: {correlation(gradients, epochs)}"
+                axes.scatter(gradients, epochs, 28, color, marker=marker, alpha=0.7, label=label)
+        never = 1 + max(len(run.column("test_accuracy")) for run in outcomes)
+        axes.axhline(never, color="0.5", lw=0.9, ls=":", zorder=0)
+        caption = f"each point a run; dotted: never; rank correlations are Spearman's. {warning}"
+        axes.set_title(caption, loc="left", **(WARNING if warning else CAPTION))
+        if any(np.isfinite(escape(run)[0]) for run in outcomes):
+            axes.set_xscale("log")
+        axes.set_xlabel("median |gradient of the loss| until then (geometric mean over the epochs)")
+        axes.set_ylabel(f"first epoch above {ESCAPED:g} % test accuracy")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        return save(canvas, stem)
+
+
+def escape(run: Outcome) -> tuple[float, int]:
+    """The median gradient before a run leaves chance, and in which epoch it does (past the last: never)."""
+    above = 100 * run.column("test_accuracy") > ESCAPED
+    epoch = int(above.argmax()) + 1 if above.any() else len(above) + 1
+    before = _logarithms([run], "loss_gradient_q50")[0, : max(1, epoch - 1)]
+    return float(10 ** before[np.isfinite(before)].mean()) if np.isfinite(before).any() else math.nan, epoch
+
+
+def correlation(gradients: Curve, epochs: Curve) -> str:
+    """Spearman's rank correlation in words; runs that never leave chance share the last rank."""
+    from scipy import stats
+
+    finite = np.isfinite(gradients)
+    if len(set(epochs[finite])) < 2 or len(set(gradients[finite])) < 2:
+        return "no rank correlation (no variation)"
+    found = stats.spearmanr(gradients[finite], epochs[finite])
+    return f"rank correlation {found.statistic:.2f} (p = {found.pvalue:.2g}, n = {finite.sum()})"
 
 
 def _span(counts: set[int]) -> str:

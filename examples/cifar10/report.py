@@ -33,7 +33,8 @@ _P = f"p < {verdicts.LEVEL:g}"
 RULES = (
     "Runs are compared seed by seed: runs of one seed share initial parameters and the order of the images. "
     "p is that of the Wilcoxon signed-rank test (exact up to 50 seeds, up to 13 where differences tie), at "
-    f"the level {verdicts.LEVEL:g}, not corrected for the number of tests. Fewer than {verdicts.MIN_SEEDS} "
+    f"the level {verdicts.LEVEL:g}, with Holm's correction over the statements of a claim. "
+    f"Fewer than {verdicts.MIN_SEEDS} "
     f"seeds cannot reach it, so then the verdict is *{Verdict.TOO_FEW.value}*, as it is where a statement "
     "needs more epochs than were run. Of gradients, decimal logarithms are compared; what is below "
     f"{LOWEST:.0e} counts as {LOWEST:.0e}.\n\n"
@@ -71,7 +72,9 @@ def write(folder: Folder, compared: Sequence[Figure], experiment: Mapping[str, A
         options = {"title": title, "warning": warning}
         figures.draw(figure, found, folder.path / figure.name, **options)
         figures.draw_layers(histories, experiment["epochs"], folder.path / f"{figure.name}-layers", **options)
+        figures.draw_escapes(figure, found, folder.path / f"{figure.name}-escapes", **options)
         pictures += [f"![{_escaped(figure.title)}]({figure.name}.png)", *filter(None, [figure.question])]
+        pictures += [f"![{_escaped(figure.title)}: escapes from chance]({figure.name}-escapes.png)"]
         pictures += [f"![{_escaped(figure.title)}: layers]({figure.name}-layers.png)"]
         table = results(found).drop(columns="pipeline")
         print("", figure.title, *filter(None, [warning]), table.to_markdown(index=False), sep="\n")
@@ -125,7 +128,9 @@ def results(outcomes: Sequence[Outcome]) -> pd.DataFrame:
                 "seconds a seed": f"{np.mean([_seconds(run) for run in runs]):.1f}",
             }
         )
-    return pd.DataFrame(rows).rename(columns=lambda name: name.replace("|", "\\|"))
+    table: pd.DataFrame = pd.DataFrame(rows)
+    table.columns = table.columns.str.replace("|", "\\|")
+    return table
 
 
 def _seconds(run: Outcome) -> float:
@@ -189,7 +194,7 @@ def _statement_row(finding: Finding) -> dict[str, str]:
 
 
 def _markdown(rows: Any) -> str:
-    return pd.DataFrame(list(rows)).replace(r"\|", r"\|", regex=True).to_markdown(index=False)
+    return str(pd.DataFrame(list(rows)).replace(r"\|", r"\|", regex=True).to_markdown(index=False))
 
 
 def _measured(statement: Statement) -> str:
@@ -223,7 +228,7 @@ def _test(finding: Finding) -> str:
         return f"n = {found.seeds}; share of runs {found.effect:.0%}" + _between(found, "{:.0%}".format)
     form = _power if finding.statement.measure.log else "{:+.2f}".format
     what = "factor" if finding.statement.measure.log else "difference in points"
-    p = "" if math.isnan(found.p) else f"{found.test} p = {found.p:.2g}; "
+    p = "" if math.isnan(found.p) else f"{found.test} p = {found.p:.2g} (Holm: {found.adjusted:.2g}); "
     return f"n = {found.seeds}; {p}{what} {form(found.effect)}" + _between(found, form)
 
 
@@ -341,6 +346,7 @@ def _statement(finding: Finding) -> dict[str, Any]:
         "seeds": judgment.seeds,
         "test": judgment.test,
         "p": _or_none(judgment.p),
+        "p_holm": _or_none(judgment.adjusted),
         "effect": _or_none(judgment.effect),
         "interval": [_or_none(judgment.low), _or_none(judgment.high)],
         "numbers": {label: [_or_none(n) for n in numbers] for label, numbers in finding.numbers.items()},

@@ -405,9 +405,20 @@ def group_name(pipeline: str, seeds: Iterable[int]) -> str:
     return f"{pipeline}-seeds{seed_ranges(seeds)}"
 
 
+def environment() -> dict[str, Any]:
+    """What a result was computed with."""
+    packages = ("torch", "sigscale", "numpy")
+    return {
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
 def about(run: Run) -> dict[str, Any]:
     """Where and by what a group of seeds was trained."""
-    packages = ("torch", "sigscale", "numpy")
     return {
         "pipeline": run.pipeline.name,
         "label": run.pipeline.label,
@@ -415,11 +426,7 @@ def about(run: Run) -> dict[str, Any]:
         "epochs": run.epoch,
         "seconds": sum(run.seconds),
         "device": device_name(run.device),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **environment(),
     }
 
 
@@ -441,12 +448,12 @@ def device_name(device: torch.device) -> str:
 def _history(values: Mapping[str, Any]) -> ss.GradientHistory:
     """Out of tensors or arrays."""
     found = {name: np.asarray(value) for name, value in values.items()}
-    return ss.GradientHistory(
-        **{name: found[name] for name in ("steps", "values")},
+    kinds: dict[str, Any] = {
         **{name: found[name].tolist() for name in ("names", "kinds")},
         **{name: tuple(found[name].tolist()) for name in ("quantiles", "thresholds")},
         **{name: found[name].item() for name in ("magnitude", "mantissa_bits", "step_count")},
-    )
+    }
+    return ss.GradientHistory(steps=found["steps"], values=found["values"], **kinds)
 
 
 @contextmanager

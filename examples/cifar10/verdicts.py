@@ -20,7 +20,7 @@ from examples.cifar10.pipelines import FIGURES
 from examples.cifar10.store import Outcome, by_pipeline
 
 LEVEL = 0.05
-"""Of every test; not corrected for there being many."""
+"""Of the tests of one claim together: Holm's correction."""
 MIN_SEEDS = 6
 """With fewer no two-sided signed-rank test falls below LEVEL: five seeds reach 2 / 2^5 = 0.0625 at best."""
 ROUNDING = 9
@@ -38,7 +38,9 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Judgment:
-    """`p` is that of `test`; `effect` a mean (or a share) with its interval of 95 %; `why` a sentence."""
+    """`p` is that of `test`, `adjusted` the same with Holm's correction; `effect` a mean (or a share) with an
+    interval of 95 %; `why` a sentence.
+    """
 
     verdict: Verdict
     why: str
@@ -48,6 +50,7 @@ class Judgment:
     effect: float = math.nan
     low: float = math.nan
     high: float = math.nan
+    adjusted: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,18 @@ class Finding:
     judgment: Judgment
 
 
-def above(differences: Sequence[float], margin: float = 0.0) -> Judgment:
+def above(differences: Sequence[float], margin: float = 0.0, factor: float = 1.0) -> Judgment:
     """Whether differences are above 0, by `margin` on average: the two-sided test, then the size.
 
     Reproduced: p < LEVEL with positive ranks ahead, and a mean of at least `margin` (and above 0).
-    Differs: p < LEVEL with negative ranks ahead.  Not reproduced: all else.
+    Differs: p < LEVEL with negative ranks ahead.  Not reproduced: all else.  `factor` is Holm's, for p.
     """
     values = _finite(differences)
     more, less = signed_rank(values, "greater"), signed_rank(values, "less")
     p = min(1.0, 2 * min(more, less))
+    adjusted = min(1.0, factor * p)
     mean, low, high = interval(values)
-    if p >= LEVEL:
+    if adjusted >= LEVEL:
         verdict, why = Verdict.NOT_REPRODUCED, "no significant difference"
     elif less < more:
         verdict, why = Verdict.DIFFERS, "significantly the other way round"
@@ -77,11 +81,11 @@ def above(differences: Sequence[float], margin: float = 0.0) -> Judgment:
         verdict, why = Verdict.NOT_REPRODUCED, "significant, but smaller than the margin"
     else:
         verdict, why = Verdict.REPRODUCED, "significant, in the direction claimed"
-    judgment = Judgment(verdict, why, len(values), "Wilcoxon, two-sided", p, mean, low, high)
+    judgment = Judgment(verdict, why, len(values), "Wilcoxon, two-sided", p, mean, low, high, adjusted)
     return _enough(judgment, int(np.count_nonzero(np.round(values, ROUNDING))))
 
 
-def alike(differences: Sequence[float], margin: float) -> Judgment:
+def alike(differences: Sequence[float], margin: float, factor: float = 1.0) -> Judgment:
     """Whether differences are within `margin` of 0: two one-sided tests, of d > -margin and of d < margin.
 
     Reproduced: both p < LEVEL (the larger one is reported).  Differs: a two-sided test against 0 has
@@ -89,14 +93,16 @@ def alike(differences: Sequence[float], margin: float) -> Judgment:
     """
     values = _finite(differences)
     p = max(signed_rank(values + margin, "greater"), signed_rank(values - margin, "less"))
+    adjusted = min(1.0, factor * p)
     mean, low, high = interval(values)
-    if p < LEVEL:
+    if adjusted < LEVEL:
         verdict, why = Verdict.REPRODUCED, "significantly within the margin"
-    elif abs(mean) >= margin and signed_rank(values, "two-sided") < LEVEL:
+    elif abs(mean) >= margin and factor * signed_rank(values, "two-sided") < LEVEL:
         verdict, why = Verdict.DIFFERS, "significantly apart, by more than the margin"
     else:
         verdict, why = Verdict.NOT_REPRODUCED, "equality within the margin is not established"
-    return _enough(Judgment(verdict, why, len(values), "Wilcoxon, two one-sided", p, mean, low, high))
+    test = "Wilcoxon, two one-sided"
+    return _enough(Judgment(verdict, why, len(values), test, p, mean, low, high, adjusted))
 
 
 def never(events: Sequence[bool]) -> Judgment:
@@ -163,10 +169,25 @@ def _enough(judgment: Judgment, differing: int | None = None) -> Judgment:
 
 
 def judge(claim: Claim, outcomes: Sequence[Outcome]) -> list[Finding]:
-    """Those of the claim's statements whose pipelines were run; none if they are none of those that count."""
+    """The claim's statements whose pipelines were run; none unless one of them counts.
+
+    The p values of those that count are corrected together.
+    """
     groups = by_pipeline(outcomes)
     there = [s for s in claim.statements if all(name in groups for name in s.pipelines)]
-    return [_find(s, groups) for s in there] if any(s.counts for s in there) else []
+    if not any(s.counts for s in there):
+        return []
+    alone = [_find(s, groups) for s in there]
+    ps = {f.statement.name: f.judgment.p for f in alone if f.statement.counts and f.judgment.p >= 0}
+    factors = dict(zip(ps, holm([*ps.values()]), strict=True))
+    return [_find(s, groups, factors.get(s.name, 1.0)) for s in there]
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """By what Holm's step-down procedure multiplies each p value."""
+    order = np.argsort(ps, kind="stable")
+    adjusted = np.maximum.accumulate(np.asarray(ps)[order] * np.arange(len(ps), 0, -1))
+    return [float(adjusted[place] / p) for place, p in zip(np.argsort(order), ps, strict=True)]
 
 
 def verdict(claim: Claim, findings: Sequence[Finding]) -> Verdict:
@@ -199,7 +220,7 @@ def _figure(claim: Claim, pipeline: str) -> str:
     return next(key for key in keys if any(p.name == pipeline for p in FIGURES[key].pipelines))
 
 
-def _find(statement: Statement, groups: dict[str, list[Outcome]]) -> Finding:
+def _find(statement: Statement, groups: dict[str, list[Outcome]], factor: float = 1.0) -> Finding:
     chosen = [groups[name] for name in statement.pipelines]
     epochs = min(len(run.column("test_accuracy")) for runs in chosen for run in runs)
     if epochs < statement.measure.epochs:
@@ -210,10 +231,10 @@ def _find(statement: Statement, groups: dict[str, list[Outcome]]) -> Finding:
     numbers = {label: np.array(list(seeds.values())) for label, seeds in zip(labels, by_seed, strict=True)}
     common = sorted(set.intersection(*map(set, by_seed)))
     columns = np.array([[seeds[seed] for seed in common] for seeds in by_seed])
-    return Finding(statement, numbers, _apply(statement, columns))
+    return Finding(statement, numbers, _apply(statement, columns, factor))
 
 
-def _apply(statement: Statement, columns: Values) -> Judgment:
+def _apply(statement: Statement, columns: Values, factor: float) -> Judgment:
     """`columns` is (pipelines, seeds)."""
     values = columns[0] - columns[1] if len(columns) == 2 else columns[0]
     if statement.rule == "never":
@@ -221,9 +242,9 @@ def _apply(statement: Statement, columns: Values) -> Judgment:
     if statement.rule == "below":
         values = statement.margin - values
     judgment = (
-        alike(values, statement.margin)
+        alike(values, statement.margin, factor)
         if statement.rule == "alike"
-        else above(values, 0.0 if statement.rule == "below" else statement.margin)
+        else above(values, 0.0 if statement.rule == "below" else statement.margin, factor)
     )
     if lost := np.count_nonzero(~np.isfinite(values)):
         why = f"{judgment.why}; {lost} of {len(values)} seeds left out, their numbers are inf or nan"

@@ -98,11 +98,13 @@ class Reader:
         scale = self.recorder.scale[row].item()
         if math.isnan(scale):
             raise RuntimeError(
-                f"the scaler skipped the last step, which left {name!r} without a known scale: "
-                "call monitor.step() before scaler.step(optimizer)"
+                f"the scaler skipped the last step, or changed its scale within it, which left {name!r} "
+                "without a known scale: call monitor.step() before scaler.step(optimizer)"
             )
-        sketch = QuantileSketch(self.recorder.statistics.mantissa_bits)
-        sketch._counts = unscaled(self.recorder.last[row], scale, sketch.mantissa_bits)
+        bits = self.recorder.statistics.mantissa_bits
+        sketch = QuantileSketch(bits)
+        counts = unscaled(self.recorder.last[row], scale, bits)
+        sketch.load_state_dict({"mantissa_bits": bits, "counts": counts})
         return sketch
 
     def _check_measured(self) -> None:

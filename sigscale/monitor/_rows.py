@@ -25,7 +25,7 @@ class Rows:
     def __init__(self, activations: Sequence[str], parameters: Sequence[str] | None) -> None:
         there = bool(activations), parameters is not None
         kinds = [kind for kind, is_there in zip(TOTALS, there, strict=True) if is_there]
-        self._totals, self._first_parameter = len(kinds), len(kinds) + len(activations)
+        self.totals, self._first_parameter = len(kinds), len(kinds) + len(activations)
         self.names = [TOTALS[kind] for kind in kinds] + [*activations]
         self.kinds = ["total"] * len(kinds) + ["activation"] * len(activations)
         self.add(parameters or ())
@@ -36,12 +36,12 @@ class Rows:
     @property
     def activations(self) -> slice:
         """The rows of the activations."""
-        return slice(self._totals, self._first_parameter)
+        return slice(self.totals, self._first_parameter)
 
     @property
     def single(self) -> slice:
         """The rows of single tensors, all but the totals."""
-        return slice(self._totals, len(self))
+        return slice(self.totals, len(self))
 
     def add(self, parameters: Iterable[str]) -> None:
         new = [*parameters]
@@ -54,15 +54,15 @@ class Rows:
         mask = torch.zeros(len(self), dtype=torch.bool, device=device)
         mask[self._first_parameter :] = True
         if TOTALS["parameter"] in self.names:
-            mask[self._totals - 1] = True
+            mask[self.totals - 1] = True
         return mask
 
     def sum_up(self, counts: Tensor) -> None:
         """Fill the rows of the totals in counts (rows, bins)."""
-        for row, name in enumerate(self.names[: self._totals]):
+        for row, name in enumerate(self.names[: self.totals]):
             of_parameters = name == TOTALS["parameter"]
             first, last = (
-                (self._first_parameter, len(self)) if of_parameters else (self._totals, self._first_parameter)
+                (self._first_parameter, len(self)) if of_parameters else (self.totals, self._first_parameter)
             )
             torch.sum(counts[first:last], 0, out=counts[row])
 

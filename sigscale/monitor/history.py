@@ -134,7 +134,7 @@ class GradientHistory:
         if len(self.steps) and len(later.steps) and self.steps[-1] >= later.steps[0]:
             raise ValueError(
                 f"the history ends with step {self.steps[-1]}, the later one begins with step "
-                f"{later.steps[0]}: swap them"
+                f"{later.steps[0]}: put them the other way around"
             )
         known = set(later.names)
         rest = [row for row, name in enumerate(self.names) if name not in known]

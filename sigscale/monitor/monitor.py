@@ -16,8 +16,8 @@ from .._names import Selection, check_model, named_parameters
 from ..kernels.sketch import count_many
 from ..sketch import QuantileSketch
 from . import _options as options
-from ._hooks import Tap, check_trackable, forget_compiled
-from ._loss_scale import LossScale
+from ._hooks import Tap, check_trackable
+from ._loss_scale import Factors, LossScale, factors_of_rows
 from ._options import OnVanishing
 from ._reader import Reader, last_step
 from ._recorder import Recorder
@@ -58,7 +58,8 @@ class GradientMonitor:
         scaler: the torch.amp.GradScaler that scales the loss, and only then (a scaler that is in use
             and not passed leaves values too large by its scale, 65536 at first, and nobody notices):
             values are divided by its scale, whether step() comes before or after its unscale_(), step()
-            and update(). After a step() that it skipped, parameters have counts only.
+            and update(); of several optimizers', before those of the first or after those of the last. After
+            a step() that it skipped, parameters have counts only.
         group: the processes whose counts are added up, so that each has the same history: "auto" adds up the
             activations of a model in DistributedDataParallel, whose parameters have the same gradient
             everywhere; a torch.distributed.ProcessGroup adds up sharded parameters (DTensor) as well; None
@@ -134,15 +135,16 @@ class GradientMonitor:
         self._recorder.load({tensor.dtype for _, tensor in tensors}.intersection(DTYPES))
         self._reader = Reader(self._recorder, self._rows, self._every, alarm)
         self._are_parameters = self._rows.are_parameters(device)
-        self._loss_scale = LossScale(scaler, device) if scaler is not None and scaler.is_enabled() else None
+        self._loss_scale: LossScale | None = None
         self._calls = 0
-        self._attach(model, modules)
+        self._attach(modules, scaler)
 
     def step(self) -> None:
         """Measure the gradients of this training step, without waiting for the device.
 
         Raises:
-            RuntimeError: the monitor is closed, or the loss scale of the step is not known.
+            RuntimeError: the monitor is closed, the loss scale of the step is not known, or the scaler has
+                divided the gradients of some parameters and not those of others.
             TypeError, ValueError: a gradient cannot be counted. Nothing has been measured then, and step()
                 may be called again: what the activations have counted stays until it succeeds.
         """
@@ -155,6 +157,8 @@ class GradientMonitor:
             with torch.no_grad():
                 self._measure()
         self._calls += 1
+        if self._loss_scale is not None:
+            self._loss_scale.done()
         self._listen()
         if measured and not capturing:
             self._reader.look(wait=False)
@@ -233,25 +237,27 @@ class GradientMonitor:
 
     def _measure(self) -> None:
         gradients = self._gradients.now()
-        factors = None if self._loss_scale is None else self._loss_scale.factors()
+        factors = self._factors()
         self._add_rows([name for name in gradients if name not in self._rows.of])
         try:
-            self._count_and_record(gradients, factors)
+            self._count(gradients)
+            self._recorder.record(
+                None if factors is None else factors_of_rows(self._rows, self._are_parameters, *factors)
+            )
         except BaseException:
             self._recorder.counts.zero_()  # half of a step is none
             raise
 
-    def _count_and_record(
-        self, gradients: Mapping[str, Tensor | None], factors: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def _factors(self) -> tuple[Tensor, Factors | None] | None:
+        scale = self._loss_scale
+        return None if scale is None else (scale.activations(), scale.parameters(self._gradients.tracked()))
+
+    def _count(self, gradients: Mapping[str, Tensor | None]) -> None:
         counts, rows, m = self._recorder.counts, self._rows, self._recorder.statistics.mantissa_bits
         there = {rows.of[name]: part for name, part in gradients.items() if part is not None}
         count_many(counts, list(there), list(there.values()), m)
         self._reduction.add_up(counts[rows.activations], counts[rows.single])
         rows.sum_up(counts)
-        self._recorder.record(factors and torch.where(self._are_parameters, factors[1], factors[0]))
-        if self._loss_scale is not None:
-            self._loss_scale.done()
 
     def _add_rows(self, names: Sequence[str]) -> None:
         if names:
@@ -260,7 +266,7 @@ class GradientMonitor:
             self._are_parameters = self._rows.are_parameters(self._recorder.device)
             self._point_sketches()
 
-    def _attach(self, model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> None:
+    def _attach(self, modules: Sequence[tuple[str, nn.Module]], scaler: torch.amp.GradScaler | None) -> None:
         with ExitStack() as stack:
             self._taps: list[Tap] = []
             for name, module in modules:
@@ -268,9 +274,9 @@ class GradientMonitor:
                 stack.callback(tap.close)
                 self._taps.append(tap)
             self._point_sketches()
-            if self._loss_scale is not None:
-                stack.callback(model.register_forward_pre_hook(self._loss_scale).remove)
-            forget_compiled(self._taps)
+            if scaler is not None and scaler.is_enabled():
+                self._loss_scale = LossScale(scaler, self._recorder.device)
+                stack.callback(self._loss_scale.close)
             self._detach = weakref.finalize(self, stack.pop_all().close)
         self._detach.atexit = False
         OPEN.add(self)

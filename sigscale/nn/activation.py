@@ -176,10 +176,10 @@ def class_name(function_name: str) -> str:
 
 
 def check_free(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Raise ValueError if a sketch that is not a monitor's counts the gradient of a module's input."""
+    """Raise ValueError if a sketch counts the gradient of a module's input, a monitor's or one's own."""
     for name, module in modules:
         if vars(module).get("grad_sketch") is not None:
             raise ValueError(
-                f"the module {name!r} has a grad_sketch of its own, and counts into one sketch at a time: "
-                f"set its grad_sketch to None, or leave it out with exclude={name!r}"
+                f"the module {name!r} has a grad_sketch, and counts into one sketch at a time: close() the "
+                "monitor that measures it or, if the sketch is your own, set the module's grad_sketch to None"
             )

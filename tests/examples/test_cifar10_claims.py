@@ -149,6 +149,16 @@ class TestRules:
     def test_never(self, events, verdict):
         assert verdicts.never(events).verdict == verdict
 
+    def test_holms_correction(self):
+        """The textbook's: 0.01 times 4, 0.02 times 3, then no less than what came before."""
+        ps = [0.03, 0.01, 0.02, 0.04]
+        factors = verdicts.holm(ps)
+        assert [f * p for f, p in zip(factors, ps, strict=True)] == pytest.approx([0.06, 0.04, 0.06, 0.06])
+        differences = [1, 2, 3, 4, 5, 6]  # p = 1 / 32
+        assert verdicts.above(differences, factor=1.5).verdict == Verdict.REPRODUCED
+        assert verdicts.above(differences, factor=1.7).verdict == Verdict.NOT_REPRODUCED
+        assert verdicts.alike([0] * 6, 1.0, factor=4).verdict == Verdict.NOT_REPRODUCED
+
     def test_never_bounds_the_share(self):
         judgment = verdicts.never([False] * 25)
         assert (judgment.effect, judgment.low) == (0, 0)
@@ -274,7 +284,10 @@ class TestReport:
         text, numbers = self.written(runs("1", GAINS))
         text = " ".join(text.split())
         assert "| C1 | Figure 1, Section 3.1 | 5 of 5 | **reproduced** |" in text
-        assert "n = 8; Wilcoxon, two-sided p = 0.0078; difference in points +7.50 (95 %: +5.45" in text
+        assert (
+            "n = 8; Wilcoxon, two-sided p = 0.0078 (Holm: 0.023); difference in points +7.50 (95 %: +5.45"
+            in text
+        )
         assert "tanh, r = 0.01: 19.9 % (" in text
         assert "![a picture](figure1.png)" in text
         assert "C2 is left out: deep-tanh-a2, deep-tanh not run (--figure 2)." in text

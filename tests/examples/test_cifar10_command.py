@@ -33,7 +33,7 @@ def loaded(monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pictures, which take seconds, are not drawn."""
-    for name in ("draw", "draw_layers"):
+    for name in ("draw", "draw_layers", "draw_escapes"):
         monkeypatch.setattr(figures, name, lambda *arguments, **texts: [])
 
 
@@ -93,7 +93,7 @@ class TestRun:
         found = arrays(tmp_path)
         assert {name.partition("/")[2] for name in found} == set(NUMBERS)
         assert all(np.shape(curves) == (2, 2) for curves in found.values())
-        for picture in ("figure3", "figure3-layers"):
+        for picture in ("figure3", "figure3-layers", "figure3-escapes"):
             assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
             assert "<svg" in (tmp_path / f"{picture}.svg").read_text()
         assert "figure3.png" in (tmp_path / "report.md").read_text()

@@ -59,6 +59,25 @@ def test_a_figure_of_any_length_and_any_gradients(tmp_path, epochs, value, seeds
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
+@pytest.mark.parametrize(("epochs", "value", "seeds"), [(1, 1e-3, 1), *((*case, 2) for case in VALUES)])
+def test_escapes_of_any_length_and_any_gradients(tmp_path, epochs, value, seeds):
+    runs = outcomes(epochs, value, seeds)
+    paths = figures.draw_escapes(FIGURES["3"], runs, tmp_path / "figure", title="a test", warning="a warning")
+    assert all(path.stat().st_size > 5000 for path in paths)
+
+
+def test_an_escape_is_the_first_epoch_above_chance():
+    (run, *_) = outcomes(4, 1e-3)
+    assert figures.escape(run) == (pytest.approx(1e-3), 5)  # never
+    run.curves["test_accuracy"] = np.array([0.1, 0.11, 0.2, 0.1])
+    run.curves["loss_gradient_q50"] = np.array([1e-2, 1e-4, 1.0, 1.0])
+    assert figures.escape(run) == (pytest.approx(1e-3), 3)
+    assert figures.correlation(np.array([1.0, 2, 3]), np.array([3, 2, 1])).startswith(
+        "rank correlation -1.00"
+    )
+    assert "no rank" in figures.correlation(np.array([1.0, 2, math.nan]), np.array([5, 5, 1]))
+
+
 def test_the_same_runs_give_the_same_files(tmp_path):
     files = []
     for folder in ("one", "other"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -70,6 +72,67 @@ def test_activation_called_by_keyword():
         monitor.step()
     want = 1 - torch.tanh(model.first(batch(0))) ** 2
     assert_row(monitor.history(), 0, "act", want.detach().double().numpy().ravel())
+
+
+@pytest.mark.parametrize("with_loss", [False, True])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(ss.nn.Tanh(save="input"), ss.nn.Tanh(save="output"), ss.nn.Softsign(1.5, save="input")),
+        *(ss.nn.Tanh(learnable=True), ss.nn.Sigmoid(learnable=True, num_parameters=8), nn.Tanh(), nn.SiLU()),
+    ],
+    ids=str,
+)
+def test_gradient_penalty(layer, with_loss):
+    """A backward pass that is differentiated: what a hook on the module's input sees, in both passes."""
+    layer = copy.deepcopy(layer)
+    model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 8), layer, nn.Linear(8, 1)).double()
+    twin = Twin(model)
+    with ss.GradientMonitor(model) as monitor:
+        for critic in (model, twin.model):
+            x = batch(0).double().requires_grad_()
+            score = critic(x)
+            (slope,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+            loss = (slope.norm(dim=1) - 1).square().mean()
+            (loss + score.mean() if with_loss else loss).backward()
+        monitor.step()
+    assert_step(monitor.history(), 0, twin.step())
+
+
+def test_third_derivatives():
+    layer, sketch = ss.nn.Tanh(save="input"), ss.QuantileSketch()
+    layer.grad_sketch = sketch
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64, requires_grad=True)
+    found, want, y = [], [], layer(x)
+    for _ in range(3):
+        (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        found.append(y)
+    y = ss.tanh(x)
+    for _ in range(3):
+        (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        want.append(y)
+    for mine, plain in zip(found, want, strict=True):
+        torch.testing.assert_close(mine, plain)
+    assert torch.equal(sketch.counts, sum(ss.QuantileSketch().update(y).counts for y in found))
+
+
+@pytest.mark.parametrize("layer", [nn.Tanh(), ss.nn.Tanh(), ss.nn.Tanh(learnable=True)], ids=str)
+def test_evaluation_under_transforms(layer):
+    """Under vmap and jvp, with and without no_grad; what vmap batched is counted by a pass around it."""
+    model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 1))
+    x = batch(0)
+    want = model(x).detach()
+    with ss.GradientMonitor(model) as monitor:
+        for context in (torch.no_grad, torch.enable_grad):
+            with context():
+                y, tangent = torch.func.jvp(model, (x,), (torch.ones_like(x),))
+                torch.testing.assert_close(y, want)
+                assert tangent.abs().sum() > 0
+                y = torch.func.vmap(model)(x)
+                torch.testing.assert_close(y, want)
+        y.sum().backward()
+        monitor.step()
+    assert monitor.history().count[0, 0] == 160
 
 
 VIEWS = {

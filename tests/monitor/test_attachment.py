@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import sigscale as ss
 from tests.oracles.collected import batch, network
@@ -84,6 +88,47 @@ def test_state_and_copies_of_a_monitored_model():
     assert (
         monitor.history().count.tolist() == [[960, 707, 320, 320, 320, 96, 16, 256, 16, 256, 16, 48, 3]] * 2
     )
+
+
+STOCK_AND_LOADED = """
+import sys, torch
+sys.modules["sigscale"] = None
+model = torch.load(sys.argv[1], weights_only=False)
+assert [type(layer).__name__ for layer in model] == ["Linear", "Tanh", "Linear", "ReLU"], model
+assert type(model[1]) is torch.nn.Tanh
+model(torch.ones(2, 4)).sum().backward()
+"""
+
+
+def test_copies_made_while_monitored(tmp_path):
+    """Ordinary models: of the same classes, without hooks, with a monitor of their own, foldable."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1), nn.ReLU(inplace=True))
+    before = [{*vars(module)} for module in model.modules()]
+    plain = [type(module) for module in model.modules()]
+    scaler = torch.amp.GradScaler("cpu")
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        torch.save(model, tmp_path / "model.pt")
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.copy(model[1])]
+        copies += [AveragedModel(model).module, torch.load(tmp_path / "model.pt", weights_only=False)]
+        for clone in copies[:2] + copies[3:]:
+            assert [type(module) for module in clone.modules()] == plain
+            assert [{*vars(module)} for module in clone.modules()] == before
+            assert not any(module._forward_pre_hooks for module in clone.modules())
+            ss.fold(clone)
+            with ss.GradientMonitor(clone) as other:
+                clone(torch.ones(2, 4)).sum().backward()
+                other.step()
+            assert other.history().count[0, 0] == 8
+        assert type(copies[2]) is nn.Tanh
+        assert "grad_sketch" not in vars(copies[2])
+        monitor.step()
+        assert monitor.history().count[0, 0] == 0
+        with pytest.raises(ValueError, match=r"monitor.close\(\)"):
+            ss.fold(model)
+        with pytest.raises(ValueError, match=r"an open monitor measures it: close\(\) that first"):
+            ss.scale_activations(model)
+    command = [sys.executable, "-c", STOCK_AND_LOADED, str(tmp_path / "model.pt")]
+    subprocess.run(command, check=True)
 
 
 def small():

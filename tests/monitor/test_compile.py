@@ -76,8 +76,8 @@ def compiles_what_overwrites_its_input() -> bool:
 
 
 @pytest.mark.parametrize("layer", [nn.GELU(), nn.ReLU(inplace=True), nn.SiLU(inplace=True)], ids=str)
-def test_hooks_of_compiled_model(layer):
-    """torch.compile does not look for new hooks, nor whether old ones have gone."""
+def test_monitored_after_compiling(layer):
+    """What was compiled before counts, and no longer when the monitor is closed."""
     torch.compiler.reset()
     if isinstance(layer, nn.SiLU) and not compiles_what_overwrites_its_input():
         pytest.skip("this PyTorch does not, without a monitor either")
@@ -95,6 +95,18 @@ def test_hooks_of_compiled_model(layer):
     before = counts.clone()
     compiled(batch(0)).sum().backward()
     assert torch.equal(counts, before)
+
+
+def test_other_compiled_code_stays():
+    """A monitor does not make torch.compile forget what has nothing to do with it."""
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    unrelated = torch.compile(lambda x: x.sin() + 1, backend=counter)
+    unrelated(torch.ones(3))
+    with ss.GradientMonitor(nn.Sequential(nn.Linear(3, 3), nn.ReLU())):
+        unrelated(torch.ones(3))
+    unrelated(torch.ones(3))
+    assert counter.frame_count == 1
 
 
 def test_names_without_wrappers():

@@ -18,7 +18,7 @@ def network() -> nn.Sequential:
 def traces(model: nn.Module) -> list[object]:
     """What a monitor could leave in a model."""
     return [
-        (sorted(vars(module)), len(module._forward_pre_hooks), len(module._forward_hooks))
+        (type(module), sorted(vars(module)), len(module._forward_pre_hooks), len(module._forward_hooks))
         for module in model.modules()
     ]
 
@@ -133,7 +133,7 @@ def test_module_with_grad_sketch():
     model = network()
     sketch = model[1].grad_sketch = ss.QuantileSketch()
     before = traces(model)
-    with pytest.raises(ValueError, match=r"'1' has a grad_sketch of its own.*: set its grad_sketch to None"):
+    with pytest.raises(ValueError, match=r"'1' has a grad_sketch.* your own, set .* grad_sketch to None"):
         ss.GradientMonitor(model)
     assert traces(model) == before
     with ss.GradientMonitor(model, exclude="1"):
@@ -145,12 +145,20 @@ def test_module_with_grad_sketch():
 def test_failing_attachment(monkeypatch):
     model = network()
     before = traces(model)
-    monkeypatch.setattr(model[3], "register_forward_pre_hook", None)
+    monkeypatch.setattr("sigscale.monitor._hooks.counting_class", None)
     with pytest.raises(TypeError, match="not callable"):
         ss.GradientMonitor(model)
     monkeypatch.undo()
     assert traces(model) == before
     ss.GradientMonitor(model).close()
+
+
+def test_module_with_a_replaced_forward():
+    model = network()
+    model[3].forward = torch.relu
+    with pytest.raises(ValueError, match=r"'3' was replaced on the object: remove that, or .*exclude='3'"):
+        ss.GradientMonitor(model)
+    ss.GradientMonitor(model, exclude="3").close()
 
 
 def test_after_close():

@@ -161,7 +161,7 @@ def test_accumulated_under_a_scaler():
 
 
 def test_unknown_scale():
-    """The model's parts are called, not the model: refused rather than wrong, and only if it matters."""
+    """No loss was scaled since the scale changed: refused rather than wrong, and only if it matters."""
     model = network()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -171,7 +171,7 @@ def test_unknown_scale():
         known = monitor.history().quantile(0.5)[0, 2]
         scaler.step(optimizer)
         scaler.update()
-        with pytest.raises(RuntimeError, match=r"loss scale .*update\(\) ran.*: call it as model\(\.\.\.\)"):
+        with pytest.raises(RuntimeError, match=r"loss scale .*update\(\) ran.*: call scaler.scale\(loss\)"):
             monitor.step()
         assert len(monitor.history()) == 1
     model = network()
@@ -179,6 +179,162 @@ def test_unknown_scale():
         model[1](model[0](batch(0))).sum().backward()
         monitor.step()
     assert known == monitor.history().quantile(0.5)[0, 2]
+
+
+def two_optimizers(kind, fused=False):
+    model = network()
+    parts = [model[0], model[2:]]
+    optimizers = [kind(part.parameters(), lr=0.0, fused=fused) for part in parts]
+    return model, optimizers, torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=1)
+
+
+def gradients_of(model, step=0):
+    plain = copy.deepcopy(model)
+    plain.zero_grad()
+    plain(batch(step)).square().mean().backward()
+    return {name: p.grad.abs().double().mean().item() for name, p in plain.named_parameters()}
+
+
+@pytest.mark.parametrize("calls", ["", "u0 u1", "s0 s1", "u0 s0 u1 s1", "s0 s1 update", "u0 s1"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_two_optimizers(calls, fused):
+    """Right between backward() and the first division, and after the last one."""
+    model, optimizers, scaler = two_optimizers(torch.optim.SGD, fused)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        for step in range(2):
+            model.zero_grad()
+            scaler.scale(model(batch(step)).square().mean()).backward()
+            run_calls(calls, scaler, optimizers)
+            monitor.step()
+            finish(calls, scaler, optimizers)
+            for name, want in gradients_of(model, step).items():
+                found = monitor.history()["mean"][step, monitor.history().names.index(name)]
+                np.testing.assert_allclose(found, want, rtol=0.07)
+            assert monitor.history()["mean"][step, 1] < 1
+
+
+def run_calls(calls, scaler, optimizers):
+    for call in calls.split():
+        if call == "update":
+            scaler.update()
+        else:
+            (scaler.unscale_ if call[0] == "u" else scaler.step)(optimizers[int(call[1])])
+
+
+def finish(calls, scaler, optimizers):
+    for place, optimizer in enumerate(optimizers):
+        if f"s{place}" not in calls:
+            scaler.step(optimizer)
+    if "update" not in calls:
+        scaler.update()
+
+
+@pytest.mark.parametrize("calls", ["u0", "s0", "u1", "s1"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_between_two_optimizers(calls, fused):
+    model, optimizers, scaler = two_optimizers(torch.optim.SGD, fused)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        scaler.scale(model(batch(0)).square().mean()).backward()
+        run_calls(calls, scaler, optimizers)
+        with pytest.raises(
+            RuntimeError,
+            match=r"divided the gradient of '[02].weight' .*not yet that of '[02].weight': call "
+            r"monitor.step\(\) after the last backward pass and before .* of the first optimizer, or after",
+        ):
+            monitor.step()
+        finish(calls, scaler, optimizers)
+        monitor.step()
+        assert monitor.history()["mean"][0, 1] < 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_step_that_one_of_two_optimizers_skips(fused):
+    model, optimizers, scaler = two_optimizers(torch.optim.SGD, fused)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        scaler.scale(model(batch(0)).square().mean()).backward()
+        model[0].weight.grad[0, 0] = torch.inf
+        run_calls("s0 s1 update", scaler, optimizers)
+        monitor.step()
+        history = monitor.history()
+    means = dict(zip(history.names, history["mean"][0], strict=True))
+    assert np.isnan([means[name] for name in ("0.weight", "0.bias", "all parameters")]).all()
+    for name, want in gradients_of(model).items():
+        if not name.startswith("0."):
+            np.testing.assert_allclose(means[name], want, rtol=0.07)
+    assert 0 < means["1"] < 1
+
+
+def test_gradient_divided_and_added_to():
+    model, (optimizer, _), scaler = two_optimizers(torch.optim.SGD)
+    with ss.GradientMonitor(model, scaler=scaler, include="0.*") as monitor:
+        scaler.scale(model(batch(0)).square().mean()).backward()
+        scaler.unscale_(optimizer)
+        scaler.scale(model(batch(0)).square().mean()).backward()
+        with pytest.raises(
+            RuntimeError, match=r"'0.weight' was divided .*, and changed after.*: call monitor"
+        ):
+            monitor.step()
+
+
+def test_clipped_and_lingering_gradients():
+    """Clipping changes a divided gradient, which stays divided, also when nothing replaces it."""
+    model, optimizers, scaler = two_optimizers(torch.optim.SGD)
+    with ss.GradientMonitor(model, scaler=scaler, activations=False) as monitor:
+        scaler.scale(model(batch(0)).square().mean()).backward()
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        run_calls("s0 s1 update", scaler, optimizers)
+        monitor.step()
+        scaler.scale(torch.ones(1, requires_grad=True).sum()).backward()
+        monitor.step()
+    history = monitor.history()
+    assert 0 < history["mean"][0, 0] < 1e-3
+    np.testing.assert_array_equal(history.values[0], history.values[1])
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zeroed_gradients(set_to_none):
+    model, optimizers, scaler = two_optimizers(torch.optim.SGD)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        for _ in range(3):
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none)
+            scaler.scale(model(batch(0)).square().mean()).backward()
+            monitor.step()
+            run_calls("s0 s1 update", scaler, optimizers)
+    history = monitor.history()
+    np.testing.assert_allclose(history["mean"], history["mean"][:1].repeat(3, 0), rtol=1e-6)
+    assert history["mean"][0, 1] < 1
+
+
+def test_two_scales_within_a_step():
+    """Activations count under both: their values are not known, and not wrong."""
+    model, optimizers, scaler = two_optimizers(torch.optim.SGD)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        for _ in range(2):
+            model.zero_grad()
+            scaler.scale(model(batch(0)).square().mean()).backward()
+            run_calls("s0 s1 update", scaler, optimizers)
+        monitor.step()
+    assert np.isnan(monitor.history()["mean"][0, [0, 2, 3]]).all()
+    assert 0 < monitor.history()["mean"][0, 1] < 1
+
+
+def test_two_monitors_of_one_scaler():
+    model, optimizers, scaler = two_optimizers(torch.optim.SGD)
+    kind = type(scaler)
+    with ss.GradientMonitor(model, scaler=scaler, include="0.*") as first:
+        with ss.GradientMonitor(model, scaler=scaler, include="[12].*") as second:
+            scaler.scale(model(batch(0)).square().mean()).backward()
+            run_calls("u0", scaler, optimizers)
+            first.step()
+            second.step()
+        assert copy.deepcopy(torch.amp.GradScaler("cpu")) is not None
+        assert type(scaler) is not kind
+    assert type(scaler) is kind
+    for monitor in (first, second):
+        assert monitor.history()["mean"][0, 0] < 1
 
 
 def test_vanishing_and_sketch():

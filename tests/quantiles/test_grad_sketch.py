@@ -195,6 +195,21 @@ def test_double_backward_counts_once(name, save, device):
     assert torch.autograd.gradgradcheck(activation, x)
 
 
+@pytest.mark.parametrize("save", ["input", None])
+@pytest.mark.parametrize("sketch", [None, ss.QuantileSketch()], ids=["", "counted"])
+def test_overwritten_input(save, sketch):
+    """x += y, a residual connection in place, needs save="output", which the error names."""
+    leaf = torch.randn(5, dtype=torch.bfloat16, requires_grad=True)
+    for keep in ("output", save):
+        x = leaf * 2
+        x += ss.tanh(x, save=keep, grad_sketch=sketch)
+        if keep == "output":
+            x.sum().backward()
+            continue
+        with pytest.raises(RuntimeError, match=r'(?s)inplace operation.*save="output" keeps the output inst'):
+            x.sum().backward()
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.interpreter
 def test_checkpointing_counts_once(use_reentrant, device):
@@ -271,11 +286,13 @@ def test_transforms_are_refused(device):
 
     for call in (
         torch.func.grad(lambda x: activation(x).sum()),
-        torch.func.vmap(activation),
+        torch.func.vmap(torch.func.grad(activation)),
         torch.func.jacrev(activation),
+        torch.func.hessian(lambda x: activation(x).sum()),
     ):
         with pytest.raises(RuntimeError, match=r"cannot be counted under torch.func .*: leave grad_sk"):
             call(x.detach())
+    assert torch.equal(torch.func.vmap(activation)(x), ss.tanh(x))
     y = activation(x)
     with pytest.raises(RuntimeError, match=r"batched by vmap .* cannot be counted: leave grad_sketch out"):
         torch.autograd.grad(y, x, torch.eye(3, device=device), is_grads_batched=True)
