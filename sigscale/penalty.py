@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 
 from ._attachment import ATTACHED, Attachment, check_attachable
 from ._autograd import is_batched
+from ._checks import warn
 from ._selection import PenalizedParameters, check_factors
 from ._step import steppable
 from .kernels import reference_penalty
@@ -103,10 +103,9 @@ class WeightPenalty:
         would act twice, so it warns: log `value()` instead.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._is_attached():
-            warnings.warn(
+            warn(
                 "the weight penalty is attached to an optimizer, which adds its gradient; penalty() in the "
-                "loss adds it once more: take it out of the loss, and use penalty.value() to log it",
-                stacklevel=2,
+                "loss adds it once more: take it out of the loss, and use penalty.value() to log it"
             )
         return self.value_of(self._parameters.trained())
 
