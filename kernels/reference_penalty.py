@@ -13,8 +13,7 @@ def value(parameters: Tensors, l2: float, l1: float) -> Tensor:
     """l2 / 2 sum theta^2 + l1 sum |theta|, 0-d, fp32 (fp64 for fp64), of tensors of one type and device."""
     first = parameters[0]
     if first.is_cpu or type(first) not in PLAIN:
-        total = by_sums(parameters, l2, l1)
-        return total.full_tensor() if hasattr(total, "full_tensor") else total
+        return by_sums(parameters, l2, l1)
     exact = exact_dtype(first)
     total = torch.zeros((), dtype=exact, device=first.device)
     if l2:
@@ -43,7 +42,8 @@ def by_sums(parameters: Tensors, l2: float, l1: float) -> Tensor:
                 term = factor * part().sum(dtype=torch.float64)
                 total = term if total is None else total + term
     assert total is not None
-    return total.to(exact_dtype(parameters[0]))
+    total = total.to(exact_dtype(parameters[0]))
+    return total.full_tensor() if hasattr(total, "full_tensor") else total
 
 
 def gradients(parameters: Tensors, l2: float, l1: float, factor: Tensor | None = None) -> Tensors:

@@ -9,7 +9,6 @@ from functools import cache
 from types import FrameType
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 HOOKED_STEP = Optimizer.profile_hook_step(lambda _: None).__code__  # the frame of every step() with hooks
@@ -44,11 +43,9 @@ def _runs_hooks(optimizer: Optimizer) -> bool:
 def is_within_step(optimizer: Optimizer) -> bool:
     """Whether another step() of the optimizer called the one whose hooks run now, as super().step() does.
 
-    PyTorch has each class's step() run the hooks that was patched when an optimizer of that class was made.
-    The stack tells, and, unlike a mark on the optimizer, is right again after an exception.
+    PyTorch patches step() in each class of which an optimizer was made, and each patched step() runs the
+    hooks. The stack tells them apart; a mark on the optimizer would stay there after an exception.
     """
-    if torch.compiler.is_compiling():
-        return False
     steps = 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

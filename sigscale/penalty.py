@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 
 from ._attachment import ATTACHED, Attachment, check_attachable
 from ._autograd import is_batched
+from ._checks import warn
 from ._selection import PenalizedParameters, check_factors
 from ._step import steppable
 from .kernels import reference_penalty
@@ -35,6 +35,11 @@ class WeightPenalty:
     parameters named log2_alpha, the learned scale of activations, are left out: their decay would pull
     alpha to 1, the plain function, and undo the other remedy. Parameters passed directly are all penalized.
 
+    A model's parameters are looked up at each call, so the penalty follows whatever replaces them: another
+    layer, fully_shard(), load_state_dict(assign=True), to_empty(), and, in a forward that adds penalty(),
+    torch.func.functional_call(), whose tensors count even where they do not require a gradient. Parameters
+    passed directly have no model to be looked up in: pass the new ones to a new penalty.
+
     Args:
         model_or_params: a module (also wrapped in DistributedDataParallel or by torch.compile), or an
             iterable of parameters or of (name, parameter), dense and of dtype float16, bfloat16, float32
@@ -48,8 +53,8 @@ class WeightPenalty:
         parameters: what is penalized, frozen ones too, as a tuple.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type or value, a pattern matches nothing, or no
-            parameter is left.
+        TypeError, ValueError: an argument has the wrong type or value, a pattern matches nothing, no
+            parameter is left, or FullyShardedDataParallel has sharded one, which fully_shard() may.
 
     Source: L. Ven and J. Lederer, "Regularization and Reparameterization Avoid Vanishing Gradients in
     Sigmoid-Type Networks", arXiv 2106.02260, Sec. 2.2; l1 is named in Sec. 4.
@@ -92,15 +97,15 @@ class WeightPenalty:
     def __call__(self) -> Tensor:
         """The penalty as a term of a loss: 0-d, differentiable, on the parameters' device.
 
-        In fp32, also for 16-bit parameters (fp64 if one is fp64); twice differentiable. For sharded
-        parameters (DTensor) it is the sum over all processes, which must all call it, or value(). While
-        the penalty is attached to an optimizer it would act twice, so it warns: log `value()` instead.
+        In fp32, also for 16-bit parameters (fp64 if one is fp64); twice differentiable, also by torch.func,
+        in forward mode and with batched gradients. For sharded parameters (DTensor) it is the sum over all
+        processes, which must all call it, or value(). While the penalty is attached to an optimizer it
+        would act twice, so it warns: log `value()` instead.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._is_attached():
-            warnings.warn(
+            warn(
                 "the weight penalty is attached to an optimizer, which adds its gradient; penalty() in the "
-                "loss adds it once more: take it out of the loss, and use penalty.value() to log it",
-                stacklevel=2,
+                "loss adds it once more: take it out of the loss, and use penalty.value() to log it"
             )
         return self.value_of(self._parameters.trained())
 
@@ -110,6 +115,7 @@ class WeightPenalty:
         return self.value_of(self._parameters.trained())
 
     def value_of(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The penalty of these parameters alone, none of them frozen."""
         kinds: dict[tuple[torch.device, torch.dtype, type], list[Tensor]] = {}
         for parameter in parameters:
             kinds.setdefault((parameter.device, parameter.dtype, type(parameter)), []).append(parameter)
@@ -128,11 +134,11 @@ class WeightPenalty:
 
         Without a term in the loss and, on a GPU, in one kernel launch for each dtype; where
         `weight_decay` does exactly the same (SGD, Adam, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop
-        and ASGD, not decoupled, with l1 = 0 and groups of penalized parameters only) it is raised for
-        the time of the step and costs nothing. `attachment.ways` tells which. Between steps the
-        optimizer's groups and its state_dict() are as without a penalty, so attach it again, in any
-        order, when a training is resumed, and to a copy of the optimizer, which has no hooks; groups that
-        are added later are penalized too.
+        and ASGD, not decoupled, with l1 = 0 and groups of penalized parameters only) step() sees a larger
+        one, at no cost. `attachment.ways` tells which. The optimizer's groups and its state_dict() are as
+        without a penalty, so attach it again, in any order, when a training is resumed, and to a copy of
+        the optimizer, which has no hooks. Groups and parameters that the optimizer is given later are
+        penalized too, if the model holds them by then.
 
         A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters
         are pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a
@@ -142,13 +148,14 @@ class WeightPenalty:
         step has, the gradient is added once; it may be in `.grad` after the step, where zero_grad() finds it.
 
         Args:
-            optimizer: any torch.optim.Optimizer over some of the parameters, also fused or capturable.
+            optimizer: any torch.optim.Optimizer over some of the parameters, also fused or capturable, or
+                a wrapper that holds one, such as Lookahead or Accelerate's: the penalty goes to that one.
 
         Returns:
             The attachment: `remove()` it, or use it in a `with` statement.
 
         Raises:
-            TypeError: not an optimizer. In step(): a gradient is sparse.
+            TypeError: not an optimizer, or one whose step() runs no hooks. In step(): a gradient is sparse.
             ValueError: it holds none of the parameters, or is differentiable, or this penalty or another
                 one that shares a parameter is attached to it already.
 

@@ -169,8 +169,9 @@ def test_warning_of_double_penalty():
     optimizer = optim.SGD(net.parameters(), lr=0.1)
     penalty = ss.WeightPenalty(net, 0.1)
     with penalty.attach(optimizer):
-        with pytest.warns(UserWarning, match=r"adds it once more: .*penalty.value\(\) to log"):
+        with pytest.warns(UserWarning, match=r"adds it once more: .*penalty.value\(\) to log") as warned:
             penalty()
+        assert warned[0].filename == __file__
         penalty.value()
     penalty()
 

@@ -11,7 +11,7 @@ import torch
 from torch import optim
 
 import sigscale as ss
-from tests.penalty.test_attach import assert_same, loss_of, model, train
+from tests.penalty.test_attach import STEPS, assert_same, loss_of, model, train
 
 FACTORS = [(0.3, 0.0), (0.3, 0.02)]
 
@@ -64,6 +64,21 @@ def test_step_of_base_class(base, depth, training, l2, l1):
     result = training(attached, optimizer)
     expected = training(written, kind(written.parameters(), lr=0.01), ss.WeightPenalty(written, l2, l1))
     assert_same(result, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_compiled_step_of_base_class():
+    attached, written = model(), model()
+    optim.SGD(model().parameters(), lr=0.1)
+    kind = subclass_of(optim.SGD)[0]
+    optimizer = kind(attached.parameters(), lr=0.1)
+    ss.WeightPenalty(attached, 0.3).attach(optimizer)
+    compiled = torch.compile(lambda: optimizer.step(), backend="eager")
+    expected = train(written, kind(written.parameters(), lr=0.1), ss.WeightPenalty(written, 0.3))
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(attached, step).backward()
+        compiled()
+    assert_same([p.detach() for p in attached.parameters()], expected)
 
 
 def test_step_after_closure_of_subclass():
