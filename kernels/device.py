@@ -24,6 +24,7 @@ from ._triton import INTERPRETED
 P = ParamSpec("P")
 T = TypeVar("T")
 
+HIP = torch.version.hip is not None
 SUPPORTED = ("cpu", "cuda")  # types of device; ROCm's is "cuda" too
 RELAXED = 2  # of the modes in which CUDA and HIP capture: forbids a thread nothing
 _captured: dict[int, object] = {}  # what CUDA graphs read, by its id
@@ -98,7 +99,7 @@ def multiprocessors(device: torch.device) -> int:
 
 def has_shared_counters(device: torch.device) -> bool:
     """Whether kernels count in shared memory, by inline PTX: on NVIDIA GPUs."""
-    return device.type == "cuda" and torch.version.hip is None
+    return device.type == "cuda" and not HIP
 
 
 def made_once(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -118,8 +119,9 @@ def made_once(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
         @lru_cache(maxsize)
         def used_on(stream: torch.cuda.Stream, *args: P.args, **kwargs: P.kwargs) -> T:
             result = shared(*args, **kwargs)  # type: ignore[arg-type]
-            for tensor in tree_leaves(result):  # evicted, its memory waits for what this stream has queued
-                tensor.record_stream(stream)
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, Tensor):  # evicted, its memory waits for what this stream has queued
+                    tensor.record_stream(stream)
             return result
 
         @wraps(function)
@@ -169,7 +171,7 @@ def _private_stream(device: torch.device) -> torch.cuda.Stream:
 @contextmanager
 def outside_captures() -> Iterator[None]:
     """Allow this thread to allocate and wait on other streams while one is being captured."""
-    if torch.version.hip is not None:
+    if HIP:
         exchange = ctypes.CDLL("libamdhip64.so").hipThreadExchangeStreamCaptureMode
     else:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
