@@ -145,7 +145,8 @@ def layers_of(network: nn.Sequential) -> tuple[ctypes.Array[Layer], list[togethe
     sources: list[together.Stacked] = []
     size, side = 0, 32
     for name, module in network.named_children():
-        kind = FUNCTIONS.get(type(module))
+        # A monitor puts a subclass over the classes of PyTorch.
+        kind = next((FUNCTIONS[base] for base in type(module).__mro__ if base in FUNCTIONS), 0)
         if isinstance(module, (together.Conv2d, together.Linear)):
             weight, bias = module.tensors()
             dense = isinstance(module, together.Linear)

@@ -41,7 +41,8 @@ class GradientMonitor:
     pass: without it, activations are counted on into the next one. Nothing waits for the device until
     history(), summary(), vanishing(), sketch() or save() are called; step() can be captured in a CUDA
     graph. Counts take 64 KiB of device memory a row (mantissa_bits=3), records 8 bytes of host memory a
-    number.
+    number. While it is open, activation modules of PyTorch have a subclass of their class, which copies do
+    not have.
 
     A quantile is off by a factor of at most 1 + 2^-mantissa_bits (see `QuantileSketch`), typically by 1 %.
     The mean takes each value at the middle of its bin, and is off by at most 2^-(mantissa_bits + 1) of the
