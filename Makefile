@@ -43,9 +43,9 @@ bench-compare:  ## the same benchmarks with the package of commit BASE, then wit
 	git worktree add --quiet --detach build/base "$(BASE)"
 	rm -rf build/base/bench build/base/examples && cp -r bench examples build/base
 	ln -s ../kernels build/base/sigscale/kernels
-	cd build/base && $(PYTHON) -m pytest --benchmark-only --benchmark-storage "$(CURDIR)/.benchmarks" \
-		--benchmark-save base $(ARGS)
-	$(PYTHON) -m pytest --benchmark-only --benchmark-compare --benchmark-compare-fail median:10% $(ARGS)
+	cd build/base && $(PYTHON) -m pytest --benchmark-only --benchmark-storage="$(CURDIR)/.benchmarks" \
+		--benchmark-save=base $(ARGS)
+	$(PYTHON) -m pytest --benchmark-only $(ARGS) --benchmark-compare-fail=median:10% --benchmark-compare
 	git worktree remove --force build/base
 
 table4:  ## the paper's Table 4: what the remedies cost a training, in all modes

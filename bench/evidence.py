@@ -1,9 +1,8 @@
 """Everything a GPU has to say, within the minutes it is there.
 
     python -m bench.evidence                          print the plan of both calls
-    python -m bench.evidence --call 1 --out DIR       a short call, which shows faults before the long one
-    python -m bench.evidence --call 2 --out DIR       the long one
-    python -m bench.evidence --call 1 --rehearse      every step at its smallest size, on any machine
+    python -m bench.evidence --call N --out DIR       call 1, short, to show faults early; or 2, long
+    python -m bench.evidence --call N --rehearse      every step at its smallest size, on any machine
 
 A step starts if the budget (`--seconds`) still has what it is expected to take, and is cut off at three times
 that or at the end of the budget. All results so far are packed to DIR/call-N.tar.xz after each step and every
@@ -13,7 +12,6 @@ half minute; `python -m bench.report call-N/*.jsonl --name NAME` reads them. A c
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -23,21 +21,20 @@ import subprocess
 import sys
 import tarfile
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from bench.harness import options
 from bench.report import ROOT, measured_commit
 
 SECONDS = {1: 150, 2: 580}  # the budget of each call
-GRACE, PACK_EVERY = 5, 30  # seconds
-LIMIT = 3  # times the expected seconds
+GRACE, PACK_EVERY, LIMIT = 5, 30, 3  # seconds, seconds, times the expected seconds
 PACKED = (".json", ".jsonl", ".log", ".md", ".npz", ".png")
 EPOCHS, EPOCH_SECONDS, FIGURE_SECONDS = 100, 2.2, 25  # of Figure 3 with 25 seeds, and what else it takes
-SMALLEST = "--exponents 10 --seconds 0.01 --dtypes float32 --threads 1"
+SMALLEST = "--exponents 10 --seconds 0.01 --dtypes float32 --threads 1 --modes eager"
 KERNELS = (  # small tensors through every family of kernels
     "tests/activations/test_layout.py::test_around_a_block tests/activations/test_learned.py::test_counted "
     "tests/quantiles/test_grad_sketch.py::test_any_layout tests/kernels/test_multi_tensor.py::test_counts "
@@ -130,9 +127,8 @@ class Step:
             return tool + replace(self, command=rest).shell(rehearse)
         pytest = "python -m pytest -q -p no:cacheprovider"
         if first == "tests":
-            return (
-                f"{pytest} -m 'not gpu' {KERNELS.split()[-1]}" if rehearse else f"{pytest} -m gpu -rf {rest}"
-            )
+            chosen = f"-m 'not gpu' {KERNELS.split()[-1]}" if rehearse else f"-m gpu -rf {rest}"
+            return f"{pytest} {chosen}"
         if first == "bench":
             what, _, more = rest.partition(" ")
             path = f"bench/{what}" if (ROOT / "bench" / what).is_dir() else f"bench/test_{what}.py"
@@ -166,18 +162,18 @@ class Runner:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.outcomes: list[dict[str, Any]] = []
 
-    def left(self) -> float:
-        return self.deadline - time.monotonic()
-
     def run(self, step: Step) -> None:
         """A step is left out if there is no time; cut off at its limit or the end of the budget."""
-        if not self.rehearse and step.expected > self.left():
-            return self.keep(step, "left out", 0.0)
+        left = self.deadline - time.monotonic()
+        if not self.rehearse and step.expected > left:
+            self.keep(step, "left out", 0.0)
+            return
         start = packed = time.monotonic()
+        limit = left - GRACE if self.rehearse else min(LIMIT * step.expected, left - GRACE)
         process, outcome = None, "cut off"
         try:
-            process = self.start(step)
-            while self.left() > GRACE and (self.rehearse or time.monotonic() - start < LIMIT * step.expected):
+            process = self.start(step, left)
+            while time.monotonic() - start < limit:
                 if process.poll() is not None:
                     outcome = "failed" if process.returncode else "passed"
                     break
@@ -190,16 +186,11 @@ class Runner:
                 end(process)
             self.keep(step, outcome, time.monotonic() - start)
             self.pack()
-        return None
 
-    def start(self, step: Step) -> subprocess.Popen[bytes]:
-        """In a process group of its own, which is ended as a whole."""
-        epochs = min(EPOCHS, (min(self.left(), 1e6) - FIGURE_SECONDS) / EPOCH_SECONDS)
-        found = {
-            "folder": shlex.quote(str(self.folder)),
-            "commit": self.commit,
-            "epochs": f"{max(1, epochs):.0f}",
-        }
+    def start(self, step: Step, left: float) -> subprocess.Popen[bytes]:
+        """Start a process group, which is ended as a whole."""
+        epochs = f"{max(1, min(EPOCHS, (left - FIGURE_SECONDS) / EPOCH_SECONDS)):.0f}"
+        found = {"folder": shlex.quote(str(self.folder)), "commit": self.commit, "epochs": epochs}
         command = step.shell(self.rehearse)
         for name, value in {**VALUES, **found}.items():
             command = command.replace(f"{{{name}}}", value)
@@ -209,8 +200,7 @@ class Runner:
             return subprocess.Popen(["sh", "-c", command], start_new_session=True, **where)
 
     def keep(self, step: Step, outcome: str, seconds: float) -> None:
-        about = {"outcome": outcome, "seconds": round(seconds, 1), "expected": step.expected}
-        self.outcomes.append({"step": step.name, **about, "proves": step.proves})
+        self.outcomes.append({**asdict(step), "outcome": outcome, "seconds": round(seconds, 1)})
         (self.folder / "steps.json").write_text(json.dumps(self.outcomes, indent=1) + "\n", encoding="utf-8")
         print(f"{outcome:8} {seconds:6.1f} s of {step.expected:3d}  {step.name}", flush=True)
 
@@ -235,9 +225,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--call", type=int, choices=[*CALLS], help="which to run; by default print the plan")
     parser.add_argument("--seconds", type=options.seconds, help=f"the budget of a call; by default {SECONDS}")
     parser.add_argument("--out", type=options.folder, default=Path(), help="folder for the archive")
@@ -249,17 +237,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     seconds = given.seconds or (float("inf") if given.rehearse else SECONDS[given.call])
     runner = Runner(given.call, seconds, given.out, given.rehearse, given.commit or measured_commit())
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for step in steps_of(given.call):
             runner.run(step)
     except KeyboardInterrupt:
         return 130
     return int(any(outcome["outcome"] in ("failed", "cut off") for outcome in runner.outcomes))
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

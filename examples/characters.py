@@ -12,63 +12,24 @@ remedies help there, too. A seed draws the initial weights, the same for every a
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 from tqdm import tqdm
 
 import sigscale as ss
-from examples.cifar10.figures import STYLE, STYLES, save
-from examples.cifar10.results import environment
-from sigscale._files import atomic
+from examples.common import CAPTION, STYLES, count, parser, picture, positive, save_json
 
-POEM = """\
-'Twas brillig, and the slithy toves
-Did gyre and gimble in the wabe;
-All mimsy were the borogoves,
-And the mome raths outgrabe.
-
-"Beware the Jabberwock, my son!
-The jaws that bite, the claws that catch!
-Beware the Jubjub bird, and shun
-The frumious Bandersnatch!"
-
-He took his vorpal sword in hand:
-Long time the manxome foe he sought--
-So rested he by the Tumtum tree,
-And stood awhile in thought.
-
-And as in uffish thought he stood,
-The Jabberwock, with eyes of flame,
-Came whiffling through the tulgey wood,
-And burbled as it came!
-
-One, two! One, two! And through and through
-The vorpal blade went snicker-snack!
-He left it dead, and with its head
-He went galumphing back.
-
-"And hast thou slain the Jabberwock?
-Come to my arms, my beamish boy!
-O frabjous day! Callooh! Callay!"
-He chortled in his joy.
-
-'Twas brillig, and the slithy toves
-Did gyre and gimble in the wabe;
-All mimsy were the borogoves,
-And the mome raths outgrabe.
-"""
+POEM = Path(__file__).with_name("jabberwocky.txt").read_text(encoding="utf-8")
 """Lewis Carroll, Through the Looking-Glass (1871); in the public domain."""
-
 LETTERS = sorted(set(POEM))
 CODES = torch.tensor([LETTERS.index(letter) for letter in POEM])
 CELLS = {"rnn": ss.nn.RNN, "lstm": ss.nn.LSTM, "gru": ss.nn.GRU}
@@ -164,112 +125,76 @@ def train(label: str, alpha: float, learnable: bool, seed: int, options: argpars
     return Run(label, seed, losses, before, after, final, seconds, write(network))
 
 
-def mean(values: Sequence[Sequence[float]], geometric: bool = False) -> list[float]:
-    """The mean over runs, element by element."""
-    table = torch.tensor(values, dtype=torch.float64)
-    averaged = table.log().mean(0).exp() if geometric else table.mean(0)
-    return averaged.tolist()
-
-
-def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """For each kind of cell the means over the seeds: of losses, and geometric ones of gradients."""
-    rows = []
-    for label in dict.fromkeys(run.label for run in runs):
-        group = [run for run in runs if run.label == label]
-        losses = mean([run.losses for run in group])
-        rows.append(
-            {
-                "cell": label,
-                "loss at half": losses[len(losses) // 2],
-                "loss at the end": losses[-1],
-                "gradient at 32, before": mean([run.before for run in group], geometric=True)[32],
-                "gradient at 32, after": mean([run.after for run in group], geometric=True)[32],
-                "alpha at the end": sum(run.alpha for run in group) / len(group),
-                "seconds": sum(run.seconds for run in group) / len(group),
-            }
-        )
-    return rows
+    table = pd.DataFrame(
+        {
+            "loss at half": [losses[len(losses) // 2] for losses in runs.losses],
+            "loss at the end": [losses[-1] for losses in runs.losses],
+            "gradient at 32, before": np.log([ratios[32] for ratios in runs.before]),
+            "gradient at 32, after": np.log([ratios[32] for ratios in runs.after]),
+            "alpha at the end": runs.alpha,
+            "seconds": runs.seconds,
+        }
+    )
+    means = table.groupby(runs.label, sort=False).mean()
+    logarithms = means.columns.str.startswith("gradient")
+    means.loc[:, logarithms] = np.exp(means.loc[:, logarithms])
+    return means.rename_axis("cell").reset_index()  # type: ignore[no-any-return]
 
 
-def draw(runs: Sequence[Run], title: str, stem: Path) -> list[Path]:
+def draw(runs: pd.DataFrame, title: str, stem: Path) -> None:
     """The losses (left) and the gradients through time (right): lines are means, thin lines seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
-        for (color, _), label in zip(STYLES, dict.fromkeys(run.label for run in runs), strict=False):
-            group = [run for run in runs if run.label == label]
-            for run in group:
-                left.plot(range(1, len(run.losses) + 1), run.losses, color=color, lw=0.5, alpha=0.4)
-            losses = mean([run.losses for run in group])
-            left.plot(range(1, len(losses) + 1), losses, color=color, lw=1.8, label=label)
-            for run in group:
-                right.plot(run.after, color=color, lw=0.5, alpha=0.4)
-            right.plot(mean([run.after for run in group], geometric=True), color=color, lw=1.8)
-            right.plot(mean([run.before for run in group], geometric=True), color=color, lw=1.2, ls=":")
+    with picture(stem, title, (10, 4.2)) as figure:
+        left, right = figure.subplots(1, 2)
+        for (color, _), (label, group) in zip(STYLES, runs.groupby("label", sort=False), strict=False):
+            losses, before, after = (np.array(group[name].tolist()) for name in ("losses", "before", "after"))
+            left.plot(losses.T, color=color, lw=0.5, alpha=0.4)
+            left.plot(losses.mean(0), color=color, lw=1.8, label=label)
+            right.plot(after.T, color=color, lw=0.5, alpha=0.4)
+            right.plot(np.exp(np.log(after).mean(0)), color=color, lw=1.8)
+            right.plot(np.exp(np.log(before).mean(0)), color=color, lw=1.2, ls=":")
         left.set(yscale="log", xlabel="step", ylabel="loss, nats a letter")
         left.legend(frameon=False)
-        left.set_title("thick: mean over seeds; thin: each seed", loc="left", fontsize=8.5, color="0.3")
+        left.set_title("thick: mean over seeds; thin: each seed", **CAPTION)
         right.set(yscale="log", xlabel="distance d back in time, letters", ylim=(1e-12, 10))
         right.set_ylabel(r"$|\partial L/\partial h_{T-d}|\;/\;|\partial L/\partial h_T|$")
-        caption = "dotted: before the training; solid: after it; geometric means"
-        right.set_title(caption, loc="left", fontsize=8.5, color="0.3")
-        paths = save(figure, stem)
-        plt.close(figure)
-    return paths
+        right.set_title("dotted: before the training; solid: after it; geometric means", **CAPTION)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.characters", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--cell", choices=sorted(CELLS), default="rnn", help="default: %(default)s")
-    parser.add_argument("--alpha", type=float, default=2.0, help="compared with 1 (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=150, help="of Adam (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many of them (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the first one (default: %(default)s)")
-    parser.add_argument("--hidden", type=int, default=128, help="units a layer (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/characters"), help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    if min(options.steps, options.seeds, options.hidden) < 1 or not (0 < options.alpha < math.inf):
-        parser.error("--steps, --seeds and --hidden must be at least 1, and --alpha finite and > 0")
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    options = parser("characters", __doc__)
+    options.add_argument("--cell", choices=sorted(CELLS), default="rnn", help="kind of recurrence")
+    options.add_argument("--alpha", type=positive, default=2.0, help="compared with 1")
+    options.add_argument("--steps", type=count, default=150, help="of Adam")
+    options.add_argument("--seeds", type=count, default=3, help="how many of them")
+    options.add_argument("--seed", type=int, default=0, help="the first of them")
+    options.add_argument("--hidden", type=count, default=128, help="units a layer")
+    options.add_argument("--lr", type=positive, default=3e-3, help="learning rate")
+    chosen = options.parse_args(argv)
     torch.set_num_threads(1)  # so small a network is no faster on more
-    start = f"{options.alpha:g}"
     kinds = {
         "alpha = 1, plain": (1.0, False),
-        f"alpha = {start}": (options.alpha, False),
-        f"alpha learned, from {start}": (options.alpha, True),
+        f"alpha = {chosen.alpha:g}": (chosen.alpha, False),
+        f"alpha learned, from {chosen.alpha:g}": (chosen.alpha, True),
     }
-    seeds = range(options.seed, options.seed + options.seeds)
-    runs = [train(label, *kind, seed, options) for label, kind in kinds.items() for seed in seeds]
-    rows = summary(runs)
-    for row in rows:
-        print(f"\n{row['cell']}: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items() if k != "cell"))
-        print(next(run.text for run in runs if run.label == row["cell"]))
-    options.out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "command": shlex.join(["python", "-m", "examples.characters", *arguments]),
-        "settings": {name: value for name, value in vars(options).items() if name != "out"},
-        **environment(),
-        "summary": rows,
-        "runs": [run._asdict() for run in runs],
-    }
-    with atomic(options.out / "characters.json") as part:
-        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    title = f"Jabberwocky by heart: {options.cell.upper()}, two layers of {options.hidden} units"
-    for path in draw(runs, f"{title}; {options.seeds} seeds", options.out / "characters"):
-        print(path)
+    seeds = range(chosen.seed, chosen.seed + chosen.seeds)
+    runs = [train(label, *kind, seed, chosen) for label, kind in kinds.items() for seed in seeds]
+    table = pd.DataFrame(runs)
+    rows = summary(table)
+    print(rows.to_markdown(index=False, floatfmt=".3g"))
+    for label, text in table.groupby("label", sort=False).text.first().items():
+        print(f"\n{label}: {text}")
+    settings = {name: value for name, value in vars(chosen).items() if name != "out"}
+    content = {"settings": settings, "summary": rows.to_dict("records"), "runs": [r._asdict() for r in runs]}
+    save_json("characters", argv, chosen.out, content)
+    plain, scaled = rows["gradient at 32, after"][:2]
+    arrives = f"{scaled:.1g} of the gradient arrives with alpha = {chosen.alpha:g}, {plain:.1g} without"
+    finding = f"32 letters back in time, {arrives}"
+    setting = f"{chosen.cell.upper()}, two layers of {chosen.hidden} units, seeds: {chosen.seeds}"
+    draw(table, f"{finding}\n{setting}", chosen.out / "characters")
+    print(f"\nwritten to {chosen.out}: characters.json, characters.png, characters.svg")
     return 0
 
 

@@ -8,10 +8,7 @@ train. Start it from the repository root: `python -m examples.convert`.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import shlex
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,10 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 
 import sigscale as ss
-from examples.cifar10.data import Split, load
-from examples.cifar10.figures import STYLE
-from examples.cifar10.results import environment
-from sigscale._files import atomic
+from examples.cifar10.data import GENERATED, Split, load
+from examples.cifar10.runtime import DataError
+from examples.common import CAPTION, STYLES, count, parser, picture, positive, save_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +34,6 @@ BATCH, RATE = 32, 1e-3
 FIRST = 20  # steps whose gradients are measured
 TESTED = 2000  # images
 WINDOW = 25  # steps that a curve of the loss averages
-COLOURS = ("#0072B2", "#D55E00")  # Okabe and Ito's blue and vermilion
 
 
 class Block(nn.Module):
@@ -121,42 +116,27 @@ def accuracy(model: nn.Module, test: Split) -> float:
     return float(hits.float().mean())
 
 
-def draw(path: Path, runs: dict[str, Training], source: str) -> None:
+def draw(stem: Path, runs: dict[str, Training], source: str) -> None:
     """Gradients by layer on the left, losses on the right."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.4), dpi=150, layout="constrained")
+    plain, converted = runs.values()
+    ratios = converted.medians / plain.medians
+    finding = f"After conversion, weights get {ratios.min():.2f} to {ratios.max():.2f} times the gradients"
+    with picture(stem, f"{finding}\na residual tanh network on {source}, one seed", (10, 4.4)) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
         draw_gradients(left, runs)
         draw_losses(right, runs)
-        figure.suptitle(f"A residual tanh network, before and after conversion: {source}", x=0.01, ha="left")
-        with atomic(path) as part:
-            figure.savefig(part, format="png")
 
 
 def draw_gradients(axes: Axes, runs: dict[str, Training]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     plain, converted = runs.values()
     rows = np.arange(len(plain.names))
     axes.hlines(rows, plain.medians, converted.medians, color="0.8", lw=3, zorder=1)
-    for (label, run), colour, marker in zip(runs.items(), COLOURS, "os", strict=True):
-        axes.scatter(run.medians, rows, color=colour, marker=marker, s=36, label=label, zorder=2)
-    for row, ratio in zip(rows, converted.medians / plain.medians, strict=True):
-        place = max(plain.medians[row], converted.medians[row]), row
-        axes.annotate(
-            f"{ratio:.2f} x", place, (7, 0), textcoords="offset points", va="center", fontsize=8, color="0.35"
-        )
+    for (label, run), (color, marker) in zip(runs.items(), STYLES, strict=False):
+        axes.scatter(run.medians, rows, color=color, marker=marker, s=36, label=label, zorder=2)
     axes.set_xscale("log")
-    axes.set_xlim(right=1.35 * max(plain.medians.max(), converted.medians.max()))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(rows, plain.names)
     axes.invert_yaxis()
-    axes.grid(axis="x", color="0.92")
+    axes.grid(axis="x", which="both", color="0.92")
     axes.set_axisbelow(True)
     axes.set_xlabel(f"median |gradient| of a layer's weights, first {len(plain.gradients)} steps")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
@@ -164,65 +144,56 @@ def draw_gradients(axes: Axes, runs: dict[str, Training]) -> None:
 
 def draw_losses(axes: Axes, runs: dict[str, Training]) -> None:
     every = [loss for run in runs.values() for loss in run.losses]
-    for (name, run), colour in zip(runs.items(), COLOURS, strict=True):
+    for (name, run), (color, _) in zip(runs.items(), STYLES, strict=False):
         window = min(WINDOW, len(run.losses))
-        axes.plot(run.losses, color=colour, lw=0.4, alpha=0.3)
+        axes.plot(run.losses, color=color, lw=0.4, alpha=0.3)
         smooth = np.convolve(run.losses, np.ones(window) / window, "valid")
         middles = np.arange(len(smooth)) + (window - 1) / 2
-        axes.plot(middles, smooth, color=colour, lw=2, label=f"{name}: test accuracy {run.accuracy:.1%}")
+        axes.plot(middles, smooth, color=color, lw=2, label=f"{name}: test accuracy {run.accuracy:.1%}")
     axes.set_ylim(0.95 * min(every), np.quantile(every, 0.995))
     axes.grid(axis="y", color="0.92")
     axes.set_xlabel("step")
     axes.set_ylabel("training loss")
-    axes.set_title(f"thick: mean of {window} steps; one seed", loc="left", fontsize=8.5, color="0.35")
+    axes.set_title(f"thick: mean of {window} steps; one seed", **CAPTION)
     axes.legend(loc="upper right", frameon=False)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the example; what it wrote to convert.json."""
-    parser = argparse.ArgumentParser(prog="python -m examples.convert", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/convert"), help="folder of the results")
-    parser.add_argument("--data", type=Path, help="where CIFAR-10 is; downloaded if left out and not found")
-    parser.add_argument("--alpha", type=float, default=2.0)
-    parser.add_argument("--steps", type=int, default=400, help="of training, for each of the two networks")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-
-    cifar10 = load(options.data, allow_generated=True)
-    source = "generated images" if cifar10.generated else "CIFAR-10"
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    options = parser("convert", __doc__)
+    options.add_argument("--data", type=Path, help="folder with CIFAR-10; None: a cache, or downloaded")
+    options.add_argument("--alpha", type=positive, default=2.0, help="of the converted activations")
+    options.add_argument("--steps", type=count, default=400, help="for each of the two networks")
+    options.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    chosen = options.parse_args(argv)
+    try:
+        cifar10 = load(chosen.data, allow_generated=True)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    source = GENERATED if cifar10.generated else "CIFAR-10"
     test = Split(cifar10.test.images[:TESTED], cifar10.test.labels[:TESTED])
-    model = network(options.seed)
+    model = network(chosen.seed)
     converted = copy.deepcopy(model)
-    report = ss.scale_activations(converted, alpha=options.alpha)
+    report = ss.scale_activations(converted, alpha=chosen.alpha)
     print(report)
     runs = {
-        label: train(each, cifar10.train, test, options.steps, options.seed)
-        for label, each in (("tanh", model), (f"converted, alpha = {options.alpha:g}", converted))
+        label: train(each, cifar10.train, test, chosen.steps, chosen.seed)
+        for label, each in (("tanh", model), (f"converted, alpha = {chosen.alpha:g}", converted))
     }
-    numbers = compare(runs, converted, test)
-    options.out.mkdir(parents=True, exist_ok=True)
-    draw(options.out / "convert.png", runs, source)
-    content = {
-        "command": shlex.join(
-            ["python", "-m", "examples.convert", *(sys.argv[1:] if argv is None else argv)]
-        ),
-        "settings": {
-            "alpha": options.alpha,
-            "steps": options.steps,
-            "seed": options.seed,
-            "batch": BATCH,
-            "rate": RATE,
-            "data": source,
-            "sha256": cifar10.sha256,
-            "test_images": len(test.labels),
-        },
-        **environment(),
-        "numbers": {"activations_changed": len(report.changed), **numbers},
+    settings = {
+        "alpha": chosen.alpha,
+        "steps": chosen.steps,
+        "seed": chosen.seed,
+        "batch": BATCH,
+        "rate": RATE,
     }
-    with atomic(options.out / "convert.json") as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"written: {options.out / 'convert.png'}, {options.out / 'convert.json'}")
-    return content
+    about = {"data": source, "sha256": cifar10.sha256, "test_images": len(test.labels)}
+    numbers = {"activations_changed": len(report.changed), **compare(runs, converted, test)}
+    save_json("convert", argv, chosen.out, {"settings": {**settings, **about}, "numbers": numbers})
+    draw(chosen.out / "convert", runs, source)
+    print(f"written to {chosen.out}: convert.json, convert.png, convert.svg")
+    return 0
 
 
 def compare(runs: dict[str, Training], converted: nn.Module, test: Split) -> dict[str, Any]:
@@ -248,4 +219,4 @@ def compare(runs: dict[str, Training], converted: nn.Module, test: Split) -> dic
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

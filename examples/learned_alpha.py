@@ -8,8 +8,6 @@ picture and the numbers to `runs/learned_alpha`.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,10 +20,8 @@ from tqdm import tqdm
 
 import sigscale as ss
 from examples.cifar10 import data
-from examples.cifar10.errors import DataError
-from examples.cifar10.figures import STYLE, STYLES, save
-from examples.cifar10.results import environment
-from sigscale._files import atomic
+from examples.cifar10.runtime import DataError
+from examples.common import CAPTION, STYLES, count, parser, picture, positive, save_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,16 +87,13 @@ def accuracy(model: nn.Module, split: data.Split) -> float:
     return torch.stack(hits).sum().item() / len(split.labels)
 
 
-def draw(results: dict[str, dict[str, Any]], stem: Path, title: str) -> list[Path]:
+def draw(results: dict[str, dict[str, Any]], stem: Path, setting: str) -> None:
     """Losses on the left, the alphas of the layers on the right."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+    final = results[LEARNED]["alphas"][-1]
+    finding = f"Learned alphas end between {final.min():.2f} ({NAMES[final.argmin()]})"
+    finding += f" and {final.max():.2f} ({NAMES[final.argmax()]})"
+    with picture(stem, f"{finding}\n{setting}", (10, 4.2)) as figure:
+        left, right = figure.subplots(1, 2)
         for (color, _), dashes, (name, result) in zip(STYLES, DASHES, results.items(), strict=False):
             losses = result["losses"]
             means = losses.unfold(0, min(RECENT, len(losses)), 1).mean(1)
@@ -110,64 +103,37 @@ def draw(results: dict[str, dict[str, Any]], stem: Path, title: str) -> list[Pat
         left.set(xlabel="step", ylabel=f"training loss, mean of {RECENT} steps")
         left.legend(frameon=False)
         _draw_alphas(right, results[LEARNED]["alphas"])
-        paths = save(figure, stem)
-        plt.close(figure)
-    return paths
 
 
 def _draw_alphas(axes: Axes, history: Tensor) -> None:
-    """A line a layer, with its name where it ends, or above where names would overlap."""
     from matplotlib import colormaps
     from matplotlib.ticker import FormatStrFormatter
 
-    exponents = history.log2()  # what is learned
-    gap, at = 0.045 * (float(exponents.max() - exponents.min()) or 1.0), -torch.inf
-    for layer in history[-1].argsort().tolist():
-        color = colormaps["viridis"](0.9 * layer / (len(NAMES) - 1))
-        axes.plot(history[:, layer], color=color)
-        at = max(at + gap, float(exponents[-1, layer]))
-        axes.annotate(
-            NAMES[layer],
-            (1.01 * len(history), 2**at),
-            color=color,
-            fontsize=8,
-            va="center",
-            annotation_clip=False,  # or it is not drawn, outside the axes as it is
-        )
+    for layer, name in enumerate(NAMES):
+        axes.plot(history[:, layer], color=colormaps["viridis"](0.9 * layer / (len(NAMES) - 1)), label=name)
     axes.axhline(2.0, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-    axes.set_title("conv 1 is next to the input; dotted: the start", loc="left", fontsize=8.5, color="0.3")
+    axes.set_title("conv 1 is next to the input; dotted: the start", **CAPTION)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.set(xlabel="step", ylabel=r"$\alpha$ of each layer", xlim=(0, len(history)))
-
-
-def options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.learned_alpha", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--data", type=Path, help="folder with CIFAR-10 (default: downloaded to a cache)")
-    parser.add_argument("--out", type=Path, default=Path("runs/learned_alpha"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=1000, help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of Adam (default: %(default)s)")
-    parser.add_argument("--alpha-lr", type=float, default=1e-2, help="for log2(alpha) (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    chosen = parser.parse_args(argv)
-    if min(chosen.steps, chosen.batch) < 1:
-        parser.error(f"--steps and --batch must be at least 1; got {chosen.steps} and {chosen.batch}")
-    return chosen
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    chosen = options(argv)
+    options = parser("learned_alpha", __doc__)
+    options.add_argument("--data", type=Path, help="folder with CIFAR-10; None: a cache, or downloaded")
+    options.add_argument("--steps", type=count, default=1000, help="for each of the three networks")
+    options.add_argument("--batch", type=count, default=64, help="images a step")
+    options.add_argument("--lr", type=positive, default=1e-3, help="of Adam")
+    options.add_argument("--alpha-lr", type=positive, default=1e-2, help="for log2(alpha)")
+    options.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    chosen = options.parse_args(argv)
     try:
         cifar = data.load(chosen.data, allow_generated=True)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if cifar.generated:
-        print(f"Generated images, not CIFAR-10: {cifar.why_generated}", file=sys.stderr)
     results = {}
     for name, tanh in WAYS.items():
         torch.manual_seed(chosen.seed)
@@ -175,19 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         results[name] = train(model, cifar, name, chosen)
         shown = ", ".join(f"{alpha:.2f}" for alpha in alphas(model).tolist())
         print(f"{name}: test accuracy {results[name]['test_accuracy']:.1%}; alpha {shown}")
-    chosen.out.mkdir(parents=True, exist_ok=True)
     content = {
-        "command": shlex.join(["python", "-m", "examples.learned_alpha", *argv]),
         "data": {"source": cifar.source, "sha256": cifar.sha256},
-        **environment(),
         "results": {name: _rounded(result) for name, result in results.items()},
     }
-    with atomic(chosen.out / "learned_alpha.json") as part:
-        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    source = "generated images" if cifar.generated else "CIFAR-10"
-    title = f"A tanh network whose layers learn their alphas: {source}, one seed"
-    for path in draw(results, chosen.out / "learned_alpha", title):
-        print(path)
+    save_json("learned_alpha", argv, chosen.out, content)
+    source = data.GENERATED if cifar.generated else "CIFAR-10"
+    draw(results, chosen.out / "learned_alpha", f"a tanh network on {source}, one seed")
+    print(f"written to {chosen.out}: learned_alpha.json, learned_alpha.png, learned_alpha.svg")
     return 0
 
 

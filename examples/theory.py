@@ -5,22 +5,20 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import math
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import pandas as pd
 
 import sigscale as ss
+from examples.common import count, environment, parser, picture
 from sigscale import theory
 from sigscale._files import atomic
-from sigscale.plot import STYLE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,34 +38,35 @@ PANELS = (
     ),
     (r"scaled naively: $2\,\tanh z$", 2.0, True, "saturated: 33 times smaller a layer"),
 )
-TITLE = r"Gradients of the toy network by layer, $|x| = |\theta^1| = \cdots = |\theta^l| = 1.5$"
-SHADES = [0.12 + 0.88 * step / 255 for step in range(256)]  # of the colour map; its yellow is too light
+TITLE = (
+    "Scaling keeps the gradients of a deep toy network where plain and naively scaled ones vanish\n"
+    r"$|x| = |\theta^1| = \cdots = |\theta^l| = 1.5$"
+)
+SHADES = [0.12 + 0.88 * step / 255 for step in range(256)]  # of the color map; its yellow is too light
 LOWEST, HIGHEST = 1e-24, 1e7
 GREY = "0.35"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m examples.theory", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/theory"), help="folder (default: %(default)s)")
-    parser.add_argument(
-        "--draws", type=int, default=100_000, help="networks for each t (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of these draws (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    if arguments.draws < 1:
-        parser.error(f"--draws must be at least 1; got {arguments.draws}")
+    options = parser("theory", __doc__)
+    options.add_argument("--draws", type=count, default=100_000, help="networks for each t")
+    options.add_argument("--seed", type=int, default=0, help="of these draws")
+    chosen = options.parse_args(argv)
     missing = [name for name in ("matplotlib", "mpmath") if importlib.util.find_spec(name) is None]
     if missing:
-        parser.error(f'this needs {", ".join(missing)}, not installed here: pip install -e ".[examples]"')
+        options.error(f'this needs {", ".join(missing)}, not installed here: pip install -e ".[examples]"')
+    about = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     command = shlex.join(["python", "-m", "examples.theory", *argv])
-    text = "\n\n".join([*report(arguments.draws, arguments.seed), _versions(command)])
+    foot = f"{versions}, commit {about['commit']}, float64 on the CPU; {command}"
+    text = "\n\n".join([*report(chosen.draws, chosen.seed), foot])
     print(text)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with atomic(arguments.out / "theory.txt") as part:
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    with atomic(chosen.out / "theory.txt") as part:
         part.write_text(text + "\n", encoding="utf-8")
-    draw(arguments.out / "theory")
-    print(f"\nwritten to {arguments.out}: theory.txt, theory.png, theory.svg")
+    draw(chosen.out / "theory")
+    print(f"\nwritten to {chosen.out}: theory.txt, theory.png, theory.svg")
     return 0
 
 
@@ -92,17 +91,7 @@ def report(draws: int, seed: int) -> Iterator[str]:
     )
     yield _titled(
         "Theorem 2, |x| = |theta| = 1.5: |dg/dtheta^1|, the layer next to the input.",
-        (
-            "function",
-            "depth",
-            "plain",
-            "claim 1",
-            "alpha = 2",
-            f"alpha = {LARGE:g}",
-            "limit",
-            "claim 2",
-            "2 f(z)",
-        ),
+        f"function;depth;plain;claim 1;alpha = 2;alpha = {LARGE:g};limit;claim 2;2 f(z)".split(";"),
         (_many_layers(name, depth) for name in ss.FUNCTIONS for depth in DEPTHS),
     )
     yield _titled(
@@ -123,13 +112,11 @@ def _domain(row: theory.Search) -> tuple[object, ...]:
         return f"{row.t:.4g}", row.first, row.second, ""
     theta = ", ".join(f"{each:.3g}" for each in worst.theta)
     sign = "<" if worst.found < worst.claimed else ">"
-    return (
-        f"{row.t:.4g}",
-        row.first,
-        row.second,
+    worst_of_all = (
         f"{worst.found:.3g} {sign} {worst.claimed:.3g}: theta = ({theta}), x = {worst.x:.3g}, "
-        f"d = {worst.d:g}, r = {worst.r:.3g}, k = {worst.k}",
+        f"d = {worst.d:g}, r = {worst.r:.3g}, k = {worst.k}"
     )
+    return f"{row.t:.4g}", row.first, row.second, worst_of_all
 
 
 def _many_layers(name: str, depth: int) -> tuple[object, ...]:
@@ -149,7 +136,7 @@ def _properties(row: theory.Properties) -> tuple[object, ...]:
         f"{_verdict(row.vanishing)}, {rate}",
         f"{_verdict(row.positive)}, {row.upper:.4g}",
         f"{_verdict(row.linear)}" + (f", a = {row.slope:.4g}" if row.linear else ""),
-        f"{_verdict(row.linear_if_centred)}, a = {row.centred_slope:.4g}",
+        f"{_verdict(row.linear_if_centered)}, a = {row.centered_slope:.4g}",
     )
 
 
@@ -167,33 +154,17 @@ def _verdict(holds: bool) -> str:
 
 
 def _titled(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([title, "", *lines])
-
-
-def _versions(command: str) -> str:
-    return (
-        f"sigscale {ss.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"float64 on the CPU; {command}"
-    )
+    table = pd.DataFrame([list(map(str, row)) for row in rows], columns=list(head))
+    return f"{title}\n\n{table.to_markdown(index=False, disable_numparse=True, tablefmt='simple')}"
 
 
 def draw(stem: Path) -> None:
     """Write `stem`.png and `stem`.svg: |dg/dtheta^k| over the layers k, a curve for each depth."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
     norm = mpl.colors.Normalize(2, DEEPEST)
     shades = mpl.colors.ListedColormap(mpl.colormaps["viridis_r"](SHADES))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 6.8), layout="constrained")
-        figure.suptitle(TITLE, x=0.01, ha="left", fontsize=11)
+    with picture(stem, TITLE, (9, 6.8)) as figure:
         panels = figure.subplots(2, 2, sharex=True, sharey=True)
         for axes, (title, alpha, naive, note) in zip(panels.flat, PANELS, strict=True):
             _panel(axes, alpha, naive, lambda depth: shades(norm(depth)))
@@ -205,18 +176,15 @@ def draw(stem: Path) -> None:
         )
         bar.set_label("depth $l$ of the network")
         bar.outline.set_visible(False)
-        for suffix in (".png", ".svg"):
-            with atomic(stem.with_suffix(suffix)) as part:
-                figure.savefig(part, format=suffix[1:], dpi=120)
 
 
-def _panel(axes: Axes, alpha: float, naive: bool, colour: Callable[[int], Any]) -> None:
+def _panel(axes: Axes, alpha: float, naive: bool, color: Callable[[int], Any]) -> None:
     for depth in range(2, DEEPEST + 1):
         gradient = theory.gradient([1.5] * depth, 1.5, alpha, naive=naive).abs().tolist()
         layers, strong = range(1, depth + 1), depth in DEPTHS
-        axes.plot(layers, gradient, color=colour(depth), lw=2 if strong else 0.6, zorder=3 if strong else 2)
+        axes.plot(layers, gradient, color=color(depth), lw=2 if strong else 0.6, zorder=3 if strong else 2)
         if strong:
-            axes.plot(depth, gradient[-1], "o", ms=4, color=colour(depth), zorder=4)
+            axes.plot(depth, gradient[-1], "o", ms=4, color=color(depth), zorder=4)
     axes.axhline(1, color="0.8", lw=0.8, zorder=0)
     axes.set_yscale("log")
     axes.set_ylim(LOWEST, HIGHEST)

@@ -33,7 +33,7 @@ TAPS = 16  # 9, rounded up to a power of two
 
 @triton.jit
 def shifted(q, dy, dx, SIDE: tl.constexpr):
-    """Whether the neighbour (dy, dx) of pixel q lies in the image."""
+    """Whether the neighbor (dy, dx) of pixel q lies in the image."""
     row, column = q // SIDE + dy, q % SIDE + dx
     return (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
 

@@ -7,22 +7,27 @@ TRITON_INTERPRET=1 was set before the import, by the kernels in Triton's interpr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import ctypes
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from ._triton import INTERPRETED
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+HIP = torch.version.hip is not None
 SUPPORTED = ("cpu", "cuda")  # types of device; ROCm's is "cuda" too
-_captured: list[Tensor] = []  # sources of copies inside CUDA graphs, kept as long as these may be replayed
+RELAXED = 2  # of the modes in which CUDA and HIP capture: forbids a thread nothing
+_captured: dict[int, object] = {}  # what CUDA graphs read, by its id
 
 
 def takes_kernel(x: Tensor) -> bool:
@@ -68,10 +73,15 @@ def arrival(device: torch.device) -> torch.Event | None:
     return torch.cuda.Event() if is_gpu(device) else None
 
 
+def current_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which work of a GPU is queued now."""
+    return torch.cuda.current_stream(device)
+
+
 def mark(event: torch.Event | None, device: torch.device) -> None:
     """Set the event behind the work queued on the device's current stream."""
     if event is not None:
-        event.record(torch.cuda.current_stream(device))
+        event.record(current_stream(device))
 
 
 def device_of_backend(backend: str) -> torch.device:
@@ -89,40 +99,89 @@ def multiprocessors(device: torch.device) -> int:
 
 def has_shared_counters(device: torch.device) -> bool:
     """Whether kernels count in shared memory, by inline PTX: on NVIDIA GPUs."""
-    return device.type == "cuda" and torch.version.hip is None
+    return device.type == "cuda" and not HIP
 
 
 def made_once(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Cache the tensors that a function of hashable arguments makes.
 
-    They are made outside the first caller's context (inference mode, a default device, fake tensors), since
-    every later caller gets them too. What is made during the capture of a CUDA graph has no values yet and is
-    not kept.
+    They are made outside the first caller's context (inference mode, a default device, fake tensors, the
+    capture of a CUDA graph), since every later caller gets them too, on any stream and in any graph.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @lru_cache(maxsize)
         @wraps(function)
-        def plainly(*args: P.args, **kwargs: P.kwargs) -> T:
+        def shared(*args: P.args, **kwargs: P.kwargs) -> T:
             with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
-                return function(*args, **kwargs)
+                return made_aside(_gpu_among(args, kwargs), lambda: function(*args, **kwargs))
 
         @lru_cache(maxsize)
-        def cached(stream: int, *args: P.args, **kwargs: P.kwargs) -> T:
-            return plainly(*args, **kwargs)
+        def used_on(stream: torch.cuda.Stream, *args: P.args, **kwargs: P.kwargs) -> T:
+            result = shared(*args, **kwargs)  # type: ignore[arg-type]
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, Tensor):  # evicted, its memory waits for what this stream has queued
+                    tensor.record_stream(stream)
+            return result
 
         @wraps(function)
         def made(*args: P.args, **kwargs: P.kwargs) -> T:
-            stream = 0  # another one might read before the copies queued on this one have arrived
-            for argument in (*args, *kwargs.values()):
-                if isinstance(argument, torch.device) and argument.type == "cuda":
-                    if torch.cuda.is_current_stream_capturing():
-                        return plainly(*args, **kwargs)
-                    stream = torch.cuda.current_stream(argument).cuda_stream
-            return cached(stream, *args, **kwargs)  # type: ignore[arg-type]
+            device = _gpu_among(args, kwargs)
+            if device is None:
+                return shared(*args, **kwargs)  # type: ignore[arg-type]
+            if is_capturing(device):
+                return kept_for_replays(shared(*args, **kwargs))  # type: ignore[arg-type]
+            return used_on(current_stream(device), *args, **kwargs)  # type: ignore[arg-type]
 
         return made
 
     return decorate
+
+
+def _gpu_among(args: tuple[object, ...], kwargs: dict[str, object]) -> torch.device | None:
+    for argument in (*args, *kwargs.values()):
+        if isinstance(argument, torch.device) and argument.type == "cuda":
+            return argument
+    return None
+
+
+def made_aside(device: torch.device | None, make: Callable[[], T]) -> T:
+    """What `make` makes on a GPU, on a private stream: complete on return, and in no CUDA graph."""
+    if device is None:
+        return make()
+    stream = _private_stream(device)
+    with outside_captures():
+        with torch.cuda.stream(stream):
+            result = make()
+        stream.synchronize()
+    return result
+
+
+def kept_for_replays(result: T) -> T:
+    """What the CUDA graph being captured reads in every replay; kept as long as the process lives."""
+    _captured[id(result)] = result
+    return result
+
+
+@lru_cache
+def _private_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def outside_captures() -> Iterator[None]:
+    """Allow this thread to allocate and wait on other streams while one is being captured."""
+    if HIP:
+        exchange = ctypes.CDLL("libamdhip64.so").hipThreadExchangeStreamCaptureMode
+    else:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        exchange = driver.cuThreadExchangeStreamCaptureMode
+    mode = ctypes.c_int(RELAXED)
+    exchange(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        exchange(ctypes.byref(mode))
 
 
 def upload(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -132,9 +191,4 @@ def upload(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on the device; the copy is queued, not waited for."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    pinned = tensor.pin_memory()
-    if torch.cuda.is_current_stream_capturing():
-        _captured.append(pinned)
-    return pinned.to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True) if is_gpu(device) else tensor.to(device)

@@ -12,8 +12,10 @@ memory speed, bf16 leaves 31 instructions per element and needs 2^-17; fp32 leav
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,12 +63,15 @@ class Function:
     `alpha_slope` is the derivative with respect to alpha, f(u) - u f'(u) at u = x / alpha, in fp32: for
     functions where the difference of value and slope cancels.
 
-    In PyTorch, `torch_value(u)` is f(u), `torch_slope(u)` is f'(u) and `torch_gradient_of_value(g, t)` is
-    g f'(u) from t = f(u), the first and the last differentiable; they own u and t and may overwrite them.
-    Up to `value_reach` (of -u) and `slope_reach` (of abs(u)) their fp32 results are as accurate as the
-    package promises; beyond, they are evaluated in fp64. Where alpha f(u) suffers too much from the rounding
-    of u, `torch_scaled_value(x, alpha)` computes alpha f(x / alpha); where f(u) - u f'(u) cancels,
-    `torch_alpha_slope(u, f(u), f'(u))` computes that.
+    In PyTorch, `torch_value(u)` is f(u) and `torch_gradient_of_value(g, t)` is g f'(u) from t = f(u), both
+    differentiable and out of place. `torch_slope(u)` is f'(u); it owns u and may overwrite it, and so may
+    `torch_value_`, which is torch_value where that is faster in place.
+    `value_reach` (of -u) and `slope_reach` (of abs(u)) say how far their fp32 results are as accurate as the
+    package promises; beyond, they are corrected or evaluated in fp64, f(u) by `torch_tail(u)` if torch_value
+    underflows too early. Where alpha f(u) suffers too much from the rounding of u,
+    `torch_scaled_value(x, alpha)` gives alpha f(x / alpha), for 16-bit x in fp32; where f(u) - u f'(u)
+    cancels or is slow, `torch_alpha_slope(u, f'(u))` gives it in fp32. `torch_by_table` says that looking up
+    the result of a 16-bit value is faster than computing it.
 
     `mp_value` and `mp_slope` are f and f' of an mpmath number, at its precision; they find mpmath's functions
     in the number's `context`. They define what the package computes, and the tests hold it to them. In fp32,
@@ -94,8 +99,11 @@ class Function:
     slope_at_zero: float
     symmetry: str
     alpha_slope: Any = None
-    torch_alpha_slope: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    torch_value_: Callable[[Tensor], Tensor] | None = None
+    torch_alpha_slope: Callable[[Tensor, Tensor], Tensor] | None = None
     torch_scaled_value: Callable[[Tensor, float | Tensor], Tensor] | None = None
+    torch_tail: Callable[[Tensor], Tensor] | None = None
+    torch_by_table: bool = False
     value_reach: float = math.inf
     slope_reach: float = math.inf
     paper_name: str = ""
@@ -344,37 +352,82 @@ FUNCTIONS = Registry()
 ONE, MINUS_TWO, FOUR = (torch.tensor(number, device="cpu") for number in (1.0, -2.0, 4.0))
 
 
-def _logistic_slope(u: Tensor) -> Tensor:
-    # s (1 - s) with s the logistic function of u <= 0, which does not cancel.
+def _logistic_slope(u: Tensor, factor: Tensor) -> Tensor:
+    # factor e^u / (1 + e^u)^2 for u <= 0, which does not cancel. In fp64, 1 / (1 + e^-u) would overflow
+    # before e^u underflows.
+    if u.dtype == torch.float64:
+        e = u.exp_()
+        return e * factor / (e + ONE).square_()
     s = u.sigmoid_()
-    return torch.addcmul(s, s, s, value=-1, out=s)
+    torch.ops.aten.sigmoid_backward.grad_input(factor, s, grad_input=s)
+    return s
+
+
+def _logistic_tail(u: Tensor) -> Tensor:
+    e = u.exp()
+    return e / (e + ONE)
+
+
+def _softsign(u: Tensor) -> Tensor:
+    u = u.clamp(-1e18, 1e18)
+    return u / (u.abs() + 1)
 
 
 def _softsign_scaled(x: Tensor, alpha: float | Tensor) -> Tensor:
-    # x / (1 + |x / alpha|), in fp64 where the rounding error of x / alpha would show.
+    # x / (1 + |x / alpha|)
     if isinstance(alpha, Tensor):
         x = x.double().clamp(-1e18 * alpha, 1e18 * alpha)
-        return x / (x.abs() / alpha).add_(ONE)
-    if math.frexp(alpha)[0] != 0.5:
-        x = x.double()
-    x = x.clamp(-1e18 * alpha, 1e18 * alpha)
-    d = x.abs()
-    torch.add(ONE, d, alpha=1 / alpha, out=d)
-    return torch.div(x, d, out=d)
+        return x / (x.abs() / alpha + ONE)
+    lost = _lost_in_float32(1 / alpha) if x.dtype == torch.float32 else 0.0
+    x = (x.float() if x.dtype.itemsize == 2 else x).clamp(-1e18 * alpha, 1e18 * alpha)
+    y = x / torch.add(ONE, x.abs(), alpha=1 / alpha)
+    return torch.addcmul(y, y, y.abs(), value=-lost) if lost else y
 
 
-def _cubic_near_zero(coefficients: tuple[float, ...]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """t - u s; up to |u| = 0.3, where the difference cancels, u^3 q(u^2) instead."""
+@lru_cache(maxsize=1024)
+def _lost_in_float32(number: float) -> float:
+    return number - float(struct.unpack("f", struct.pack("f", number))[0])
 
-    def alpha_slope(u: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        w = u * u
-        near = torch.full_like(w, coefficients[0])
-        for coefficient in coefficients[1:]:
-            near.mul_(w).add_(coefficient)
-        near.mul_(w).mul_(u)
-        return torch.where(w < 0.09, near, t.addcmul_(u, s, value=-1))
 
-    return alpha_slope
+def _horner(w: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+    first, second, *others = coefficients
+    result = torch.addcmul(second, w, first)
+    for coefficient in others:
+        torch.addcmul(coefficient, result, w, out=result)
+    return result
+
+
+def _numbers(*numbers: float) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(number, device="cpu") for number in numbers)
+
+
+def _near_or_far(u: Tensor, w: Tensor, limit: float, coefficients: tuple[Tensor, ...], far: Tensor) -> Tensor:
+    # u w p(w) with w = u^2 up to `limit`, u far beyond; by arithmetic, since torch.where is slow.
+    is_far = torch.add(torch.tensor(-1e30 * limit, device="cpu"), w, alpha=1e30).clamp_(0, 1)
+    w.clamp_(max=limit)
+    near = _horner(w, coefficients).mul_(w)
+    return torch.lerp(near, far, is_far, out=near).mul_(u)
+
+
+def _tanh_alpha_slope(u: Tensor, s: Tensor) -> Tensor:
+    # |tanh u| = sqrt(1 - s), where that does not cancel.
+    w = u * u
+    far = torch.sub(ONE, s).div_(w.clamp(min=0.64)).sqrt_().sub_(s)
+    return _near_or_far(u, w, 0.64, TANH_NEAR, far)
+
+
+def _arctan_alpha_slope(u: Tensor, s: Tensor) -> Tensor:
+    far = u.arctan().div_(u.abs().clamp_(min=0.3).copysign_(u)).sub_(s)
+    return _near_or_far(u, u * u, 0.09, ARCTAN_NEAR, far)
+
+
+def _softsign_alpha_slope(u: Tensor, s: Tensor) -> Tensor:
+    t = u / u.abs().add_(ONE)
+    return t.abs().mul_(t)
+
+
+TANH_NEAR = _numbers(*TANH_NEAR_ZERO)
+ARCTAN_NEAR = _numbers(*ARCTAN_NEAR_ZERO)
 
 
 FUNCTIONS.register(
@@ -385,9 +438,11 @@ FUNCTIONS.register(
         slope=tanh_slope,
         slope_from_output=tanh_slope_from_output,
         alpha_slope=tanh_alpha_slope,
-        torch_value=torch.tanh_,
-        torch_slope=lambda u: _logistic_slope(u.abs_().mul_(MINUS_TWO)).mul_(FOUR),
-        torch_alpha_slope=_cubic_near_zero(TANH_NEAR_ZERO),
+        torch_value=torch.tanh,
+        torch_by_table=True,
+        torch_value_=torch.tanh_,
+        torch_slope=lambda u: _logistic_slope(u.abs_().mul_(MINUS_TWO), FOUR),
+        torch_alpha_slope=_tanh_alpha_slope,
         torch_gradient_of_value=torch.ops.aten.tanh_backward.default,
         mp_value=lambda u: u.context.tanh(u),
         mp_slope=lambda u: u.context.sech(u) ** 2,
@@ -408,8 +463,10 @@ FUNCTIONS.register(
         value=sigmoid_value,
         slope=sigmoid_slope,
         slope_from_output=sigmoid_slope_from_output,
-        torch_value=torch.sigmoid_,
-        torch_slope=lambda u: _logistic_slope(u.abs_().neg_()),
+        torch_value=torch.sigmoid,
+        torch_tail=_logistic_tail,
+        torch_value_=torch.sigmoid_,
+        torch_slope=lambda u: _logistic_slope(u.abs_().neg_(), ONE),
         torch_gradient_of_value=torch.ops.aten.sigmoid_backward.default,
         mp_value=lambda u: 1 / (1 + u.context.exp(-u)),
         mp_slope=lambda u: u.context.sech(u / 2) ** 2 / 4,
@@ -434,10 +491,12 @@ FUNCTIONS.register(
         slope=arctan_slope,
         slope_from_output=arctan_slope_from_output,
         alpha_slope=arctan_alpha_slope,
-        torch_value=torch.arctan_,
+        torch_value=torch.arctan,
+        torch_by_table=True,
+        torch_value_=torch.arctan_,
         torch_slope=lambda u: u.square_().add_(ONE).reciprocal_(),
-        torch_alpha_slope=_cubic_near_zero(ARCTAN_NEAR_ZERO),
-        torch_gradient_of_value=lambda g, t: t.cos_().square_() * g,
+        torch_alpha_slope=_arctan_alpha_slope,
+        torch_gradient_of_value=lambda g, t: t.cos().square() * g,
         mp_value=lambda u: u.context.atan(u),
         mp_slope=lambda u: 1 / (1 + u * u),
         kernel_ulp=2.5,
@@ -458,11 +517,11 @@ FUNCTIONS.register(
         slope=softsign_slope,
         slope_from_output=softsign_slope_from_output,
         alpha_slope=softsign_alpha_slope,
-        torch_value=lambda u: u.clamp_(-1e18, 1e18) / u.abs().add_(1),
+        torch_value=_softsign,
         torch_scaled_value=_softsign_scaled,
         torch_slope=lambda u: u.abs_().add_(ONE).square_().reciprocal_(),
-        torch_alpha_slope=lambda u, t, s: t.mul_(t.abs()),
-        torch_gradient_of_value=lambda g, t: t.abs_().sub_(ONE).square_() * g,
+        torch_alpha_slope=_softsign_alpha_slope,
+        torch_gradient_of_value=lambda g, t: (t.abs() - 1).square() * g,
         mp_value=lambda u: u / (1 + abs(u)),
         mp_slope=lambda u: 1 / (1 + abs(u)) ** 2,
         kernel_ulp=2.0,

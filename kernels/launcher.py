@@ -54,14 +54,17 @@ def launch(
             return launch(kernel, what, grid, tensors, *arguments, num_warps=num_warps)
     if grid == 0:
         return None
-    far = max(first.nbytes, tensors[-1].nbytes) >= OFFSET_REACH
-    if far or any(tensor.data_ptr() % ALIGNMENT for tensor in tensors):
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    unaligned = 0
+    for address in addresses:
+        unaligned |= address % ALIGNMENT
+    if unaligned or (device.HIP and max(first.nbytes, tensors[-1].nbytes) >= OFFSET_REACH):
         key = None  # left to Triton's own cache
     else:
         key = (*what, first.dtype, index)
         run = _launches.get(key)
         if run is not None and not _observed():
-            return run(grid, *tensors, *arguments)
+            return run(grid, *addresses, *arguments)
     require_triton()
     compiled = kernel[(grid,)](*tensors, *arguments, num_warps=num_warps, **OPTIONS)
     if key is not None and key not in _launches:
@@ -72,13 +75,15 @@ def launch(
 def _observed() -> bool:
     """Whether a profiler hooks into launches, so that Triton's own launcher must make them."""
     runtime = triton.knobs.runtime
-    return any(getattr(hook, "calls", hook) for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
+    before, after = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
 
 
 def cached_launch(compiled: Any) -> CachedLaunch | None:
     """A call that launches a compiled kernel on the current stream; None to leave launches to Triton.
 
     `run` and its arguments are private to Triton: only versions whose source was read are trusted with them.
+    For a tensor they take its address, which saves asking the tensor and the driver for it.
     """
     if ".".join(triton.__version__.split(".")[:2]) not in VERSIONS_READ:
         return None

@@ -7,7 +7,8 @@
 The memory of a tensor is cut into rows, each with the same order of channels, and a row into tiles. A program
 keeps to one tile of the row and walks down the rows: it reads its alphas once, and each of its threads sums
 the gradient of its own columns. Columns that surely belong to one channel are added up at the end; PyTorch
-adds the rest. The order is fixed, and so is the result, to the bit.
+adds the rest. The order is fixed, and so is the result, to the bit. The masked tile at the end stands outside
+the loop: inside, it costs a register pair for the address of each element, and half of the resident programs.
 
 An alpha outside ALPHA_RANGE, or NaN, turns what it scales into NaN: nothing here can wait for the device to
 complain.
@@ -32,7 +33,10 @@ from .sketch import close_counters, count_values, words
 
 UNIT = 8  # a row has a multiple of this many elements, so that each begins at a multiple of 16 bytes
 ELEMENTS = constant(UNIT)
-PROGRAMS = 8  # of 4 warps per multiprocessor, as many as it may hold at a time
+PROGRAMS = 8  # of the forward kernel per multiprocessor, as many as it may hold at a time
+# Of the backward kernel, as many as its registers surely let a multiprocessor hold: by whether channels have
+# alphas of their own, and whether the gradient is counted.
+BACKWARD_PROGRAMS = {(False, False): 6, (True, False): 4, (False, True): 3, (True, True): 2}
 COUNTED_BITS = 4  # mantissa bits of a sketch; more leave no shared memory for sums, and take a second pass
 
 
@@ -72,13 +76,13 @@ def learned_forward_kernel(
     start, column, step = first_tile(width, BLOCK)
     offs = tl.arange(0, BLOCK)
     alpha, inv = scales(alpha_ptr, column + offs, inner, channels, PER_CHANNEL)
-    while start < n:
-        x, y = x_ptr + start + offs, y_ptr + start + offs
-        if start + BLOCK > n:
-            activation(x, y, offs < tl.minimum(n - start, width - column), alpha, inv, VALUE)
-        else:
-            activation(x, y, None if WHOLE else offs < width - column, alpha, inv, VALUE)
+    while start + BLOCK <= n:
+        mask = None if WHOLE else offs < width - column
+        activation(x_ptr + start + offs, y_ptr + start + offs, mask, alpha, inv, VALUE)
         start += step
+    if start < n:
+        mask = offs < tl.minimum(n - start, width - column)
+        activation(x_ptr + start + offs, y_ptr + start + offs, mask, alpha, inv, VALUE)
 
 
 @triton.jit
@@ -161,19 +165,19 @@ def learned_backward_kernel(
     base = open_counters(words(M), SHARED and M > 0)
     total = tl.zeros([BLOCK], tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32)
     SUM: tl.constexpr = GROUP > 0
-    while start < n:
-        g, x, dx = g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs
-        if start + BLOCK > n:
-            total = backward_tile(
-                g, x, dx, offs < tl.minimum(n - start, width - column), alpha, inv, total, base, counts_ptr,
-                VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
-            )  # fmt: skip
-        else:
-            total = backward_tile(
-                g, x, dx, None if WHOLE else offs < width - column, alpha, inv, total, base, counts_ptr,
-                VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
-            )  # fmt: skip
+    while start + BLOCK <= n:
+        total = backward_tile(
+            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
+            None if WHOLE else offs < width - column, alpha, inv, total, base, counts_ptr,
+            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
+        )  # fmt: skip
         start += step
+    if start < n:
+        total = backward_tile(
+            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
+            offs < tl.minimum(n - start, width - column), alpha, inv, total, base, counts_ptr,
+            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
+        )  # fmt: skip
     if SUM:
         add_up(sums_ptr, total, tl.program_id(0) // tl.cdiv(width, BLOCK), column, width, GROUP, BLOCK)
     if M:
@@ -277,11 +281,11 @@ def backward(
     in_x = torch.empty_like(x) if dx else x
     if counts is None:
         block, shared, m = BACKWARD_BLOCK[x.element_size()], False, 0
-        warps, programs = NUM_WARPS, PROGRAMS
+        warps = NUM_WARPS
     else:
         _, block, shared = counters.geometry(x, m)
-        warps, programs = counters.WARPS[m], counters.PROGRAMS[m]
-    cut = rows_of(x, alpha, block, programs)
+        warps = counters.WARPS[m]
+    cut = rows_of(x, alpha, block, BACKWARD_PROGRAMS[alpha.numel() > 1, counts is not None])
     group = cut.group if dalpha else 0
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     sums = torch.empty(cut.chunks, cut.width // cut.group if dalpha else 0, dtype=exact, device=x.device)

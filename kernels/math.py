@@ -43,10 +43,10 @@ ARCTAN_BF16 = constant((0.008106364, -0.03779671, 0.08484103, -0.13544576, 0.198
 # sin: p / s^2 in powers of s^2, up to s = pi / 2 (2^-26.6).
 SIN = constant((2.6057746e-06, -0.00019809601, 0.0083330665, -0.1666666))
 # tanh u - u tanh' u, over u^3 in powers of u^2, up to |u| = 0.8 (2^-20.8).
-TANH_ALPHA = constant((-0.018730624, 0.07381115, -0.17038451, 0.3231434, -0.5332968, 0.66666633))
+TANH_NEAR_ZERO = (-0.018730624, 0.07381115, -0.17038451, 0.3231434, -0.5332968, 0.66666633)
+TANH_ALPHA = constant(TANH_NEAR_ZERO)
 # fmt: on
-# The same for CPUs, up to 0.3, where the difference has lost five bits: tanh (2^-23.8), arctan (2^-24.1).
-TANH_NEAR_ZERO = (-0.15989178, 0.3229758, -0.5333184, 0.6666666)
+# For CPUs, the same of arctan up to 0.3 (2^-24.1), where the difference has lost five bits.
 ARCTAN_NEAR_ZERO = (0.7286044, -0.8753108, 0.8567149, -0.79999525, 0.6666667)
 
 # (2^f - 1) / f up to |f| = 1/2 (2^-25.9).

@@ -7,13 +7,14 @@ side. The tensor's address comes from a table.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._triton import tl, triton
-from .device import is_capturing, is_gpu, made_once, upload
+from .device import current_stream, is_capturing, is_gpu, kept_for_replays, made_aside, made_once, upload
 from .launcher import ALIGNMENT, dense
 
 CHUNK = 1 << 16  # elements of one tensor that one program takes
@@ -66,14 +67,16 @@ def sizes(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 def addresses(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """The tensors' addresses, int64 (tensors,)."""
     found = tuple(tensor.data_ptr() for tensor in tensors)
-    if is_gpu(device) and not is_capturing(device):
-        return _addresses(found, device)
+    if is_capturing(device):  # static: no replay uploads them
+        return kept_for_replays(made_aside(device, lambda: upload(found, torch.int64, device)))
+    if is_gpu(device):
+        return _addresses(found, device, current_stream(device))
     return upload(found, torch.int64, device)
 
 
-@made_once(64)
-def _addresses(found: tuple[int, ...], device: torch.device) -> Tensor:
-    """Kept, since gradients mostly lie where those of the last step did."""
+@lru_cache(maxsize=64)
+def _addresses(found: tuple[int, ...], device: torch.device, stream: torch.Stream) -> Tensor:
+    """Kept, since gradients mostly lie where those of the last step did; queued, since often they do not."""
     return upload(found, torch.int64, device)
 
 

@@ -1,41 +1,102 @@
-"""The activation in plain PyTorch: the kernels' twin on CPUs, and a differentiable form of both directions.
+"""The plain-PyTorch twin of every kernel: the CPU path, and the differentiable form of both directions.
 
-16-bit tensors are computed in fp32, as in the kernels, and in chunks that stay in the cache. Arithmetic is in
-place: a direction allocates its result and, in 16 bits, one chunk. Unlike in the kernels, an x below 2^-126
-alpha loses precision, since x / alpha is a subnormal number.
+16-bit tensors are computed in fp32, like in the kernels; where that is slow, a table holds the result for
+each of the 65,536 values. Large tensors are computed part by part, so that temporaries stay in the cache.
+Unlike in the kernels, an x below 2^-126 alpha loses precision, since x / alpha is a subnormal number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .device import made_once
 from .functions import Function
 
-CHUNK = 1 << 17  # elements; the fp32 temporaries of a chunk fit the second-level caches of two cores
-EXACT_REACH = 85.0  # of -u, where u is exact: beyond, exp(-u) overflows fp32 before f(u) underflows it
+PART = 1 << 17  # elements; the fp32 temporaries fit the second-level caches of two cores
+TABLE = 1 << 14  # 16-bit values from which on they are looked up
+# Of -u: beyond, exp(-u) overflows before f(u) underflows.
+FAR = {torch.bfloat16: 85.0, torch.float32: 85.0, torch.float64: 700.0}
 
 
-def forward(function: Function, x: Tensor, alpha: float | Tensor) -> Tensor:
-    """alpha f(x / alpha), laid out as torch.tanh(x) would be; a tensor alpha has one value per channel."""
-    scale = scale_of(function, x, alpha)
-    if x.dtype.itemsize == 2 and not isinstance(alpha, Tensor):
-        return _by_chunks(lambda y, x: _value(function, x, scale, y), x)
-    return _value(function, x, scale)
+def forward(function: Function, x: Tensor, alpha: float | Tensor, *, table: int = TABLE) -> Tensor:
+    """alpha f(x / alpha), laid out as torch.tanh(x) would be; a tensor alpha has one for each channel.
+
+    `table` says from how many 16-bit values on a table for this alpha pays.
+    """
+    y = torch.empty_like(x)
+    shared = not isinstance(alpha, Tensor)
+    by_table = function.torch_by_table and x.dtype.itemsize == 2 and x.numel() >= table
+    if by_table and not isinstance(alpha, Tensor):
+        values = _table(function, x.dtype, alpha)
+        for out, part in parts(shared, y, x):
+            torch.take(values, part.view(torch.int16).long(), out=out)
+        return y
+    scale, room = scale_of(function, x, alpha), Room()
+    for out, part in parts(shared, y, x):
+        y = _put(_value(function, part, scale, room.for_(out)), out, y)
+    return y
 
 
 def backward(function: Function, g: Tensor, saved: Tensor, alpha: float, *, from_output: bool) -> Tensor:
     """g f'(x / alpha), from x or from y = alpha f(x / alpha)."""
-    gradient = _gradient_of_value if from_output else _gradient
-    scale = scale_of(function, saved, alpha)
-    if saved.dtype.itemsize == 2:
-        return _by_chunks(lambda dx, saved, g: gradient(function, g, saved, scale, dx), saved, g)
-    return gradient(function, g, saved, scale)
+    dx = torch.empty_like(saved)
+    scale, room = scale_of(function, saved, alpha), Room()
+    for out, incoming, part in parts(True, dx, g, saved):
+        u = scale.over_alpha(part, room.for_(out))
+        if not from_output:
+            result = slope(function, part, u, scale).mul_(_widened(incoming))
+        else:
+            if not scale.is_exact:  # alpha may have been rounded up in y, and no slope is negative
+                u.clamp_(function.lower, function.upper)
+            result = function.torch_gradient_of_value(_widened(incoming), u)
+        dx = _put(result, out, dx)
+    return dx
+
+
+def _put(result: Tensor, out: Tensor, whole: Tensor) -> Tensor:
+    """The whole, with the result in its part `out`: the result itself where nothing else is needed."""
+    if result.dtype is whole.dtype and result.shape == whole.shape:
+        return result
+    if result is not out:
+        out.copy_(result)
+    return whole
+
+
+class Room:
+    """Memory for a part in the computing type, used again for the next part."""
+
+    def __init__(self) -> None:
+        self._room: Tensor | None = None
+
+    def for_(self, out: Tensor) -> Tensor:
+        """`out` itself if it is of the computing type, else memory of its shape."""
+        return self.like(out) if out.dtype.itemsize == 2 else out
+
+    def like(self, part: Tensor) -> Tensor:
+        if self._room is None or self._room.shape != part.shape:
+            self._room = torch.empty_like(part, dtype=_computing(part.dtype))
+        return self._room
+
+
+def parts(shared: bool, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, part by part: of memory if all elements share an alpha, else of dimension 0."""
+    first = tensors[0]
+    n, size = first.numel(), PART * -(-torch.get_num_threads() // 2)
+    if n == 0:
+        return
+    if n > size:
+        if shared and all(t.stride() == first.stride() for t in (*tensors, torch.empty_like(first))):
+            tensors = tuple(t.as_strided((n,), (1,)) for t in tensors)
+        else:
+            tensors = tuple(torch.atleast_1d(t) for t in tensors)
+            size = max(size * len(tensors[0]) // n, 1)
+    yield from zip(*(t.split(size) for t in tensors), strict=True) if n > size else (tensors,)
 
 
 def composed(function: Function, x: Tensor, alpha: float | Tensor) -> Tensor:
@@ -46,7 +107,7 @@ def composed(function: Function, x: Tensor, alpha: float | Tensor) -> Tensor:
 
 
 def by_channel(alpha: Tensor, x: Tensor) -> Tensor:
-    """alpha, one value or one per channel, in a shape that broadcasts against x."""
+    """alpha, of one number or one for each channel, in a shape that broadcasts against x."""
     return alpha.reshape(()) if alpha.numel() == 1 else alpha.reshape(-1, *(1,) * (x.ndim - 2))
 
 
@@ -58,7 +119,7 @@ def composed_backward(
         t = (_widened(saved) / alpha).clamp(function.lower, function.upper)
         return function.torch_gradient_of_value(_widened(g), t).to(g.dtype)
     twice = torch.is_grad_enabled()
-    # A view or a copy, so that hooks on `saved` do not see this inner backward pass.
+    # A view or a copy, so that the hooks of `saved` itself do not see this inner backward pass.
     x = saved.view_as(saved) if twice else saved.detach().requires_grad_()
     with torch.enable_grad():
         y = composed(function, x, alpha)
@@ -71,7 +132,7 @@ def composed_learned_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """g f'(u) and the sum of g (f(u) - u f'(u)) in PyTorch operations, differentiable in grad mode."""
     twice = torch.is_grad_enabled()
-    # Views, so that hooks on x and alpha do not see this inner backward pass.
+    # Views, so that the hooks of x and alpha do not see this inner backward pass.
     inputs = [t.view_as(t) if twice else t.detach().requires_grad_() for t in (x, alpha)]
     with torch.enable_grad():
         y = composed(function, *inputs)
@@ -80,59 +141,57 @@ def composed_learned_backward(
     return found.pop(0) if dx else None, found.pop(0) if dalpha else None
 
 
-def _value(function: Function, x: Tensor, scale: Scale, y: Tensor | None = None) -> Tensor:
-    """alpha f(x / alpha), written to y if given; without y, x is float32 or float64."""
+def _value(function: Function, x: Tensor, scale: Scale, room: Tensor) -> Tensor:
+    """alpha f(x / alpha) in the computing type; `room` may be overwritten."""
     if function.torch_scaled_value is not None:
-        return _rounded(function.torch_scaled_value(_widened(x), scale.exactly), x, y)
-    u = scale.over_alpha(x)
-    far = None
-    if scale.value_reach < math.inf and u.numel() and not u.amin().item() >= -scale.value_reach:
-        far = u < -scale.value_reach
-    result = function.torch_value(u).mul_(scale.alpha)
+        return function.torch_scaled_value(x, scale.exactly)
+    u = scale.over_alpha(x, room)
+    least = u.amin().item() if scale.value_reach < math.inf and u.numel() else 0.0
+    far = None if least >= -scale.value_reach else u < -scale.value_reach
+    if scale.lost is not None and not least >= -function.value_reach:
+        # What rounding u has lost, (x - alpha u) f'(u) to first order.
+        rest = torch.add(x, u, alpha=-scale.alpha.item()).add_(u, alpha=-scale.lost).nan_to_num_(nan=0.0)
+        t = (function.torch_value_ or function.torch_value)(u)
+        result = torch.add(function.torch_gradient_of_value(rest, t), t, alpha=scale.alpha.item(), out=t)
+    else:
+        result = (function.torch_value_ or function.torch_value)(u).mul_(scale.alpha)
     if far is not None:
         u, alpha = scale.at(far, x)
-        result[far] = function.torch_value(u).mul_(alpha).to(result.dtype)
-    return _rounded(result, x, y)
+        result[far] = ((function.torch_tail or function.torch_value)(u) * alpha).to(result.dtype)
+    return result
 
 
-def _gradient(function: Function, g: Tensor, x: Tensor, scale: Scale, dx: Tensor | None = None) -> Tensor:
-    return _rounded(slope(function, x, scale.over_alpha(x), scale).mul_(g), x, dx)
+@made_once(64)
+def _table(function: Function, dtype: torch.dtype, alpha: float) -> Tensor:
+    """alpha f(x / alpha) for each x of a 16-bit type, by its bits."""
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    return _value(function, x, scale_of(function, x, alpha), Room().for_(x)).to(dtype)
 
 
 def slope(function: Function, x: Tensor, u: Tensor, scale: Scale) -> Tensor:
-    """f'(u) with u = x / alpha; overwrites u."""
-    far = u.abs() > scale.slope_reach if scale.slope_reach < math.inf else None
+    """f'(u) with u = x / alpha, which is overwritten."""
+    far = None
+    if scale.slope_reach < math.inf:
+        least, greatest = (bound.item() for bound in u.aminmax())
+        if not (least >= -scale.slope_reach and greatest <= scale.slope_reach):
+            far = u.abs() > scale.slope_reach
     result = function.torch_slope(u)
-    if far is not None and far.any():
+    if far is not None:
         result[far] = function.torch_slope(scale.at(far, x)[0]).to(result.dtype)
     return result
 
 
-def _gradient_of_value(
-    function: Function, g: Tensor, y: Tensor, scale: Scale, dx: Tensor | None = None
-) -> Tensor:
-    t = scale.over_alpha(y)
-    if not scale.is_exact:  # alpha may have been rounded up in y, and a slope must not become negative
-        t.clamp_(function.lower, function.upper)
-    return _rounded(function.torch_gradient_of_value(_widened(g), t), y, dx)
-
-
-def _rounded(result: Tensor, like: Tensor, out: Tensor | None) -> Tensor:
-    if out is None:
-        return result if result.dtype is like.dtype else result.to(like.dtype)
-    return out.copy_(result)
-
-
 class Scale(NamedTuple):
-    """alpha, prepared for tensors of one dtype.
+    """What alpha means for tensors of a dtype.
 
-    Numbers are 0-d tensors, since wrapping a Python number costs an operation a microsecond.
+    Numbers are 0-d tensors here, since a Python number costs an operation a microsecond to wrap.
     """
 
     alpha: Tensor
-    exactly: float | Tensor  # alpha as given: a number, or float64 values per channel
+    exactly: float | Tensor  # alpha as it was given: a number, or for each channel in float64
+    lost: float | None  # exactly - alpha where rounding x / alpha is to be corrected
     is_exact: bool  # whether dividing by alpha rounds nothing
-    over_alpha: Callable[[Tensor], Tensor]  # x / alpha as a new tensor of the computing type
+    over_alpha: Callable[[Tensor, Tensor], Tensor]  # x / alpha, written to memory of the computing type
     value_reach: float  # of -u, beyond which the value is computed in fp64
     slope_reach: float  # of abs(u), beyond which the slope is computed in fp64
 
@@ -145,47 +204,47 @@ class Scale(NamedTuple):
 
 
 def scale_of(function: Function, x: Tensor, alpha: float | Tensor) -> Scale:
-    """The scale of one number, or of one per x[:, channel]."""
+    """The scale of a number, or of one for each x[:, channel]."""
     if not isinstance(alpha, Tensor):
         return _scale(function, x.dtype, alpha)
     exactly = by_channel(alpha, x).double()
-    operand = exactly.to(_widened(x).dtype)
-    return Scale(operand, exactly, False, lambda x: x / operand, *_reaches(function, x.dtype, False))
+    operand = exactly.to(_computing(x.dtype))
+    reach = function.value_reach if x.dtype == torch.float32 else _value_reach(function, x.dtype)
+
+    def over_alpha(x: Tensor, out: Tensor) -> Tensor:
+        return torch.div(x, operand, out=out) if x.dtype is out.dtype else out.copy_(x).div_(operand)
+
+    return Scale(operand, exactly, None, False, over_alpha, reach, _slope_reach(function, x.dtype))
 
 
 @lru_cache(maxsize=1024)
 def _scale(function: Function, dtype: torch.dtype, alpha: float) -> Scale:
-    narrow = dtype.itemsize == 2
-    operand = torch.tensor(alpha, dtype=torch.float32 if narrow else dtype, device="cpu")
+    operand = torch.tensor(alpha, dtype=_computing(dtype), device="cpu")
     is_exact = math.frexp(alpha)[0] == 0.5
     inverse = operand.reciprocal()
-    if narrow:
-        over_alpha = (lambda x: x.float().mul_(inverse)) if is_exact else (lambda x: x.float().div_(operand))
-    else:
-        over_alpha = (lambda x: x * inverse) if is_exact else (lambda x: x / operand)
-    return Scale(operand, alpha, is_exact, over_alpha, *_reaches(function, dtype, is_exact))
+
+    def over_alpha(x: Tensor, out: Tensor) -> Tensor:
+        if dtype.itemsize == 2:
+            return out.copy_(x).mul_(inverse)
+        return torch.mul(x, inverse, out=out) if is_exact else torch.div(x, operand, out=out)
+
+    is_corrected = dtype == torch.float32 and not is_exact and not math.isinf(function.value_reach)
+    lost = alpha - operand.item() if is_corrected else None
+    value_reach, slope_reach = _value_reach(function, dtype), _slope_reach(function, dtype)
+    return Scale(operand, alpha, lost, is_exact, over_alpha, value_reach, slope_reach)
 
 
-def _reaches(function: Function, dtype: torch.dtype, is_exact: bool) -> tuple[float, float]:
-    """Scale's value_reach and slope_reach."""
-    value = math.inf
-    if not math.isinf(function.value_reach) and dtype in (torch.float32, torch.bfloat16):
-        value = EXACT_REACH if is_exact or dtype.itemsize == 2 else function.value_reach
-    return value, function.slope_reach if dtype == torch.float32 else math.inf
+def _value_reach(function: Function, dtype: torch.dtype) -> float:
+    return math.inf if math.isinf(function.value_reach) else FAR.get(dtype, math.inf)
+
+
+def _slope_reach(function: Function, dtype: torch.dtype) -> float:
+    return function.slope_reach if dtype == torch.float32 else math.inf
+
+
+def _computing(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize == 2 else dtype
 
 
 def _widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize == 2 else x
-
-
-def _by_chunks(write: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """The result of the elementwise write(result, *inputs), in chunks if the tensors are dense and alike."""
-    result = torch.empty_like(inputs[0])
-    n = result.numel()
-    if n <= CHUNK or any(t.stride() != result.stride() for t in inputs):
-        write(result, *inputs)
-    else:
-        flat = (t.as_strided((n,), (1,)).split(CHUNK) for t in (result, *inputs))
-        for parts in zip(*flat, strict=True):
-            write(*parts)
-    return result

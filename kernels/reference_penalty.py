@@ -1,33 +1,26 @@
-"""The weight penalty in plain PyTorch: its value, its gradient, and the twin of the kernel that adds it."""
+"""A weight penalty in plain PyTorch: its value, its gradient, and the kernel's twin, which adds that."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 Tensors = list[Tensor] | tuple[Tensor, ...]  # what torch._foreach functions take
-PLAIN = {Tensor, torch.nn.Parameter}  # others, such as DTensor, manage memory themselves
-
-# PyTorch's CPU norms add sequentially in fp32 and lose digits on longer tensors (for 1e8 Gaussian numbers,
-# 46 % of the sum of magnitudes); norms of pieces do not.
-PIECE = 1 << 12
+PLAIN = {Tensor, torch.nn.Parameter}  # others, such as DTensor, have ideas of their own about memory
 
 
 def value(parameters: Tensors, l2: float, l1: float) -> Tensor:
     """l2 / 2 sum theta^2 + l1 sum |theta|, 0-d, fp32 (fp64 for fp64), of tensors of one type and device."""
-    exact = exact_dtype(parameters[0])
-    if type(parameters[0]) not in PLAIN:
-        total = _sum_of_shards(parameters, l2, l1, exact)
-        return total.full_tensor() if hasattr(total, "full_tensor") else total
-    pieces = list(_pieces(parameters))
-    total = torch.zeros((), dtype=exact, device=parameters[0].device)
+    first = parameters[0]
+    if first.is_cpu or type(first) not in PLAIN:
+        return by_sums(parameters, l2, l1)
+    exact = exact_dtype(first)
+    total = torch.zeros((), dtype=exact, device=first.device)
     if l2:
-        norms = torch.stack(torch._foreach_norm(pieces, 2, dtype=exact))
+        norms = torch.stack(torch._foreach_norm(parameters, 2, dtype=exact))
         total = total + 0.5 * l2 * norms.square().sum()
     if l1:
-        total = total + l1 * torch.stack(torch._foreach_norm(pieces, 1, dtype=exact)).sum()
+        total = total + l1 * torch.stack(torch._foreach_norm(parameters, 1, dtype=exact)).sum()
     return total
 
 
@@ -36,26 +29,21 @@ def exact_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _pieces(parameters: Iterable[Tensor]) -> Iterator[Tensor]:
+def by_sums(parameters: Tensors, l2: float, l1: float) -> Tensor:
+    """The value by sums: on a CPU they add up pairwise, where norms lose digits one value after the other.
+
+    Of sharded tensors they stay sums of the shards until these meet at the end.
+    """
+    total: Tensor | None = None
     for parameter in parameters:
-        if parameter.is_cpu and parameter.numel() > PIECE:
-            yield from parameter.detach().reshape(-1).split(PIECE)
-        else:
-            yield parameter
-
-
-def _sum_of_shards(parameters: Tensors, l2: float, l1: float, exact: torch.dtype) -> Tensor:
-    """The value by sums, which sharded tensors reduce over shards only at the end."""
-    parts = []
-    for parameter in (parameter.to(exact) for parameter in parameters):
-        if l2:
-            parts.append(0.5 * l2 * parameter.square().sum())
-        if l1:
-            parts.append(l1 * parameter.abs().sum())
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+        theta = parameter.to(exact_dtype(parameter))
+        for factor, part in ((0.5 * l2, theta.square), (l1, theta.abs)):
+            if factor:
+                term = factor * part().sum(dtype=torch.float64)
+                total = term if total is None else total + term
+    assert total is not None
+    total = total.to(exact_dtype(parameters[0]))
+    return total.full_tensor() if hasattr(total, "full_tensor") else total
 
 
 def gradients(parameters: Tensors, l2: float, l1: float, factor: Tensor | None = None) -> Tensors:
@@ -73,7 +61,7 @@ def gradients(parameters: Tensors, l2: float, l1: float, factor: Tensor | None =
 def _signs(parameters: Tensors) -> Tensors:
     if type(parameters[0]) in PLAIN:
         return torch._foreach_sign(parameters)
-    return [parameter.sign() for parameter in parameters]  # all that DTensor has in torch 2.11
+    return [parameter.sign() for parameter in parameters]  # which DTensor of torch 2.11 has alone
 
 
 def add_penalty(into: Tensors, parameters: Tensors, l2: float, l1: float, scale: Tensor | None) -> None:
@@ -84,7 +72,7 @@ def add_penalty(into: Tensors, parameters: Tensors, l2: float, l1: float, scale:
         torch._foreach_add_(into, gradients(parameters, l2, l1, scale))
         return
     for factor, tensors in ((l2, parameters), (l1, _signs(parameters) if l1 else ())):
-        if factor and narrow:  # a CPU addition rounds alpha to 16 bits, 1e-8 to 0, but not value
+        if factor and narrow:  # alpha of an addition on a CPU is rounded to 16 bits, 1e-8 to 0; value is not
             ones = [torch.ones((), dtype=first.dtype, device=first.device)] * len(into)
             torch._foreach_addcmul_(into, tensors, ones, value=factor)
         elif factor:

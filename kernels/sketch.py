@@ -5,7 +5,8 @@
 
 A word of the counters in shared memory is indexed by the value's top 9 + M bits, which takes a shift and a
 mask. Zeros go to words of their own, one per lane, since half of a gradient may be zero. Without shared
-counters, `tl.histogram` counts bins. Both add integers to the same bins, so that results agree bit for bit,
+counters, `tl.histogram` counts bins. The masked tile stands outside each loop: inside, every element would
+keep an address of its own. Both add integers to the same bins, so that results agree bit for bit,
 in whatever order programs run.
 
 What else a pass over all gradients can do, such as adding a penalty's gradient, belongs between the load and
@@ -138,25 +139,25 @@ def close_counters(base, counts_ptr, M: tl.constexpr, SHARED: tl.constexpr):
 
 
 @triton.jit
-def count_tile(
-    base, counts_ptr, x_ptr, offs, left, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr
+def count_tiles(
+    base, counts_ptr, x_ptr, start, end, step, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Count a tile of a tensor with `left` elements remaining."""
-    if left >= BLOCK:
-        count_values(base, counts_ptr, tl.load(x_ptr), None, M, SHARED, False)
-    else:
-        mask = offs < left
-        count_values(base, counts_ptr, tl.load(x_ptr, mask=mask, other=0.0), mask, M, SHARED, False)
+    """Count the tiles of x[:end] that begin at start, start + step, ..."""
+    offs = tl.arange(0, BLOCK)
+    while start + BLOCK <= end:
+        count_values(base, counts_ptr, tl.load(x_ptr + start + offs), None, M, SHARED, False)
+        start += step
+    if start < end:
+        mask = offs < end - start
+        x = tl.load(x_ptr + start + offs, mask=mask, other=0.0)
+        count_values(base, counts_ptr, x, mask, M, SHARED, False)
 
 
 @triton.jit(do_not_specialize=["n"])
 def sketch_kernel(x_ptr, counts_ptr, n: tl.int64, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr):
     base = open_counters(words(M), SHARED)
-    offs = tl.arange(0, BLOCK)
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    while start < n:
-        count_tile(base, counts_ptr, x_ptr + start + offs, offs, n - start, M, SHARED, BLOCK)
-        start += tl.num_programs(0) * BLOCK
+    count_tiles(base, counts_ptr, x_ptr, start, n, tl.num_programs(0) * BLOCK, M, SHARED, BLOCK)
     close_counters(base, counts_ptr, M, SHARED)
 
 
@@ -179,10 +180,7 @@ def multi_sketch_kernel(
     x_ptr = tensor_at(addresses_ptr, tensor, like_ptr, ALIGNED)
     counts_ptr += tl.load(rows_ptr + tensor).to(tl.int64) * constexpr_bin_count(M)
     base = open_counters(words(M), SHARED)
-    offs = tl.arange(0, BLOCK)
-    while start < end:
-        count_tile(base, counts_ptr, x_ptr + start + offs, offs, end - start, M, SHARED, BLOCK)
-        start += BLOCK
+    count_tiles(base, counts_ptr, x_ptr, start, end, BLOCK, M, SHARED, BLOCK)
     close_counters(base, counts_ptr, M, SHARED)
 
 
@@ -201,8 +199,7 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
 def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int) -> None:
     """Add the values of each tensor to its row of counts (rows, bins): one launch for each dtype."""
     if not device.takes_kernel(counts):
-        for row, tensor in zip(rows, tensors, strict=True):
-            reference_sketch.count(counts[row], launcher.dense(tensor), m)
+        reference_sketch.count_many(counts, rows, [launcher.dense(tensor) for tensor in tensors], m)
         return
     for group, indices in multi_tensor.by_kind(tensors):
         first = group[0]

@@ -1,16 +1,18 @@
-"""A weight penalty at work in an optimizer: hooks around its step() that add the penalty's gradient."""
+"""A weight penalty attached to an optimizer: hooks around step() that add the penalty's gradient."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import attrgetter, is_
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
+from ._groups import Group, Held, Pulls
+from ._step import is_within_step, raised_double
 from .kernels.penalty import add_penalty, all_dense_on_cpu
 from .kernels.reference_penalty import PLAIN
 
@@ -23,15 +25,14 @@ COUPLED = {
 
 ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[Attachment]] = weakref.WeakKeyDictionary()
 
-Group = dict[str, Any]
-Gradients = tuple[list[Tensor], list[Tensor], bool]
 GRADIENT, TRAINED = attrgetter("grad"), attrgetter("requires_grad")
 
 
 class Penalty(Protocol):
     """What an attachment needs to know of a `WeightPenalty`."""
 
-    parameters: tuple[Tensor, ...]
+    @property
+    def parameters(self) -> tuple[Tensor, ...]: ...
 
     @property
     def l2(self) -> float: ...
@@ -42,75 +43,40 @@ class Penalty(Protocol):
     def value_of(self, parameters: Sequence[Tensor]) -> Tensor: ...
 
 
-class Held(NamedTuple):
-    """What a parameter group holds, some of it penalised; looked up anew only when the group has changed."""
-
-    parameters: list[Tensor]
-    mine: list[Tensor]
-    others: list[Tensor]
-    plain: bool
-
-    @classmethod
-    def of(cls, parameters: Iterable[Tensor], members: frozenset[int]) -> Held:
-        parameters = [*parameters]
-        mine = [p for p in parameters if id(p) in members]
-        plain = bool(mine) and PLAIN.issuperset(map(type, mine))
-        return cls(parameters, mine, [p for p in parameters if id(p) not in members], plain)
-
-    def still(self, parameters: list[Tensor]) -> bool:
-        return len(parameters) == len(self.parameters) and all(map(is_, parameters, self.parameters))
-
-
-class Pulls(dict[float, tuple[list[Tensor], list[Tensor]]]):
-    """Parameters and their gradients, by the sign of the penalty in what their group's gradient is of."""
-
-    def add(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        sign = -1.0 if group.get("maximize") else 1.0
-        mine, theirs = self.get(sign, ([], []))
-        self[sign] = (mine + parameters, theirs + gradients) if mine else (parameters, gradients)
-
-
 class Attachment:
     """A penalty attached to an optimizer, until `remove()` or the end of a `with` block.
 
-    `ways` says for each of the optimizer's parameter groups how the penalty gets there: by "weight_decay",
-    which is raised for the time of a step and costs nothing, or by "gradient".
+    `ways` says how the penalty reaches each of the optimizer's parameter groups: by "weight_decay", raised
+    during a step at no cost, or by "gradient".
     """
 
     def __init__(self, penalty: Penalty, optimizer: Optimizer) -> None:
         self.penalty = penalty
-        self._members = frozenset(map(id, penalty.parameters))
-        self._raised: list[tuple[int, float, float]] = []  # groups by number, their own weight_decay, ours
-        self._held: dict[int, Held] = {}
+        self._held: list[Held] = []
         self._optimizer = weakref.ref(optimizer)
-        self._handles = (
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._lower),
-            optimizer.register_state_dict_pre_hook(self._lower),  # after a step that was interrupted
-        )
+        self._handle = optimizer.register_step_pre_hook(self._before_step)
         ATTACHED.setdefault(optimizer, []).append(self)
 
     def remove(self) -> None:
-        """Leave the optimizer as it was before; once is enough."""
-        self._lower()
+        """Restore the optimizer; calling it again does nothing."""
         self._held.clear()
-        for handle in self._handles:
-            handle.remove()
+        self._handle.remove()
         optimizer = self._optimizer()
         if optimizer is not None and self in ATTACHED.get(optimizer, ()):
             ATTACHED[optimizer].remove(self)
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """For each parameter group "weight_decay", "gradient" or, if nothing in it is penalised, "none"."""
+        """For each parameter group "weight_decay", "gradient" or, if nothing in it is penalized, "none"."""
         optimizer = self._optimizer()
         if optimizer is None:
             return ()
-        return tuple(self._way(type(optimizer), group) for group in optimizer.param_groups)
+        members = self._members()
+        return tuple(self._way(type(optimizer), group, members) for group in optimizer.param_groups)
 
-    def _way(self, kind: type, group: Group) -> str:
+    def _way(self, kind: type, group: Group, members: frozenset[int]) -> str:
         trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]
-        mine = [p for p in trained if p.requires_grad and id(p) in self._members]
+        mine = [p for p in trained if p.requires_grad and id(p) in members]
         if not mine:
             return "none"
         others = len(mine) < len(trained)
@@ -128,66 +94,85 @@ class Attachment:
             return f"Attachment({self.penalty!r}, removed)"
         return f"Attachment({self.penalty!r}, {type(optimizer).__name__}: {', '.join(self.ways)})"
 
+    def _members(self) -> frozenset[int]:
+        return frozenset(map(id, self.penalty.parameters))
+
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Add the gradient, or have it added each time a closure has computed the loss's."""
+        """Add the gradient now, or after each call of a closure."""
+        if is_within_step(optimizer):
+            return None
         if kwargs.get("grad_scaler") is not None:
             raise RuntimeError(
                 f"{type(optimizer).__name__}.step() takes the GradScaler itself, so that the penalty cannot "
                 "know whether gradients are scaled: detach it and add penalty() to the loss"
             )
-        positional = len(args) > 1
-        closure = args[1] if positional else kwargs.get("closure")
+        step, *others = args
+        closure = others[0] if others else kwargs.get("closure")
         if closure is None:
-            self._add(optimizer)
-            return None
-        penalised = self._after(closure, optimizer)
-        if positional:
-            return (args[0], penalised, *args[2:]), kwargs
-        return args, {**kwargs, "closure": penalised}
+            raised = self._add(optimizer)[1]
+            return ((raised_double(step, raised), *others), kwargs) if raised else None
+        raised = {}
+        penalized = self._after(closure, optimizer, raised)
+        if type(optimizer) in COUPLED:
+            step = raised_double(step, raised)
+        if others:
+            return (step, penalized, *others[1:]), kwargs
+        return (step,), {**kwargs, "closure": penalized}
 
-    def _after(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
+    def _after(
+        self, closure: Callable[[], Any], optimizer: Optimizer, raised: dict[int, float]
+    ) -> Callable[[], Any]:
         """The closure of the loss with the penalty: its gradients and its value."""
 
-        def penalised() -> Any:
+        def penalized() -> Any:
             loss = closure()
-            pulls = self._add(optimizer)
+            pulls, now = self._add(optimizer)
+            raised.clear()
+            raised.update(now)
             if loss is None:
                 return None
             for sign, (parameters, _) in pulls.items():
                 loss = loss + sign * self.penalty.value_of(parameters)
             return loss
 
-        return penalised
+        return penalized
 
-    def _add(self, optimizer: Optimizer) -> Pulls:
-        """Add the penalty's gradient to those of the parameters that step() is going to change."""
-        self._lower()
+    def _add(self, optimizer: Optimizer) -> tuple[Pulls, dict[int, float]]:
+        """Add the penalty's gradient to those of the parameters that step() is going to change.
+
+        Returned is what is penalized, and by how much to raise the weight_decay of groups instead.
+        """
+        self._look_up(optimizer.param_groups)
         scale = getattr(optimizer, "grad_scale", None)  # while GradScaler leaves unscaling to the step itself
         with torch.no_grad():
             quick = self._quick_pulls(optimizer)
             if quick is not None:
                 self._pull(quick, scale, known_plain=True)
-                return quick
-        pulls, slow, raised, kind = Pulls(), Pulls(), [], type(optimizer)
-        for index, group in enumerate(optimizer.param_groups):
-            mine, gradients, others = self._penalised(group["params"])
+                return quick, {}
+        pulls, slow, raised, kind = Pulls(), Pulls(), dict[int, float](), type(optimizer)
+        for index, (held, group) in enumerate(zip(self._held, optimizer.param_groups, strict=True)):
+            mine, gradients, others = held.penalized()
             if not mine:
                 continue
             pulls.add(group, mine, gradients)
             if self._by_weight_decay(kind, group, others):
-                raised.append(index)
+                raised[index] = self.penalty.l2
             else:
                 slow.add(group, mine, gradients)
         with torch.no_grad():
             self._pull(slow, scale)
-        for index in raised:
-            group = optimizer.param_groups[index]
-            own = group["weight_decay"]
-            group["weight_decay"] = own + self.penalty.l2
-            self._raised.append((index, own, group["weight_decay"]))
-        return pulls
+        return pulls, raised
+
+    def _look_up(self, groups: Sequence[Group]) -> None:
+        """Find the penalized parameters of groups, unless these hold what they held before."""
+        if len(groups) == len(self._held) and all(
+            held.still(group["params"]) for held, group in zip(self._held, groups, strict=True)
+        ):
+            return
+        members = self._members()
+        self._held = [Held.of(group["params"], members) for group in groups]
 
     def _pull(self, pulls: Pulls, scale: Tensor | None, *, known_plain: bool = False) -> None:
         l2, l1 = self.penalty.l2, self.penalty.l1
@@ -195,16 +180,13 @@ class Attachment:
             add_penalty(gradients, parameters, sign * l2, sign * l1, scale, known_plain=known_plain)
 
     def _quick_pulls(self, optimizer: Optimizer) -> Pulls | None:
-        """All that is to be added, found in a few passes; None where each parameter has to be looked at."""
+        """Everything to add, found in a few passes; None if each parameter must be examined."""
         pulls, kind = Pulls(), type(optimizer)
-        for index, group in enumerate(optimizer.param_groups):
-            held = self._held.get(index)
-            if held is None or not held.still(group["params"]):
-                held = self._held[index] = Held.of(group["params"], self._members)
+        for held, group in zip(self._held, optimizer.param_groups, strict=True):
             if not held.mine:
                 continue
             others = any(p.grad is not None for p in held.others)
-            if not held.plain or self._by_weight_decay(kind, group, others):
+            if not PLAIN.issuperset(map(type, held.mine)) or self._by_weight_decay(kind, group, others):
                 return None
             gradients = [*map(GRADIENT, held.mine)]
             if not (all_dense_on_cpu(gradients) and all(map(TRAINED, held.mine))):
@@ -212,47 +194,20 @@ class Attachment:
             pulls.add(group, held.mine, gradients)
         return pulls
 
-    def _penalised(self, parameters: Iterable[Tensor]) -> Gradients:
-        """Those that are penalised and have a gradient, their gradients, and whether others have one."""
-        members, mine, gradients, others = self._members, [], [], False
-        for parameter in parameters:
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if id(parameter) not in members or not parameter.requires_grad:
-                others = True
-                continue
-            if gradient.layout is not torch.strided:
-                raise TypeError(
-                    f"a weight penalty takes dense gradients; got layout {gradient.layout} for a parameter "
-                    f"of shape {tuple(parameter.shape)}: make it with sparse=False, or exclude it"
-                )
-            mine.append(parameter)
-            gradients.append(gradient)
-        return mine, gradients, others
-
     def _by_weight_decay(self, kind: type, group: Mapping[str, Any], others: bool) -> bool:
-        """Whether the group's weight_decay does exactly what the penalty would, to no one else."""
+        """Whether weight_decay would do exactly what the penalty does, to the same parameters."""
         return (
             kind in COUPLED
             and not others
             and not self.penalty.l1
             and not group.get("decoupled_weight_decay")
             and isinstance(group["weight_decay"], (int, float))
+            and not torch.compiler.is_compiling()  # which would trace through a double of the optimizer
         )
-
-    def _lower(self, *_: object) -> None:
-        """Give groups their own weight_decay back, so that what is between steps is the user's alone."""
-        optimizer = self._optimizer()
-        while self._raised and optimizer is not None:
-            index, own, raised = self._raised.pop()
-            if optimizer.param_groups[index]["weight_decay"] == raised:  # else another was loaded since
-                optimizer.param_groups[index]["weight_decay"] = own
 
 
 def check_attachable(penalty: Penalty, optimizer: Any) -> None:
     """Raise TypeError or ValueError unless the penalty can be attached to the optimizer."""
-    check_optimizer(optimizer)
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(
             "a penalty is added to gradients in place; got an optimizer with differentiable=True, which "
@@ -261,7 +216,7 @@ def check_attachable(penalty: Penalty, optimizer: Any) -> None:
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     if held.isdisjoint(penalty.parameters):
         raise ValueError(
-            f"the optimizer must hold some of the penalised parameters; got {type(optimizer).__name__} over "
+            f"the optimizer must hold some of the penalized parameters; got {type(optimizer).__name__} over "
             f"{len(held)} others: make both of the same model, after it is wrapped or sharded"
         )
     for other in ATTACHED.get(optimizer, ()):
@@ -271,11 +226,3 @@ def check_attachable(penalty: Penalty, optimizer: Any) -> None:
                 f"a parameter takes one penalty in an optimizer; {whose} is attached to this "
                 f"{type(optimizer).__name__} already: detach that first, or give one penalty both l2 and l1"
             )
-
-
-def check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}: pass the optimizer "
-            "itself, not a scheduler or a scaler"
-        )

@@ -160,11 +160,19 @@ def activate(
     if not (x.requires_grad and torch.is_grad_enabled()):
         return activation.forward(function, x, alpha)
     keep_output = save == "output" if save else x.dtype.itemsize > 2
+    if keep_output and x.dtype is torch.float16:
+        keep_output = _is_exact_in_float16(function, alpha)
     return _first(Activation.apply(x, function, alpha, keep_output, sketch))
 
 
 def _first(outputs: Any) -> Tensor:
     return outputs[0] if type(outputs) is tuple else outputs  # type: ignore[no-any-return]
+
+
+def _is_exact_in_float16(function: Function, alpha: float) -> bool:
+    """Whether float16 holds the output to its full precision, so that the slope can be had from it."""
+    limits = torch.finfo(torch.float16)
+    return limits.smallest_normal <= alpha and alpha * max(-function.lower, function.upper) <= limits.max
 
 
 def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
@@ -193,7 +201,7 @@ def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
             "a gradient cannot be counted under torch.func transforms, which see no single backward pass: "
             "leave grad_sketch out, or close the monitor, for this call"
         )
-    if _batched(g):
+    if is_batched(g):
         raise RuntimeError(
             "gradients batched by vmap (is_grads_batched, jacobian(vectorize=True)) cannot be counted: "
             "leave grad_sketch out, or close the monitor, for this call"
@@ -209,7 +217,7 @@ def _by_kernel(g: Tensor) -> bool:
 
     In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients.
     """
-    return type(g) is Tensor and not (torch.is_grad_enabled() or _batched(g) or g.is_neg())
+    return type(g) is Tensor and not (torch.is_grad_enabled() or is_batched(g) or g.is_neg())
 
 
 def _is_fake(g: Tensor) -> bool:
@@ -220,7 +228,7 @@ def _is_fake(g: Tensor) -> bool:
     return is_fake(g)
 
 
-def _batched(g: Tensor) -> bool:
+def is_batched(g: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)

@@ -16,13 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
-from torch.overrides import (
-    TorchFunctionMode,
-    _get_function_stack_at,
-    _is_torch_function_mode_enabled,
-    _len_torch_function_stack,
-    _pop_mode_temporarily,
-)
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from ._checks import DTYPES
 from ._names import named_modules
@@ -90,7 +84,7 @@ class ScalingMode(TorchFunctionMode):
 
 def without_modes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a function outside of all modes that have been entered."""
-    if _is_torch_function_mode_enabled():
+    if torch._C._is_torch_function_mode_enabled():
         with _pop_mode_temporarily():
             return without_modes(func, args, kwargs)
     return func(*args, **kwargs)
@@ -98,8 +92,8 @@ def without_modes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 
 def innermost_mode() -> ScalingMode | None:
     """The mode that decides what happens to a call made now."""
-    for place in range(_len_torch_function_stack() - 1, -1, -1):
-        mode = _get_function_stack_at(place)
+    for place in range(torch._C._len_torch_function_stack() - 1, -1, -1):
+        mode = torch._C._get_function_stack_at(place)
         if isinstance(mode, ScalingMode):
             return mode
     return None
@@ -154,7 +148,8 @@ def with_scaled_calls(plain: type[nn.Module]) -> type[nn.Module]:
             return plain.forward(self, *args, **kwargs)
 
     def reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        make, arguments, *rest = plain.__reduce_ex__(self, protocol)
+        reduced: Any = plain.__reduce_ex__(self, protocol)
+        make, arguments, *rest = reduced
         arguments = tuple(plain if argument is type(self) else argument for argument in arguments)
         return _restored, (vars(self).get(SETTINGS), make, arguments), *rest
 
@@ -174,7 +169,8 @@ def _restored(settings: CallScaling | None, make: Callable[..., nn.Module], argu
 
 
 def _with_settings(module: nn.Module, settings: CallScaling | None) -> nn.Module:
-    module.__class__ = with_scaled_calls(type(module))
+    kind: Any = type(module)
+    module.__class__ = with_scaled_calls(kind)
     vars(module)[SETTINGS] = settings
     return module
 

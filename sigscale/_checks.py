@@ -38,6 +38,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def check_flag(value: Any, name: str) -> None:
+    """Raise TypeError unless the value is a bool: a string such as "no" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False; got {value!r}: pass {name}=True, or leave it out")
+
+
 def check_input(x: Any, name: str) -> None:
     """Raise TypeError unless x is a tensor that an activation takes."""
     accepted = "a dense tensor of dtype float16, bfloat16, float32 or float64"
@@ -74,7 +80,7 @@ def check_real(
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf if value > 0 else -math.inf
+        number = -math.inf if value < 0 else math.inf
     if not low <= number <= high:
         raise ValueError(f"{text}: {remedy}")
     return number
@@ -85,9 +91,10 @@ def check_integer(value: Any, name: str, remedy: str, *, wrong_type: type[Except
     text = f"{name} must be an integer from 1 on; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise wrong_type(f"{text}: {remedy}")
-    if value < 1:
+    number = int(value)
+    if number < 1:
         raise ValueError(f"{text}: {remedy}")
-    return int(value)
+    return number
 
 
 def check_alpha(alpha: Any) -> float:
@@ -146,6 +153,7 @@ def _is_readable(alpha: Tensor) -> bool:
 
 def check_num_parameters(num_parameters: Any, learnable: bool) -> int:
     """The number of learned alphas; TypeError or ValueError unless it is one, or one for each channel."""
+    check_flag(learnable, "learnable")
     number = check_integer(num_parameters, "num_parameters", "pass 1 or the number of channels")
     if number > 1 and not learnable:
         raise ValueError(f"num_parameters={number} is for an alpha that learns: pass learnable=True as well")

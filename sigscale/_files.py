@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary neighbour to write to; it becomes `path` when the block succeeds, else it is deleted."""
+    """A temporary file in the same folder; it becomes `path` if the block succeeds, else it is deleted."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part

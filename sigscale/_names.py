@@ -1,4 +1,4 @@
-"""The names of a model's modules and parameters, as they are without wrappers, and patterns of such names."""
+"""Names of a model's modules and parameters without wrappers, and patterns that select them."""
 
 from __future__ import annotations
 
@@ -77,23 +77,28 @@ class Selection:
         return self.includes(name) and not self.excludes(name)
 
     def includes(self, name: str) -> bool:
-        return not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
+        return not self.include or any(_matches(name, pattern) for pattern in self.include)
 
     def excludes(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        return any(_matches(name, pattern) for pattern in self.exclude)
 
     def check(self, names: Iterable[str], things: str) -> None:
         """Raise ValueError if a pattern matches none of the names, which are those of `things`."""
         names = list(names)
         for argument, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
-                if not any(fnmatchcase(name, pattern) for name in names):
+                if not any(_matches(name, pattern) for name in names):
                     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
                     raise ValueError(
                         f"{argument} must match names of {things}; got {pattern!r}, which "
                         f"matches none of {shown}: a pattern is of whole names, not of classes, and "
                         "* stands for any characters: 'encoder.*' is all of encoder"
                     )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern matches a name, or is that name, as 'gate[0]' is."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _patterns(patterns: str | Iterable[str], argument: str) -> tuple[str, ...]:

@@ -107,6 +107,8 @@ class Plan:
         modules = [f for f in found if f.name in selected and not f.refusal]
         _check_num_parameters(options, modules, marks)
         observed = None if inputs is None else observe(model, inputs, {f.name for f in found}, marks)
+        if observed is not None and options.num_parameters > 1:
+            _check_channels(options.num_parameters, modules, observed.channels)
         notes = _likely_output(model) if observed is None else dict.fromkeys(observed.outputs, OUTPUT)
         report = _Lists()
         for f in modules:
@@ -122,7 +124,7 @@ class Plan:
         else:
             report.add_calls(observed.calls, options)
         if not report.changed:
-            raise ValueError(_nothing(report.left, [*report.overlooked, *_cells(model)], options.functional))
+            raise ValueError(_nothing(report, _cells(model), selection, options.functional))
         return cls(options, modules, marks, report, (*report.overlooked, *_cells(model)))
 
     def carry_out(self, model: nn.Module) -> tuple[nn.Parameter, ...]:
@@ -159,33 +161,47 @@ class Plan:
         return tuple(parameter for parameter in parameters if parameter is not None)
 
 
+class _State(NamedTuple):
+    """The selection at a module: what it or a module around it is."""
+
+    owner: nn.Module | None = None  # the outermost module around that is selected, unless excluded since
+    excluded: bool = False
+    scaled: bool = False
+    marked: bool = False
+
+
 def _marks(model: nn.Module, selection: Selection, activations: set[str]) -> tuple[set[str], dict[str, Mark]]:
     """Names of the modules whose calls are selected, and marks for those that may make any.
 
     A pattern covers what is inside the modules that it matches; an exclusion wins.
     """
-    owners: dict[str, tuple[nn.Module | None, bool]] = {}  # of selected calls; whether they are excluded
+    states: dict[str, _State] = {}
     marks: dict[str, Mark] = {}
-    selected, scaled_around = set(), set()
+    selected: set[str] = set()
     for path, module in named_modules(model):
-        name, parent = path or type(module).__name__, path.rpartition(".")[0]
-        owner, excluded = owners.get(parent, (None, False)) if path else (None, False)
-        excluded = excluded or selection.excludes(name)
+        name = path or type(module).__name__
+        around = states.get(path.rpartition(".")[0], _State()) if path else _State()
+        excluded, owner = around.excluded or selection.excludes(name), around.owner
         if excluded:
-            inside = path and parent in scaled_around
             owner = None
         elif owner is None and selection.includes(name):
             owner = module
-        owners[path] = owner, excluded
-        if owner is not None:
+        if owner is None:
+            mark = excluded and around.scaled and call_scaling(module) is None
+        else:
             selected.add(name)
-        if owner is not None or (path and parent in scaled_around):
-            scaled_around.add(path)
-        if not _may_call(module) or (owner is not None and name in activations):
-            continue
-        if owner is not None or (excluded and inside and call_scaling(module) is None):
-            _check_forward(name, module)
+            mark = name not in activations
+        mark = mark and _may_call(module)
+        why = _unfit(module) if mark else ""
+        if why and (owner is None or not around.marked):
+            raise ValueError(
+                f"functional=True scales calls that a model's own forward makes; got {name!r}, which {why}: "
+                "scale the model before that"
+            )
+        if mark and not why:  # an unfit module's calls are scaled where a marked one calls it
             marks[name] = Mark(module, owner)
+        scaled = around.scaled or owner is not None
+        states[path] = _State(owner, excluded, scaled, around.marked or (scaled and name in marks))
     return selected, marks
 
 
@@ -202,15 +218,11 @@ def _may_call(module: nn.Module) -> bool:
     return not isinstance(module, (Scaled, nn.RNNBase)) and bool(calls or not stock)
 
 
-def _check_forward(name: str, module: nn.Module) -> None:
-    why = "had its forward replaced" if "forward" in vars(module) else ""
+def _unfit(module: nn.Module) -> str:
+    """Why the forward of a module's class does not decide what the module does."""
     if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
-        why = "is a script or a traced graph"
-    if why:
-        raise ValueError(
-            f"functional=True scales calls that the model's own forward makes; got {name!r}, which {why}: "
-            "scale the model before that"
-        )
+        return "is a script or a traced graph"
+    return "had its forward replaced" if "forward" in vars(module) else ""
 
 
 def _check_unscaled(model: nn.Module, found: list[Found], selected: set[str]) -> None:
@@ -229,24 +241,42 @@ def _cells(model: nn.Module) -> list[Entry]:
 
 
 def _check_num_parameters(options: Options, modules: list[Found], marks: Mapping[str, Mark]) -> None:
-    unfit = [f.name for f in modules if isinstance(f.module, nn.RNNBase)]
-    unfit += [f"calls in {name}" for name, mark in marks.items() if mark.owner is not None]
-    if options.num_parameters > 1 and unfit:
+    text = (
+        f"num_parameters={options.num_parameters} is for activation modules, with an alpha for each channel"
+    )
+    cells = [f.name for f in modules if isinstance(f.module, nn.RNNBase)]
+    if options.num_parameters > 1 and cells:
+        raise ValueError(f"{text}; got also {listed(cells)}: scale those by themselves, with exclude= here")
+    calls = [name for name, mark in marks.items() if mark.owner is not None]
+    if options.num_parameters > 1 and calls:
         raise ValueError(
-            f"num_parameters={options.num_parameters} is for activation modules, with an alpha for each "
-            f"channel; got also {listed(unfit)}: scale those by themselves, with exclude= here"
+            f"{text}; got also calls in {listed(calls)}: leave functional=True to another call, with "
+            "exclude= for the modules"
         )
 
 
-def _nothing(left: list[Entry], unseen: list[Entry], functional: bool) -> str:
+def _check_channels(number: int, modules: list[Found], channels: Mapping[str, int]) -> None:
+    unfit = [f"{f.name!r} has {channels[f.name]}" for f in modules if channels.get(f.name, number) != number]
+    if unfit:
+        raise ValueError(
+            "num_parameters must be 1 or the number of channels, dimension 1 of each module's input; got "
+            f"{number}, but {listed(unfit)}: scale modules of other widths by themselves, with include="
+        )
+
+
+def _nothing(report: _Lists, cells: list[Entry], selection: Selection, functional: bool) -> str:
     """Why there is nothing to scale."""
     known = listed(f"nn.{kind.__name__}" for kind in pairs())
     text = f"the model must have activations to scale, modules {known}; got none"
-    if left:
-        text += " but " + listed(f"{entry.name!r} ({entry.before}: {entry.note})" for entry in left)
+    if report.left:
+        text += " but " + listed(f"{entry.name!r} ({entry.before}: {entry.note})" for entry in report.left)
+    unseen = [*report.overlooked, *cells]
     if unseen:
         text += "; no module computes " + listed(f"{entry.before} ({entry.note})" for entry in unseen)
-    return text + ("" if functional else ": functional=True scales calls in forward as well")
+    if selection.include or selection.exclude:
+        return f"{text}: widen include=, or narrow exclude="
+    only_cells = bool(cells) and not (report.left or report.overlooked)
+    return text if functional or only_cells else f"{text}: functional=True scales calls in forward as well"
 
 
 def listed(items: Iterable[str]) -> str:
@@ -286,10 +316,11 @@ class Call(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """The calls, and the activation modules that give the model's output."""
+    """The calls, the activation modules that give the model's output, and the channels of each module."""
 
     calls: list[Call]
     outputs: set[str]
+    channels: dict[str, int]
 
 
 class _Listing(TorchFunctionMode):
@@ -323,7 +354,7 @@ def observe(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping
         run = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
         for path, module in named_modules(run):
             name = path or type(module).__name__
-            module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))  # type: ignore[misc]
+            module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
             module.register_forward_hook(lambda *args, name=name: leave(name, args[-1]), always_call=True)
         with torch.no_grad(), torch.random.fork_rng(), listing:
             output = run(*inputs)
@@ -341,7 +372,8 @@ def observe(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping
         if call not in calls:
             calls.append(call)
     outputs = {name for name, result in results if not storages.isdisjoint(_storages(result))}
-    return Observed(calls, outputs)
+    channels = {name: x.shape[1] if x.ndim > 1 else 1 for name, x in results if isinstance(x, Tensor)}
+    return Observed(calls, outputs, channels)
 
 
 def _storages(result: Any) -> Iterator[int]:

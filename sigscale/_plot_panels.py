@@ -1,4 +1,4 @@
-"""The panels of `sigscale.plot`: steps as cells, logarithmic scales with a place for zero, what is drawn."""
+"""The panels of `sigscale.plot`: steps as cells, and logarithmic scales with a place for zero."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ZERO, INFINITE = "black", "#CC79A7"
-DECADES = 20  # that a scale shows at most, from the greatest value down
-COLUMNS = 1200  # steps that are drawn singly; of more, several are drawn as one
+DECADES = 20  # a scale shows at most, counted from the largest value
+COLUMNS = 1200  # at most; longer trainings share columns
 
 
 class Steps:
-    """Steps side by side as cells, each as wide as steps are apart as a rule; where steps lack are gaps."""
+    """One cell per step; missing steps leave gaps."""
 
     def __init__(self, steps: npt.NDArray[np.int64]) -> None:
         self.together = math.ceil(len(steps) / COLUMNS)
@@ -36,27 +36,27 @@ class Steps:
             else:
                 edges += [step + width / 2, following - width / 2]
         self.edges = np.array(edges[:-1] if edges[-1] == math.inf else edges)
-        self.centres = (self.edges[:-1] + self.edges[1:]) / 2
-        self.centres[self.cells] = middles
+        self.centers = (self.edges[:-1] + self.edges[1:]) / 2
+        self.centers[self.cells] = middles
 
     @property
     def has_gaps(self) -> bool:
-        return len(self.cells) < len(self.centres)
+        return len(self.cells) < len(self.centers)
 
     def spread(self, values: Array) -> Array:
-        """Values (steps, n) for each cell, the median where steps are drawn as one; NaN in gaps."""
+        """Values (steps, n) per cell: the median of steps that share one, NaN in gaps."""
         if self.together > 1:
             parts = range(0, len(values), self.together)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
                 values = np.stack([np.nanmedian(values[i : i + self.together], axis=0) for i in parts])
-        result = np.full((len(self.centres), values.shape[1]), np.nan)
+        result = np.full((len(self.centers), values.shape[1]), np.nan)
         result[self.cells] = values
         return result
 
 
 class Scale(NamedTuple):
-    """Powers of ten from `low` to `high` around values, and which values have no place between."""
+    """Powers of ten from `low` to `high` around the values, and which values fall outside."""
 
     low: float
     high: float
@@ -76,7 +76,7 @@ class Scale(NamedTuple):
         return cls(10.0**low, 10.0**high, least < 10.0**low, zeros, infinities, has_none)
 
     def place(self, values: Array, zero: float, infinity: float) -> Array:
-        """Values where they are drawn: zeros and infinities where told, those too low at the end."""
+        """Values as drawn: zeros at `zero`, infinities at `infinity`, values below the scale at its end."""
         placed = np.where(values == 0, zero, np.maximum(values, self.low))
         return np.where(np.isinf(values), infinity, placed)
 
@@ -85,31 +85,31 @@ class Scale(NamedTuple):
         return rf"$\leq 10^{{{exponent}}}$" if low else f"$10^{{{exponent}}}$"
 
     def exponents(self, count: int) -> range:
-        """Powers of ten to label, at most about `count`, the lowest one among them."""
+        """About `count` powers of ten to label, including the lowest."""
         low, high = round(math.log10(self.low)), round(math.log10(self.high))
         return range(low, high + 1, max(1, math.ceil((high - low) / count)))
 
 
 def draw_curves(
-    axes: Axes, steps: Steps, values: Array, scale: Scale, names: Sequence[str], colours: Sequence[str]
+    axes: Axes, steps: Steps, values: Array, scale: Scale, names: Sequence[str], colors: Sequence[str]
 ) -> None:
-    """A line and bands for each name, of values (quantiles, steps, names), the line the middle one."""
+    """Per name a line, the middle quantile, and bands, from values (quantiles, steps, names)."""
     decades = math.log10(scale.high / scale.low)
     zero, strip, bottom = (scale.low * 10 ** (-share * decades) for share in (0.08, 0.035, 0.125))
     placed = scale.place(values, zero, math.nan)
     middle = len(placed) // 2
-    alone = len(steps.centres) == 1  # drawn as wide as its cell
-    x = steps.edges if alone else steps.centres
+    alone = len(steps.centers) == 1  # drawn as wide as its cell
+    x = steps.edges if alone else steps.centers
     marker = "o" if len(steps.cells) <= 40 and not alone else ""
-    for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
+    for row, (name, color) in enumerate(zip(names, colors, strict=True)):
         curves = steps.spread(placed[:, :, row].T).T
         curves = curves.repeat(2, 1) if alone else curves
         for outer in range(middle):
             edges = curves[outer], curves[-1 - outer]
-            axes.fill_between(x, *edges, color=colour, alpha=0.07 + 0.15 * outer, lw=0)
+            axes.fill_between(x, *edges, color=color, alpha=0.07 + 0.15 * outer, lw=0)
             for edge in edges[: 2 * (outer == 0)]:
-                axes.plot(x, edge, color=colour, lw=0.7, alpha=0.5)
-        axes.plot(x, curves[middle], color=colour, lw=1.7, marker=marker, ms=2.5, label=name)
+                axes.plot(x, edge, color=color, lw=0.7, alpha=0.5)
+        axes.plot(x, curves[middle], color=color, lw=1.7, marker=marker, ms=2.5, label=name)
     axes.set_yscale("log")
     exponents = scale.exponents(6)
     ticks, labels = [10.0**exponent for exponent in exponents], [scale.label(e) for e in exponents]
@@ -126,12 +126,12 @@ def draw_curves(
 def draw_layers(
     axes: Axes, steps: Steps, values: Array, scale: Scale, names: Sequence[str], height: float
 ) -> Any:
-    """A heat map of values (steps, names), the first name at the top of an axis so many inches high."""
+    """A heat map of values (steps, names), first name on top; `height` is that of the axis in inches."""
     import matplotlib as mpl
     from matplotlib.colors import ListedColormap, LogNorm
 
     viridis = mpl.colormaps["viridis"](np.linspace(0.1, 1, 256))  # without what is almost black
-    colours = ListedColormap(viridis).with_extremes(under=ZERO, over=INFINITE, bad=(0, 0, 0, 0))
+    colors = ListedColormap(viridis).with_extremes(under=ZERO, over=INFINITE, bad=(0, 0, 0, 0))
     cells = steps.spread(scale.place(values, scale.low / 10, scale.high * 10))
     axes.patch.set(hatch="/////", facecolor="white", edgecolor="0.88")
     mesh = axes.pcolormesh(
@@ -139,7 +139,7 @@ def draw_layers(
         np.arange(len(names) + 1) - 0.5,
         np.ma.masked_invalid(cells.T),
         norm=LogNorm(scale.low, scale.high),
-        cmap=colours,
+        cmap=colors,
         rasterized=True,
     )
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -151,7 +151,7 @@ def draw_layers(
 
 
 def draw_key(axes: Axes, scale: Scale, has_gaps: bool) -> None:
-    """What the colours outside the scale mean, of those that occur, above an axis on the right."""
+    """What the colors outside the scale mean, of those that occur, above an axis on the right."""
     from matplotlib.patches import Patch
 
     hatched = {"facecolor": "white", "edgecolor": "0.6", "hatch": "/////", "lw": 0}

@@ -1,4 +1,4 @@
-"""What a weight penalty is given: its factors, and the parameters that it is of."""
+"""The arguments of a weight penalty: its factors, and the selection of parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import DTYPES, check_real
-from ._names import Selection, named_parameters
+from ._names import Selection, named_parameters, wrappers
 
 LEARNED_SCALE = "log2_alpha"  # the name of the parameter in modules whose alpha learns
 MAX_FACTOR = torch.finfo(torch.float32).max
@@ -30,35 +30,54 @@ def check_factors(l2: Any, l1: Any) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def selected(given: Any, exclude: str | Iterable[str]) -> tuple[Tensor, ...]:
-    """The parameters to penalise, each once; TypeError or ValueError if none or unfit ones are left."""
-    selection, named = Selection((), exclude), list(_named(given))
-    if not named:
-        raise ValueError(
-            f"model_or_params must have parameters; got none in {type(given).__name__}: a generator such as "
-            "model.parameters() is empty once it was used"
-        )
-    names = [name for name, _ in named if name is not None]
-    if selection.exclude and not names:
-        raise ValueError(
-            f"exclude is of names, and the parameters have none; got {selection.exclude!r}: pass the model, "
-            "or model.named_parameters()"
-        )
-    selection.check(names, "parameters")
-    default = {LEARNED_SCALE} if isinstance(given, nn.Module) else set()
-    chosen = [
-        (name, parameter)
-        for name, parameter in named
-        if name is None or (name in selection and name.rpartition(".")[2] not in default)
-    ]
-    if not chosen:
-        raise ValueError(
-            f"a parameter must be left to penalise; of {len(named)}, exclude={selection.exclude!r} and the "
-            f"rule for {LEARNED_SCALE} leave none: exclude less, or pass the parameters themselves"
-        )
-    for name, parameter in chosen:
-        _check_parameter(name, parameter)
-    return tuple(dict.fromkeys(parameter for _, parameter in chosen))
+class PenalizedParameters:
+    """The parameters to penalize; a model's are looked up at each call, since it may have replaced them."""
+
+    def __init__(self, given: Any, exclude: str | Iterable[str]) -> None:
+        selection, named = Selection((), exclude), list(_named(given))
+        if not named:
+            raise ValueError(
+                f"model_or_params must have parameters; got none in {type(given).__name__}: a generator such "
+                "as model.parameters() is empty once it was used"
+            )
+        names = [name for name, _ in named if name is not None]
+        if selection.exclude and not names:
+            raise ValueError(
+                f"exclude is of names, and the parameters have none; got {selection.exclude!r}: pass the "
+                "model, or model.named_parameters()"
+            )
+        selection.check(names, "parameters")
+        self._selection = selection
+        self._defaults = {LEARNED_SCALE} if isinstance(given, nn.Module) else set[str]()
+        chosen = [(name, parameter) for name, parameter in named if self._is_chosen(name)]
+        if not chosen:
+            raise ValueError(
+                f"a parameter must be left to penalize; of {len(named)}, exclude={selection.exclude!r} and "
+                f"the rule for {LEARNED_SCALE} leave none: exclude less, or pass the parameters themselves"
+            )
+        for name, parameter in chosen:
+            _check_parameter(name, parameter)
+        self._model = [*wrappers(given)][-1] if isinstance(given, nn.Module) else None
+        self._fixed = tuple(dict.fromkeys(p for _, p in chosen)) if self._model is None else ()
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """All of them, frozen ones too, each once."""
+        if self._model is None:
+            return self._fixed
+        chosen = [(name, p) for name, p in named_parameters(self._model) if self._is_chosen(name)]
+        for name, parameter in chosen:
+            _check_parameter(name, parameter)
+        return tuple(parameter for _, parameter in chosen)
+
+    def trained(self) -> list[Tensor]:
+        """Those that are not frozen; a tensor that functional_call() puts in a parameter's place is not."""
+        found = self()
+        if self._model is None:
+            return [p for p in found if p.requires_grad]
+        return [p for p in found if p.requires_grad or not isinstance(p, nn.Parameter)]
+
+    def _is_chosen(self, name: str | None) -> bool:
+        return name is None or (name in self._selection and name.rpartition(".")[2] not in self._defaults)
 
 
 def _named(given: Any) -> Iterator[tuple[str | None, Any]]:
@@ -76,14 +95,27 @@ def _named(given: Any) -> Iterator[tuple[str | None, Any]]:
 
 
 def _check_parameter(name: str | None, parameter: Any) -> None:
-    rule = "a penalised parameter must be a dense tensor of dtype float16, bfloat16, float32 or float64"
+    fault = _fault(parameter)
+    if fault is None:
+        return
+    error, got, remedy = fault
     called = f" for {name}" if name else ""
+    raise error(
+        "a penalized parameter must be a dense tensor of dtype float16, bfloat16, float32 or float64; "
+        f"got {got}{called}: {remedy}"
+    )
+
+
+def _fault(parameter: Any) -> tuple[type[Exception], str, str] | None:
+    """Why a parameter cannot be penalized: the error, what it is, and the remedy."""
     if not isinstance(parameter, Tensor):
-        raise TypeError(f"{rule}; got {type(parameter).__name__}{called}: pass the parameters themselves")
-    if nn.parameter.is_lazy(parameter):
-        raise ValueError(f"{rule}; got an uninitialized one{called}: call the model once before")
+        return TypeError, type(parameter).__name__, "pass the parameters themselves"
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        return ValueError, "an uninitialized one", "call the model once before"
+    if getattr(parameter, "_fsdp_flattened", False):
+        remedy = "no process sees the whole of it; shard with torch.distributed.fsdp.fully_shard instead"
+        return TypeError, "a shard of FullyShardedDataParallel", remedy
     if parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
-        raise TypeError(
-            f"{rule}; got dtype {parameter.dtype} and layout {parameter.layout}{called}: leave it out, "
-            "with exclude=... where a model is given"
-        )
+        remedy = "leave it out, with exclude=... where a model is given"
+        return TypeError, f"dtype {parameter.dtype} and layout {parameter.layout}", remedy
+    return None

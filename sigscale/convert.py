@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ._calls import CallScaling, call_scaling, regions, scale_calls, unscale_calls
-from ._checks import check_alpha, check_num_parameters
+from ._checks import check_alpha, check_flag, check_num_parameters, warn
 from ._conversion import (
     FREE,
     become_plain,
@@ -58,7 +58,8 @@ def scale_activations(
         functions: names of the functions to scale, such as ("tanh", "sigmoid"); by default all but sigmoid.
         learnable: learn the alphas, each starting at alpha; pass `parameters` of the result to an optimizer.
             They get the device and dtype of the parameter before them in the model.
-        num_parameters: learned alphas in each module: one, or one for each channel.
+        num_parameters: learned alphas in each module: one, or one for each channel, which example_inputs
+            can check.
         include, exclude: shell-style patterns ("encoder.*"), or sequences of them, of the names of modules to
             scale, and not to. With functional=True, a pattern covers all that is inside a module it matches.
         subclasses: also scale subclasses that have the forward of torch.nn's class.
@@ -90,6 +91,8 @@ def scale_activations(
         Tanh(alpha=2.0)
     """
     check_model(model)
+    for name, flag in (("subclasses", subclasses), ("functional", functional), ("dry_run", dry_run)):
+        check_flag(flag, name)
     options = Options(
         check_alpha(alpha),
         _checked_functions(functions),
@@ -163,6 +166,7 @@ def unscale_activations(
           2  Arctan(alpha=2.0), left  torch.nn has no Arctan: alpha = 1.0 makes it plain
     """
     check_model(model)
+    check_flag(dry_run, "dry_run")
     selection = Selection(include or (), exclude or ())
     found = [f for f in survey(model) if isinstance(f.module, Scaled)]
     called = regions(model)
@@ -182,6 +186,8 @@ def unscale_activations(
         to = plain_class(scaled)
         if f.name not in selection:
             left.append(Entry(f.name, f.what, note=FREE))
+        elif is_parametrized(scaled):
+            left.append(Entry(f.name, f.what, note="parametrized: remove_parametrizations() first"))
         elif to is None:
             kind = type(scaled).__name__
             left.append(Entry(f.name, f.what, note=f"torch.nn has no {kind}: alpha = 1.0 makes it plain"))
@@ -191,7 +197,7 @@ def unscale_activations(
             parameters.append(scaled.log2_alpha)
     if not changed:
         shown = listed(f"{entry.name!r} is {entry.before}, {entry.note}" for entry in left)
-        raise ValueError(f"nothing selected has a plain module in torch.nn; got {shown}")
+        raise ValueError(f"a module must be selected that can become plain; got {shown}")
     check_free([(f.name, f.module) for f in found if f.module in plain])
     learned = tuple(parameter for parameter in parameters if parameter is not None)
     if learned:
@@ -230,8 +236,4 @@ def _warn(plan: Plan) -> None:
         listed = ", ".join(
             f"{entry.before} in {entry.name} ({entry.note})" for entry in plan.report.overlooked[:8]
         )
-        warnings.warn(
-            f"not scaled, since no modules compute them: {listed}; functional=True scales calls as well",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"not scaled, since no modules compute them: {listed}; functional=True scales calls as well")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.overrides import _is_torch_function_mode_enabled, handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ._autograd import activate
 from ._checks import (
@@ -55,7 +55,9 @@ def functional(function: Function) -> ActivationFunction:
         save: Save = None,
         grad_sketch: QuantileSketch | None = None,
     ) -> Tensor:
-        if _is_torch_function_mode_enabled() or (not isinstance(x, Tensor) and has_torch_function((x,))):
+        if torch._C._is_torch_function_mode_enabled() or (
+            not isinstance(x, Tensor) and has_torch_function((x,))
+        ):
             return handle_torch_function(activation, (x,), x, alpha, save=save, grad_sketch=grad_sketch)
         if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
             check_input(x, function.name)
@@ -91,13 +93,14 @@ Args:
     alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36). A tensor may learn: floating point,
         on x's device, of one element for all of x or of one for each channel x[:, i], as in `torch.nn.PReLU`.
         Its gradient, the sum of g (f(u) - u f'(u)) with u = x / alpha and g that of y, is reduced in the pass
-        that computes x's. On a CPU a value out of range is an error; on a GPU, for which nothing waits, NaN.
+        that computes x's. Out of range: an error on CPU; NaN on GPU, because checking would synchronize.
     save: what the backward pass keeps. "input" gives accurate gradients however far x saturates; "output"
         costs no memory where the next layer keeps it anyway. By default "input" for 16-bit types, whose
         rounded output makes gradients vanish from |x / alpha| = 3.5 on, and where alpha is a tensor;
-        "output" else. A kept input must not be overwritten before the backward pass: y = f(x); x += y, which
-        torch.tanh allows, needs "output", or x = x + y. Has no effect under torch.compile, torch.func and
-        create_graph=True, where PyTorch's own derivatives take over.
+        "output" otherwise. In float16 the input is kept wherever the output overflows or is subnormal. A kept
+        input must not be overwritten before the backward pass: y = f(x); x += y, which torch.tanh allows,
+        needs "output", or x = x + y. Has no effect under torch.compile, torch.func and create_graph=True,
+        where PyTorch's own derivatives take over.
     grad_sketch: a `QuantileSketch` to which the backward pass adds the distribution of the gradient with
         respect to x, in the same kernel. It grows with every backward pass until its reset().
 

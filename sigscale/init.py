@@ -16,25 +16,25 @@ LEARNED_ALPHA = "log2_alpha"  # of activation modules; it is no weight and keeps
 
 
 def large_uniform_(module_or_tensor: T, bound: float = 10.0, generator: torch.Generator | None = None) -> T:
-    """Draw parameters uniformly from [-bound, bound), the start in which large ones make gradients vanish.
+    """Draw parameters uniformly from [-bound, bound): the large-parameters start, where gradients vanish.
 
-    The interval is half-open in every dtype: a number that rounding has moved out of it is moved back.
+    The interval is half-open in every dtype; numbers that rounding moves out of it are moved back.
 
     Args:
-        module_or_tensor: a tensor, or a module, all of whose parameters are drawn, in the order of
-            `named_parameters()`, but biases, which become zero (the paper does not say; this is our choice),
-            and a learned alpha, which stays.
+        module_or_tensor: a tensor, or a module whose parameters are drawn in the order of
+            `named_parameters()`. Biases become zero (our choice; the paper does not say); a learned alpha
+            keeps its value.
         bound: real number > 0; the paper's is 10.
-        generator: where the numbers come from; by default the generator of each tensor's device. Numbers are
-            drawn on the generator's device and copied: one on the CPU gives the same start on every device.
+        generator: source of the numbers; by default the generator of each tensor's device. Numbers are drawn
+            on the generator's device and copied, so a CPU generator gives the same start on every device.
 
     Returns:
-        What was passed, changed in place; gradients and the autograd graph know nothing of it.
+        The argument, changed in place; autograd does not record the change.
 
     Raises:
-        TypeError: neither a module nor a floating-point tensor, or an argument of a wrong type.
-        ValueError: the bound is not > 0 and in the range of the tensors' dtype, or a parameter has no shape
-            yet. Then nothing has been changed.
+        TypeError: not a module or floating-point tensor, or an argument of a wrong type.
+        ValueError: the bound is not > 0 or outside the range of the dtype, or a parameter has no shape yet.
+            Nothing has been changed then.
 
     Source: Sections 3.1 and 3.3 of arXiv 2106.02260, Figures 1, 3 and 4.
 
@@ -55,18 +55,15 @@ def large_uniform_(module_or_tensor: T, bound: float = 10.0, generator: torch.Ge
 
 
 def small_normal_(module_or_tensor: T, std: float = 0.05, generator: torch.Generator | None = None) -> T:
-    """Draw parameters from the normal distribution of mean 0 and this standard deviation.
-
-    In deep networks it is the start in which many layers together make gradients vanish.
+    """Draw parameters from a normal distribution with mean 0: the many-layers start, where gradients vanish.
 
     Args:
-        module_or_tensor: a tensor, or a module, whose biases become zero and whose learned alphas stay, as
-            in `large_uniform_`.
-        std: real number > 0; the paper's is 0.05.
+        module_or_tensor: as in `large_uniform_`.
+        std: standard deviation, a real number > 0; the paper's is 0.05.
         generator: as in `large_uniform_`.
 
     Returns:
-        What was passed, changed in place.
+        The argument, changed in place.
 
     Raises:
         TypeError, ValueError: as in `large_uniform_`.
@@ -119,7 +116,7 @@ def _parameters(module_or_tensor: Any) -> tuple[list[Tensor], list[Tensor]]:
         named = dict(module_or_tensor.named_parameters())
     else:
         raise TypeError(
-            f"initial values are drawn for a module or a tensor; got {type(module_or_tensor).__name__}: "
+            f"initial values are for a module or a tensor; got {type(module_or_tensor).__name__}: "
             "pass the model, or one of model.parameters()"
         )
     for name, tensor in named.items():

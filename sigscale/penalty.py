@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
-from ._attachment import ATTACHED, Attachment, check_attachable, check_optimizer
-from ._selection import check_factors, selected
+from ._attachment import ATTACHED, Attachment, check_attachable
+from ._autograd import is_batched
+from ._checks import warn
+from ._selection import PenalizedParameters, check_factors
+from ._step import steppable
 from .kernels import reference_penalty
+from .kernels.reference_penalty import Tensors
 
 
 class WeightPenalty:
@@ -27,10 +31,14 @@ class WeightPenalty:
     which shrinks parameters past the gradient, does not. Keras's `l2(r)` is r * sum theta^2, of twice
     the gradient: its r is our l2 / 2.
 
-    A parameter that is frozen (requires_grad=False) is left out for as long as it is; a shared one
-    counts once. Of a model, parameters named log2_alpha, the learned scale of activations, are left out:
-    their decay would pull alpha to 1, the plain function, and undo the other remedy. Parameters that are
-    passed themselves are all penalised.
+    A parameter is left out while it is frozen (requires_grad=False); a shared one counts once. A model's
+    parameters named log2_alpha, the learned scale of activations, are left out: their decay would pull
+    alpha to 1, the plain function, and undo the other remedy. Parameters passed directly are all penalized.
+
+    A model's parameters are looked up at each call, so the penalty follows whatever replaces them: another
+    layer, fully_shard(), load_state_dict(assign=True), to_empty(), and, in a forward that adds penalty(),
+    torch.func.functional_call(), whose tensors count even where they do not require a gradient. Parameters
+    passed directly have no model to be looked up in: pass the new ones to a new penalty.
 
     Args:
         model_or_params: a module (also wrapped in DistributedDataParallel or by torch.compile), or an
@@ -38,15 +46,15 @@ class WeightPenalty:
             or float64, on any device.
         l2: factor r of the squares, per squared unit of the parameters; finite and >= 0.
         l1: factor s of the magnitudes, per unit of the parameters; finite and >= 0. One must be > 0.
-        exclude: a pattern as of a shell ("*.bias"), or a sequence of them, of names to leave out.
+        exclude: a shell-style pattern ("*.bias"), or a sequence of them, of names to leave out.
 
     Attributes:
         l2, l1: the factors.
-        parameters: what is penalised, frozen ones too, as a tuple.
+        parameters: what is penalized, frozen ones too, as a tuple.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, a pattern matches nothing, or no
-            parameter is left.
+        TypeError, ValueError: an argument has the wrong type or value, a pattern matches nothing, no
+            parameter is left, or FullyShardedDataParallel has sharded one, which fully_shard() may.
 
     Source: L. Ven and J. Lederer, "Regularization and Reparameterization Avoid Vanishing Gradients in
     Sigmoid-Type Networks", arXiv 2106.02260, Sec. 2.2; l1 is named in Sec. 4.
@@ -72,7 +80,7 @@ class WeightPenalty:
         exclude: str | Iterable[str] = (),
     ) -> None:
         self._l2, self._l1 = check_factors(l2, l1)
-        self.parameters = selected(model_or_params, exclude)
+        self._parameters = PenalizedParameters(model_or_params, exclude)
 
     @property
     def l2(self) -> float:
@@ -82,36 +90,42 @@ class WeightPenalty:
     def l1(self) -> float:
         return self._l1
 
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        return self._parameters()
+
     def __call__(self) -> Tensor:
         """The penalty as a term of a loss: 0-d, differentiable, on the parameters' device.
 
-        In fp32, also of 16-bit parameters (fp64 if one is fp64); second derivatives are right, too. Of
-        sharded parameters (DTensor) it is the sum over all processes, which must all call it, or
-        value(). While the penalty is attached to an optimizer it would act twice, of which a warning
-        tells: for logging there is `value()`.
+        In fp32, also for 16-bit parameters (fp64 if one is fp64); twice differentiable, also by torch.func,
+        in forward mode and with batched gradients. For sharded parameters (DTensor) it is the sum over all
+        processes, which must all call it, or value(). While the penalty is attached to an optimizer it
+        would act twice, so it warns: log `value()` instead.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._is_attached():
-            warnings.warn(
+            warn(
                 "the weight penalty is attached to an optimizer, which adds its gradient; penalty() in the "
-                "loss adds it once more: take it out of the loss, and use penalty.value() to log it",
-                stacklevel=2,
+                "loss adds it once more: take it out of the loss, and use penalty.value() to log it"
             )
-        return self.value_of(self.parameters)
+        return self.value_of(self._parameters.trained())
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """The same number, detached, for logging; it stays on the device and nothing waits for it."""
-        return self.value_of(self.parameters)
+        """The same number, detached, for logging; it stays on the device without synchronizing."""
+        return self.value_of(self._parameters.trained())
 
     def value_of(self, parameters: Sequence[Tensor]) -> Tensor:
-        """The penalty of those of the parameters that are not frozen."""
+        """The penalty of these parameters alone, none of them frozen."""
         kinds: dict[tuple[torch.device, torch.dtype, type], list[Tensor]] = {}
         for parameter in parameters:
-            if parameter.requires_grad:
-                kinds.setdefault((parameter.device, parameter.dtype, type(parameter)), []).append(parameter)
-        total = torch.zeros((), device=self.parameters[0].device)
+            kinds.setdefault((parameter.device, parameter.dtype, type(parameter)), []).append(parameter)
+        first = next(iter(parameters or self.parameters), None)
+        total = torch.zeros((), device=None if first is None else first.device)
         for alike in kinds.values():
-            value = _Value.apply(self.l2, self.l1, *alike)
+            if _is_transformed():
+                value = reference_penalty.by_sums(alike, self.l2, self.l1)
+            else:
+                value = _Value.apply(self.l2, self.l1, *alike)
             total = total + value.to(total.device)
         return total
 
@@ -120,11 +134,11 @@ class WeightPenalty:
 
         Without a term in the loss and, on a GPU, in one kernel launch for each dtype; where
         `weight_decay` does exactly the same (SGD, Adam, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop
-        and ASGD, not decoupled, with l1 = 0 and groups of penalised parameters only) it is raised for
-        the time of the step and costs nothing. `attachment.ways` tells which. Between steps the
-        optimizer's groups and its state_dict() are as without a penalty, so attach it again, in any
-        order, when a training is resumed, and to a copy of the optimizer, which has no hooks; groups that
-        are added later are penalised too.
+        and ASGD, not decoupled, with l1 = 0 and groups of penalized parameters only) step() sees a larger
+        one, at no cost. `attachment.ways` tells which. The optimizer's groups and its state_dict() are as
+        without a penalty, so attach it again, in any order, when a training is resumed, and to a copy of
+        the optimizer, which has no hooks. Groups and parameters that the optimizer is given later are
+        penalized too, if the model holds them by then.
 
         A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters
         are pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a
@@ -134,13 +148,14 @@ class WeightPenalty:
         step has, the gradient is added once; it may be in `.grad` after the step, where zero_grad() finds it.
 
         Args:
-            optimizer: any torch.optim.Optimizer over some of the parameters, also fused or capturable.
+            optimizer: any torch.optim.Optimizer over some of the parameters, also fused or capturable, or
+                a wrapper that holds one, such as Lookahead or Accelerate's: the penalty goes to that one.
 
         Returns:
             The attachment: `remove()` it, or use it in a `with` statement.
 
         Raises:
-            TypeError: not an optimizer. In step(): a gradient is sparse.
+            TypeError: not an optimizer, or one whose step() runs no hooks. In step(): a gradient is sparse.
             ValueError: it holds none of the parameters, or is differentiable, or this penalty or another
                 one that shares a parameter is attached to it already.
 
@@ -151,6 +166,7 @@ class WeightPenalty:
             >>> ss.WeightPenalty(model, l2=0.01).attach(optimizer).ways
             ('weight_decay',)
         """
+        optimizer = steppable(optimizer)
         check_attachable(self, optimizer)
         return Attachment(self, optimizer)
 
@@ -160,7 +176,7 @@ class WeightPenalty:
         Raises:
             ValueError: it is not attached to this optimizer.
         """
-        check_optimizer(optimizer)
+        optimizer = steppable(optimizer)
         for attachment in ATTACHED.get(optimizer, ()):
             if attachment.penalty is self:
                 return attachment.remove()
@@ -178,7 +194,7 @@ class WeightPenalty:
 
 
 class _Value(torch.autograd.Function):
-    """The penalty of parameters of one type and device; its gradient is not rounded through that of norms."""
+    """The penalty of parameters of one type and device, with a gradient that is rounded once."""
 
     @staticmethod
     def forward(ctx: Any, l2: float, l1: float, *parameters: Tensor) -> Tensor:
@@ -189,5 +205,17 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         parameters, (l2, l1) = ctx.saved_tensors, ctx.factors
-        found = reference_penalty.gradients(parameters, l2, l1, g)
+        if is_batched(g):  # by vmap, which has no rules for the functions that take lists
+            found: Tensors = [g * part for part in reference_penalty.gradients(parameters, l2, l1)]
+        else:
+            found = reference_penalty.gradients(parameters, l2, l1, g)
         return None, None, *(part.to(p.dtype) for part, p in zip(found, parameters, strict=True))
+
+
+def _is_transformed() -> bool:
+    """Whether the value is to be plain arithmetic, which torch.func, forward AD and compilers take apart."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )

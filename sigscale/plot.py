@@ -1,4 +1,4 @@
-"""Pictures of what a monitor has recorded; they need matplotlib: `pip install "sigscale[plot]"`."""
+"""Pictures of a monitor's records. They need matplotlib: `pip install "sigscale[plot]"`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"activation": "#D55E00", "parameter": "#0072B2"}  # Okabe and Ito's vermilion and blue
+COLORS = {"activation": "#D55E00", "parameter": "#0072B2"}  # Okabe and Ito's vermilion and blue
 TITLES = {"activation": "activations", "parameter": "parameters"}
 CURVES, ROW, HIGHEST = 2.5, 0.19, 6.0  # heights in inches: of the curves, of a layer, of all layers
 STYLE: Any = {
@@ -37,28 +37,27 @@ def gradients(
     statistic: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the gradients of a training: of the whole network as curves, of each layer as a heat map.
+    """Draw the gradients of a training: curves for the whole network, a heat map with a row per layer.
 
-    Above, for all activations and all parameters together, the median of |g| and bands between the outer
-    quantiles. Below, a row for each activation and each parameter, the first of the model at the top, with
-    the median of |g| as colour. Exact zeros, which a logarithmic scale lacks, have a strip and a colour of
-    their own; what is more than 20 decades below the greatest value is drawn at the end of the scale. Where
-    there was no gradient it is hatched. Of a long training several steps are drawn as one, with the median
-    of each quantity.
+    Top: the median of |g| over all activations and over all parameters, with bands between outer quantiles.
+    Bottom: one row per activation and per parameter, in the model's order, with the median of |g| as color.
+    Exact zeros have a strip and a color of their own; values more than 20 decades below the largest share
+    the end of the scale; hatching means no gradient. A long training is drawn with several steps per
+    column, the median of each quantity.
 
     Args:
         source: a monitor, or its history.
-        path: where to save the picture as well; the suffix tells the format: .png, .svg, .pdf.
-        statistic: what the colours show, "mean" or a quantile such as "q95"; by default the median.
+        path: file to save the picture to; its suffix is the format (.png, .svg, .pdf).
+        statistic: what the colors show, "mean" or a quantile such as "q95"; by default the median.
         title: of the picture; by default the steps that it shows.
 
     Returns:
-        A matplotlib Figure, of which pyplot knows nothing; a notebook shows it.
+        A matplotlib Figure that is not registered with pyplot; notebooks display it.
 
     Raises:
         ImportError: matplotlib is missing.
-        TypeError, ValueError: the source is neither a monitor nor a history, has no steps or signed
-            quantiles, or the statistic was not recorded.
+        TypeError, ValueError: the source is not a monitor or history, has no steps, or has signed quantiles;
+            or the statistic was not recorded.
 
     Example:
         >>> import torch, sigscale as ss
@@ -131,13 +130,13 @@ def _draw_totals(axes: Axes, steps: Steps, history: GradientHistory) -> None:
     """Curves of all activations and all parameters together."""
     totals = [row for row, kind in enumerate(history.kinds) if kind == "total"]
     names = [history.names[row] for row in totals]
-    colours = [COLOURS[kind] for name in names for kind, total in TOTALS.items() if total == name]
+    colors = [COLORS[kind] for name in names for kind, total in TOTALS.items() if total == name]
     ordered = sorted(history.quantiles)
     middle = min(ordered, key=lambda q: abs(q - 0.5))
     pairs = [*zip([q for q in ordered if q < middle], [q for q in ordered[::-1] if q > middle], strict=False)]
     drawn = [*(low for low, _ in pairs), middle, *(high for _, high in pairs[::-1])]
     values = np.stack([history.quantile(q)[:, totals] for q in drawn])
-    draw_curves(axes, steps, values, Scale.of(values), names, colours)
+    draw_curves(axes, steps, values, Scale.of(values), names, colors)
     axes.set_ylabel("|gradient|")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.1)
     bands = " and ".join(f"{100 * low:.10g} to {100 * high:.10g} %" for low, high in pairs)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._checks import Quantiles, check_input, check_integer, check_quantiles, check_real
 from .kernels import summary
-from .kernels.device import check_supported, device_of_backend
+from .kernels.device import check_supported, device_of_backend, is_capturing
 from .kernels.reference_sketch import MANTISSA_BITS, bin_count, zero_bin
 from .kernels.sketch import count
 
@@ -106,6 +106,11 @@ class QuantileSketch:
     def counts_on(self, device: torch.device) -> Tensor:
         """The counts, for a kernel on `device` to add to."""
         if self._counts is None:
+            if is_capturing(device):
+                raise RuntimeError(
+                    "a QuantileSketch without a device was first used in the capture of a CUDA graph, whose "
+                    f"replays would clear its counts: make it with QuantileSketch(device={str(device)!r})"
+                )
             with FIRST_COUNT:
                 self._counts = self._zeros(device) if self._counts is None else self._counts
         if self._counts.device != device:

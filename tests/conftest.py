@@ -59,18 +59,18 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of CIFAR-10 have no more records than those of `cifar10_disk.py`."""
-    from examples.cifar10 import layouts
+    from examples.cifar10 import data
     from tests.oracles.cifar10_disk import RECORDS
 
-    monkeypatch.setattr(layouts, "RECORDS", RECORDS)
+    monkeypatch.setattr(data, "RECORDS", RECORDS)
 
 
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache folder and a working directory without data, and no network."""
-    from examples.cifar10 import download
+    from examples.cifar10 import data
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(download, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(data, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
     return tmp_path

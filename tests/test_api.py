@@ -151,8 +151,8 @@ def test_facts(name):
     at_zero.backward()
     assert at_zero.item() == function.value_at_zero
     assert zero.grad.item() == pytest.approx(function.slope_at_zero, rel=1e-15)
-    centre = {"odd": 0.0, "odd about (0, 1/2)": 0.5}[function.symmetry]
-    torch.testing.assert_close(y.flip(0) - centre, centre - y)
+    center = {"odd": 0.0, "odd about (0, 1/2)": 0.5}[function.symmetry]
+    torch.testing.assert_close(y.flip(0) - center, center - y)
 
 
 def test_repr_shows_what_was_chosen():

@@ -161,3 +161,27 @@ print(*{name.split(".")[0] for name in sys.modules} - before - sys.stdlib_module
 """
     run = python(code, tmp_path)
     assert {name for name in run.stdout.split() if "editable" not in name} == {"sigscale"}, run.stderr
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Files of the package, but for kernels, that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        folder = path.parents[node.level - 1]
+        for name in [node.module] if node.module else [alias.name for alias in node.names]:
+            place = folder.joinpath(*name.split("."))
+            found |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists()}
+    return {file for file in found if "kernels" not in file.relative_to(ROOT).parts}
+
+
+def test_no_circle_of_files():
+    """Nor of files that import each other for a type checker alone."""
+    files = [p for p in (ROOT / "sigscale").rglob("*.py") if "kernels" not in p.relative_to(ROOT).parts]
+    waiting = {path: imported_files(path) - {path} for path in files}
+    while waiting:
+        free = [path for path, needs in waiting.items() if needs.isdisjoint(waiting)]
+        assert free, f"a circle in {', '.join(str(path.relative_to(ROOT)) for path in waiting)}"
+        for path in free:
+            del waiting[path]

@@ -34,7 +34,7 @@ CHECKED = 1 << 20  # elements at the start and the end of a tensor
 
 EXPONENTS = {"cpu": [10, 14, 17, 20, 22], "cuda": [*range(10, 31, 2)]}
 COMPILED = {"cpu": {20}, "cuda": {10, 16, 28}}  # for the first function; takes seconds a case
-SELDOM = {"cpu": {20}, "cuda": {28}}  # for others
+SELDOM: dict[str, set[int]] = {"cpu": set(), "cuda": {28}}  # for others
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from examples.cifar10 import data, memory
-from examples.cifar10.capture import EAGER, Captured
+from examples.cifar10 import data, runtime
 from examples.cifar10.data import Cifar10, Split
-from examples.cifar10.errors import DataError
 from examples.cifar10.networks import TABLE_3, build, large_uniform
 from examples.cifar10.pipelines import ALPHA, FIGURES, R
+from examples.cifar10.runtime import EAGER, Captured, DataError
 from examples.cifar10.train import Run, Settings
 
 __all__ = ["ALPHA", "EAGER", "Captured", "R", "Split", "keep_memory", "large_uniform"]
 BATCH = 32
 RANDOM_IMAGES = 2000
 
-keep_memory = memory.keep
+keep_memory = runtime.keep_freed_memory
 
 
 def table_3(activation: Callable[[], nn.Module], *, normalize: bool = False) -> nn.Sequential:

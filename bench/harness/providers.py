@@ -88,8 +88,7 @@ def _compile(function: str, like: Tensor) -> Activation:
 
 
 def _plain(function: str, like: Tensor) -> Activation:
-    f = by_hand(function)
-    return f if function in BY_HAND else lambda x: f(x.clone())
+    return by_hand(function)
 
 
 def _copy(function: str, like: Tensor) -> Activation:

@@ -1,9 +1,9 @@
 """The paper's claims C1 to C4 about its Figures 1 to 4, as statements that numbers can decide.
 
-Each `Statement` quotes a few words of the paper and names what is measured in every run, which pipelines are
-compared seed by seed (runs of one seed share initial parameters and the order of the images), and the rule of
-`verdicts` that decides.  The paper states its claims in words alone: that "considerably" is two points, say,
-is our reading, and the constants below are all there is of it.  `judging` decides.
+Each `Statement` quotes the paper and names what is measured in every run, which pipelines are compared seed
+by seed (runs of one seed share initial parameters and image order), and the rule of `verdicts` that decides.
+The paper states its claims in words alone; that "considerably" is two points, say, is our reading, and the
+constants below are all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from examples.cifar10.figures import LOWEST
-from examples.cifar10.results import Outcome
+from examples.cifar10.store import Outcome
 
 EARLY = 5
 """Epochs, from the first, that "initially" and "immediately" mean: their mean accuracy is compared."""
@@ -72,16 +72,16 @@ class Claim:
 
 
 def _early(run: Outcome) -> float:
-    return 100 * float(run.column("test_accuracy")[:EARLY].mean())
+    return 100 * float(run.curves["test_accuracy"][:EARLY].mean())
 
 
 def _final(run: Outcome) -> float:
-    return 100 * float(run.column("test_accuracy")[-1])
+    return 100 * float(run.curves["test_accuracy"][-1])
 
 
 def _median(run: Outcome, name: str, epoch: int = 0) -> float:
     """log10; what has vanished counts as LOWEST, what is not finite as nan."""
-    value = float(run.column(f"{name}_q50")[epoch])
+    value = float(run.curves[f"{name}_q50"][epoch])
     return math.log10(max(value, LOWEST)) if math.isfinite(value) else math.nan
 
 
@@ -90,8 +90,8 @@ def _fall(run: Outcome) -> float:
 
 
 def _growth(run: Outcome) -> float:
-    high = run.column("gradient_q95")
-    if run.column("gradient_nonfinite").any() or not np.isfinite(high).all():
+    high = run.curves["gradient_q95"]
+    if run.curves["gradient_nonfinite"].any() or not np.isfinite(high).all():
         return math.inf
     return math.log10(max(high.max(), LOWEST) / max(high[0], 1.0))
 
@@ -100,8 +100,8 @@ INITIAL = Measure(f"mean test accuracy over epochs 1 to {EARLY}", _early, EARLY)
 FINAL = Measure("test accuracy after the last epoch", _final, EARLY)
 AFTER_TEN = replace(FINAL, epochs=LATER)
 START = Measure("median |gradient| over the first epoch", partial(_median, name="gradient"), log=True)
-START_OF_LOSS = Measure(
-    "the same of the loss alone, without the penalty", partial(_median, name="loss_gradient"), log=True
+START_OF_LOSS = replace(
+    START, words="the same of the loss alone, without the penalty", of=partial(_median, name="loss_gradient")
 )
 FALL = Measure("median |gradient| over the first epoch / over the last", _fall, LATER, log=True)
 GROWTH = Measure("largest 95 % quantile of |gradient| / max(1, that of epoch 1)", _growth, 2, log=True)
@@ -152,23 +152,11 @@ def _as_before(name: str, suffix: str) -> Statement:
     return Statement(name, AS_BEFORE, AFTER_TEN, pair, "alike", SAME)
 
 
+_SIMILARLY = "unregularized and regularized training perform very similarly initially"
+_IMPROVES = "after about ten epochs, the regularization improves the accuracies considerably"
 _C1 = (
-    Statement(
-        "C1a",
-        "unregularized and regularized training perform very similarly initially",
-        INITIAL,
-        LARGE,
-        "alike",
-        SIMILAR,
-    ),
-    Statement(
-        "C1b",
-        "after about ten epochs, the regularization improves the accuracies considerably",
-        AFTER_TEN,
-        LARGE,
-        "above",
-        CONSIDERABLE,
-    ),
+    Statement("C1a", _SIMILARLY, INITIAL, LARGE, "alike", SIMILAR),
+    Statement("C1b", _IMPROVES, AFTER_TEN, LARGE, "above", CONSIDERABLE),
     *_start("C1c", "regularization leads to larger gradients in the beginning", LARGE),
     _calm("C1d", "regularization does not lead to exploding gradients", LARGE[0]),
     Statement("C1e", "indeed, the gradients become smaller", FALL, LARGE[:1], "above"),
@@ -179,14 +167,10 @@ _C2 = (
     Statement("C2c", "the larger gradients in the beginning", START, DEEP, "above"),
     _calm("C2d", "without leading to an exploding-gradient problem", DEEP[0]),
 )
+_C4 = (*_combined("C4", "sigmoid"), _as_before("C4f", ""), _as_before("C4g", "-a2-r"))
 CLAIMS = (
     Claim("C1", "1", "Section 3.1", _C1),
     Claim("C2", "2", "Section 3.2", _C2),
     Claim("C3", "3", "Section 3.3", _combined("C3", "tanh")),
-    Claim(
-        "C4",
-        "4",
-        "Appendix C",
-        (*_combined("C4", "sigmoid"), _as_before("C4f", ""), _as_before("C4g", "-a2-r")),
-    ),
+    Claim("C4", "4", "Appendix C", _C4),
 )

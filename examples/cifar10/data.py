@@ -1,21 +1,48 @@
-"""CIFAR-10, from wherever it is: a folder, an archive, the download, or (only for a trial) made-up images."""
+"""CIFAR-10 from a folder, an archive or a download; for trials without a network, generated images.
+
+Both official layouts are read, from a folder or straight from the `.tar.gz`.  The order of the images may
+differ from the official one, so data the user brings needs no particular checksum.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import logging
 import os
+import pickle
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from examples.cifar10 import download
-from examples.cifar10.errors import DataError, DownloadError
-from examples.cifar10.layouts import BINARY, CLASSES, LAYOUTS, PIXELS, Layout, Records, read
+from examples.cifar10.runtime import DataError, DownloadError
 
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+"""As published on https://www.cs.toronto.edu/~kriz/cifar.html."""
+TIMEOUT_SECONDS = 20
 GENERATED = "generated images, not CIFAR-10"
+
+Records = npt.NDArray[np.uint8]
+"""(n, 1 + PIXELS): the label, then the pixels, channel by channel."""
+TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
+TEST = "test_batch"
+RECORDS = 10_000
+PIXELS = 3 * 32 * 32
+CLASSES = 10
+REPLACE = (
+    "Replace it with the official one (https://www.cs.toronto.edu/~kriz/cifar.html), "
+    "or delete it and start without --data to download the data."
+)
 
 
 @dataclass(frozen=True)
@@ -26,16 +53,16 @@ class Split:
     labels: Tensor
 
     def to(self, device: torch.device) -> Split:
-        """There, on a GPU channel by channel in memory."""
+        """A copy there; on a GPU, contiguous."""
         images = self.images.contiguous() if device.type == "cuda" else self.images
         return Split(images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class Cifar10:
-    """`sha256` is that of the six official binary files in a row, whatever layout the data came in.
+    """`sha256` is that of the six official binary files in sequence, whatever the layout of the source.
 
-    `why_generated` says why there are made-up images instead.
+    `why_generated` says why the images are generated.
     """
 
     train: Split
@@ -52,27 +79,36 @@ class Cifar10:
         return self.source == GENERATED
 
 
+@dataclass(frozen=True)
+class Layout:
+    folder: str
+    suffix: str
+    archive: str
+    decode: Callable[[bytes, str], Records]
+    """File content and the name for error messages -> (RECORDS, 1 + PIXELS)."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(batch + self.suffix for batch in (*TRAIN, TEST))
+
+
 def load(directory: Path | None, *, allow_generated: bool = False) -> Cifar10:
     """The data in `directory`, or else in the cache folder, in `./data` (torchvision's habit), or downloaded.
 
-    `allow_generated` puts made-up images in place of a download that fails, and of nothing else.
-    Raises DataError for everything that is missing, incomplete or damaged.
+    With `allow_generated`, a download that fails is replaced by generated images; nothing else is.
+    Raises DataError for everything missing, incomplete or damaged.
     """
+    places = [cache_folder(), Path("data")] if directory is None else [directory]
+    if found := [source for place in places for source in _sources(place)]:
+        return _first_whole(found)
     if directory is not None:
-        found = _find(directory)
-        if found is None:
-            raise DataError(
-                f"{directory}: no CIFAR-10 there. The folder must be, or hold, one of "
-                + ", ".join(name for layout in LAYOUTS for name in (layout.folder, layout.archive))
-                + ". Correct --data, or leave it out to download the data."
-            )
-        return _from_records(*read(*found), str(found[1]))
-    download.tidy(cache_folder(), download.URL)
-    for place in (cache_folder(), Path("data")):
-        if found := _find(place):
-            return _from_records(*read(*found), str(found[1]))
+        names = ", ".join(name for layout in LAYOUTS for name in (layout.folder, layout.archive))
+        raise DataError(
+            f"{directory}: no CIFAR-10 there. The folder must be, or hold, one of {names}. "
+            "Correct --data, or leave it out to download the data."
+        )
     try:
-        archive = download.download(cache_folder(), download.URL, download.MD5)
+        archive = download(cache_folder())
     except DownloadError as error:
         if not allow_generated:
             raise
@@ -84,21 +120,159 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sigscale" / "cifar10"
 
 
-def _find(place: Path) -> tuple[Layout, Path] | None:
-    """The data set at `place` as its layout and its folder or archive."""
+def download(folder: Path) -> Path:
+    """Fetch the archive into `folder`: checked, and there whole or not at all."""
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=True)
+    elsewhere = "or fetch the archive elsewhere and name the folder that holds it with --data DIR."
+    try:
+        return Path(pooch.retrieve(URL, f"md5:{MD5}", BINARY.archive, folder, downloader=downloader))
+    except requests.RequestException as error:
+        raise DownloadError(f"{URL}: download failed ({error}). Try again, {elsewhere}") from error
+    except ValueError as error:
+        raise DataError(f"{URL}: not the official archive ({error}). Try again, {elsewhere}") from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Free 170 MB there" if full else "Set XDG_CACHE_HOME to a folder that can be written"
+        raise DataError(
+            f"{folder}: cannot write there ({error.strerror or error}), and the download needs it. {remedy}, "
+            "or name a folder that has CIFAR-10 with --data DIR."
+        ) from error
+
+
+def _sources(place: Path) -> Iterator[tuple[Layout, Path]]:
+    """Everything at `place` that could be the data set: its layout, and its folder or archive."""
     for layout in LAYOUTS:
         if any((place / file).exists() for file in layout.files):
-            return layout, place
+            yield layout, place
         if place.name == layout.archive and place.is_file():
-            return layout, place
+            yield layout, place
         for inner in (place / layout.folder, place / layout.archive):
             if inner.exists():
-                return layout, inner
-    return None
+                yield layout, inner
+
+
+def _first_whole(sources: list[tuple[Layout, Path]]) -> Cifar10:
+    """The first source that can be read; if none can, the first one's DataError."""
+    errors = []
+    for layout, path in sources:
+        try:
+            return _from_records(*read(layout, path), str(path))
+        except DataError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def read(layout: Layout, path: Path) -> tuple[Records, Records]:
+    """The training and the test records in `path`, a folder or an archive; raises DataError."""
+    files = dict(_folder_files(layout, path) if path.is_dir() else _archive_files(layout, path))
+    if missing := [file for file in layout.files if file not in files]:
+        raise DataError(
+            f"{path}: {', '.join(missing)} missing. CIFAR-10 in this layout is the {len(layout.files)} files "
+            f"{', '.join(layout.files)}. {REPLACE}"
+        )
+    *train, test = [layout.decode(files[file], str(path / file)) for file in layout.files]
+    return np.concatenate(train), test
+
+
+def _folder_files(layout: Layout, folder: Path) -> Iterator[tuple[str, bytes]]:
+    for file in layout.files:
+        try:
+            yield file, (folder / file).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataError(
+                f"{folder / file}: cannot be read ({error.strerror}). Make it readable."
+            ) from error
+
+
+def _archive_files(layout: Layout, archive: Path) -> Iterator[tuple[str, bytes]]:
+    wanted = {f"{layout.folder}/{file}": file for file in layout.files}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = wanted.get(member.name.removeprefix("./"))
+                if name and (content := tar.extractfile(member)):
+                    yield name, content.read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise DataError(
+            f"{archive}: not a whole .tar.gz archive ({error}; {archive.stat().st_size:,} bytes). {REPLACE}"
+        ) from error
+
+
+def _decode_binary(content: bytes, name: str) -> Records:
+    size = RECORDS * (1 + PIXELS)
+    if len(content) != size:
+        raise DataError(
+            f"{name}: {len(content):,} bytes; a batch is {RECORDS:,} records x {1 + PIXELS:,} bytes "
+            f"= {size:,} bytes. {REPLACE}"
+        )
+    records = np.frombuffer(content, dtype=np.uint8).reshape(RECORDS, 1 + PIXELS)
+    _check_labels(records[:, 0], name)
+    return records
+
+
+def _decode_pickle(content: bytes, name: str) -> Records:
+    rule = f"a batch is a pickled dict of data, uint8 ({RECORDS:,}, {PIXELS:,}), and {RECORDS:,} labels"
+    try:
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise DataError(f"{name}: {len(content):,} bytes, unreadable ({error}); {rule}. {REPLACE}") from error
+    try:
+        fields = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        pixels, labels = np.asarray(fields["data"]), np.asarray(fields["labels"])
+    except (AttributeError, KeyError, ValueError) as error:
+        raise DataError(f"{name}: data and labels not found; {rule}. {REPLACE}") from error
+    whole = pixels.shape == (RECORDS, PIXELS) and labels.shape == (RECORDS,)
+    if not whole or pixels.dtype != np.uint8 or labels.dtype.kind != "i":
+        raise DataError(
+            f"{name}: data is {pixels.dtype} {pixels.shape}, labels are {labels.dtype} {labels.shape}; "
+            f"{rule}. {REPLACE}"
+        )
+    _check_labels(labels, name)
+    return np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
+
+
+def _check_labels(labels: npt.NDArray[Any], name: str) -> None:
+    bad = (labels < 0) | (labels >= CLASSES)
+    if bad.any():
+        record = int(bad.argmax())
+        raise DataError(
+            f"{name}: record {record} has label {labels[record]}; "
+            f"labels run from 0 to {CLASSES - 1}. {REPLACE}"
+        )
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays and built-in containers, and refuses every other name."""
+
+    ALLOWED = frozenset(
+        {
+            *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+            *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
+            "numpy.ndarray",
+            "numpy.dtype",
+            "_codecs.encode",
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" in self.ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs")
+
+
+BINARY = Layout("cifar-10-batches-bin", ".bin", "cifar-10-binary.tar.gz", _decode_binary)
+PYTHON = Layout("cifar-10-batches-py", "", "cifar-10-python.tar.gz", _decode_pickle)
+LAYOUTS = (BINARY, PYTHON)
 
 
 def _generate() -> tuple[Records, Records]:
-    """16,000 + 2,000 images: each class has a coarse pattern of its own, under noise."""
+    """16,000 + 2,000 images: a coarse pattern for each class, under noise."""
     rng = np.random.default_rng(0)
     patterns = rng.integers(0, 256, (CLASSES, 3, 4, 4), dtype=np.int16).repeat(8, axis=2).repeat(8, axis=3)
     labels = rng.integers(0, CLASSES, 18_000)

@@ -1,262 +1,262 @@
-"""A figure in the paper's layout: accuracy above, gradients below, one colour for a pipeline wherever it is.
+"""The pictures of a figure: in the paper's layout, gradients by layer and step, and escapes from chance.
 
-Lines are means over the runs and bands interquartile ranges over them, as in the paper.  Gradients span
-decades and may be exactly 0: their means are geometric, and all below `LOWEST` count as `LOWEST`.
+Lines are means over the runs and bands interquartile ranges, as in the paper.  Gradients span decades and may
+be exactly 0: their means are geometric, and all below `LOWEST` count as `LOWEST`.
 """
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 
 from examples.cifar10 import pipelines
-from examples.cifar10.beyond import ALSO
-from examples.cifar10.results import Outcome, by_pipeline
-from sigscale._files import atomic
+from examples.cifar10.gradients import VANISHED
+from examples.cifar10.networks import ACTIVATION
+from examples.cifar10.store import Outcome, by_pipeline
+from examples.common import CAPTION, STYLES, picture
+from sigscale import GradientHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-Curve = npt.NDArray[np.float64]
-
-STYLE: Any = {"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False}
-STYLES = (
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "v"),
-    ("#E69F00", "D"),
-    ("#000000", "P"),
-    ("#56B4E9", "X"),
-    ("#7F7F7F", "*"),
-)
-"""Colours told apart by all kinds of colour vision (Okabe and Ito's, and a grey), and markers."""
-WARNING = {"color": "#B00020", "weight": "bold"}
-CAPTION = {"fontsize": 8.5, "color": "0.35"}
+Runs = Sequence[Outcome]
 
 LOWEST = 1e-12
 """Gradients below are drawn at it: the axis has to end somewhere, and they have vanished by any measure."""
 CHANCE = 10.0
 FEW_EPOCHS = 20
 """Up to so many have markers."""
-DASHED = (0, (4, 2))
-STEPS = (1, 2, 5, 10)
-"""Between ticks, times a power of ten."""
+LAYER_QUANTILES = {"activation": 0.95, "parameter": 0.5}
+"""Those drawn.  The median of an activation before max pooling would be 0: a gradient goes to one of four
+coordinates."""
+KINDS = {"activation": "activation after\n(95 % quantile)", "parameter": "parameters of\n(median)"}
+HIGHEST = 1e4
+"""Gradients above share a color, as do those below LOWEST."""
+CELLS = 120
+"""At most so many fit a panel; of more steps, several are drawn as one."""
+ESCAPED = 12.0
+"""Per cent of test accuracy at which a run has left chance, of which 10,000 images stray by 0.3."""
+WIDTH = 105
+"""Letters in a line of a title."""
 
 
 def draw(
-    figure: pipelines.Figure, outcomes: Sequence[Outcome], stem: Path, *, title: str, warning: str = ""
-) -> list[Path]:
-    """Write `stem`.png and `stem`.svg; return their paths.  `warning` stands in red above all else.
-
-    Drawn are the outcomes that are of the figure's pipelines; there must be one at least.
-    """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure as Canvas
+    figure: pipelines.Figure, outcomes: Runs, stem: Path, *, setting: str = "", warning: str = ""
+) -> None:
+    """Accuracy above, gradients below, a line for each pipeline that was run; `warning` stands on top."""
     from matplotlib.ticker import MaxNLocator
 
     groups = by_pipeline(outcomes)
-    lines = [(groups[name], style) for name, style in _styles(figure).items() if name in groups]
-    counts = {len(group) for group, _ in lines}
-    runs = max(counts)
-    last = max(len(group[0].column("test_accuracy")) for group, _ in lines)
-    with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(9, 7.5), layout="constrained")
-        canvas.suptitle(wrapped(title, 105), x=0.01, ha="left", fontsize=10.5)
+    title = f"{_finding(figure, groups)}\n{setting}"
+    with picture(stem, _wrapped(title), (9, 7.5), warning=warning) as canvas:
         top, bottom = canvas.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
-        if warning:
-            top.annotate(warning, (0, 1), (0, 20), "axes fraction", "offset points", None, **WARNING)
-        labels = (_accuracies(top, lines), _gradients(bottom, lines))
-        over = f"mean over {_span(counts)} runs, band: interquartile range" if runs > 1 else "the only run"
-        top.set_title(f"line: {over}; dotted: chance", loc="left", **CAPTION)
-        bottom.set_title(_caption(runs, last, lines), loc="left", **CAPTION)
-        bottom.set_xlabel("epoch")
-        margin = 0.02 * (last - 1) or 0.5
-        bottom.set_xlim(1 - margin, last + margin)
-        bottom.xaxis.set_major_locator(MaxNLocator(10, steps=STEPS, integer=True, min_n_ticks=1))
-        top.yaxis.set_major_locator(MaxNLocator(8, steps=STEPS))
-        _label_ends(top, labels[0])  # when all else is there, and heights are what they will be
-        _label_ends(bottom, labels[1])
-        return save(canvas, stem)
+        bottom.set_yscale("log")
+        notes = ["thick: median coordinate (geometric mean, interquartile range)", "thin: 5 % and 95 %"]
+        notes += [f"dashed: without the penalty; {LOWEST:.0e} stands for all below"]
+        for rank, (pipeline, style) in enumerate(zip(figure.pipelines, STYLES, strict=False)):
+            if runs := groups.get(pipeline.name):
+                _draw_pipeline(top, bottom, pipeline, runs, style, zorder=9 - rank)
+                if lost := int(logarithms(runs, "gradient_q50").iloc[:, -1].isna().sum()):
+                    notes.append(f"{pipeline.label}: {lost} of {len(runs)} not finite")
+        top.axhline(CHANCE, color="0.5", lw=0.9, ls=":", zorder=0)
+        top.set_ylabel("test accuracy (%)")
+        top.set_title("line: mean over the runs, band: interquartile range; dotted: chance", **CAPTION)
+        bottom.set(xlabel="epoch", ylabel="|gradient| of single parameters")
+        bottom.set_title(pretty(textwrap.fill("; ".join(notes), WIDTH)), **CAPTION)
+        bottom.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+        canvas.legend(loc="outside lower left", ncols=4, frameon=False)
 
 
-def _span(counts: set[int]) -> str:
-    return str(*counts) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+def _draw_pipeline(
+    top: Axes, bottom: Axes, pipeline: pipelines.Pipeline, runs: Runs, style: tuple[str, str], zorder: float
+) -> None:
+    color, marker = style
+    accuracies, gradients = accuracy(runs), logarithms(runs, "gradient_q50")
+    line: Any = {"color": color, "ms": 4, "lw": 1.8, "zorder": zorder}
+    line["marker"] = marker if accuracies.shape[1] <= FEW_EPOCHS else ""
+    for axes, curves in ((top, accuracies), (bottom, 10**gradients)):
+        low, high = curves.quantile(0.25), curves.quantile(0.75)
+        axes.fill_between(curves.columns, low, high, color=color, alpha=0.2, lw=0)
+    top.plot(accuracies.mean(), label=f"{pretty(pipeline.label)}: {accuracies.mean().iloc[-1]:.1f} %", **line)
+    bottom.plot(10 ** gradients.mean(), **line)
+    alone = accuracies.shape[1] == 1
+    for edge in ("gradient_q05", "gradient_q95"):
+        bottom.plot(10 ** logarithms(runs, edge).mean(), color=color, lw=0.8, marker="_" if alone else "")
+    if pipeline.l2 or pipeline.l1:
+        loss = 10 ** logarithms(runs, "loss_gradient_q50").mean()
+        bottom.plot(loss, color=color, ls=(0, (4, 2)), lw=1.2, marker="x" if alone else "")
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """As PNG and SVG; the same picture is the same file."""
+def _finding(figure: pipelines.Figure, groups: Mapping[str, Runs]) -> str:
+    """The second pipeline against the first one."""
+    plain, remedied = figure.pipelines[:2]
+    if not {plain.name, remedied.name} <= set(groups):
+        return figure.title
+    pair = [groups[p.name] for p in (remedied, plain)]
+    one, other = (accuracy(runs).mean().iloc[-1] for runs in pair)
+    starts = [logarithms(runs, "gradient_q50").mean().iloc[0] for runs in pair]
+    found = f"{remedied.label} reaches {one:.1f} % accuracy, {plain.label} {other:.1f} %"
+    if np.isfinite(starts).all():
+        found += f"; its gradients start {10 ** (starts[0] - starts[1]):.2g} times as large"
+    return f"{found}\n{figure.title}"
+
+
+def accuracy(runs: Runs) -> pd.DataFrame:
+    """Test accuracies in per cent, (runs, epochs)."""
+    return 100 * _table(runs, "test_accuracy")  # type: ignore[no-any-return]
+
+
+def logarithms(runs: Runs, name: str) -> pd.DataFrame:
+    """log10 of gradients, (runs, epochs); NaN for what is not finite."""
+    table = _table(runs, name)
+    return np.log10(table.where(np.isfinite(table)).clip(lower=LOWEST))  # type: ignore[no-any-return]
+
+
+def _table(runs: Runs, name: str) -> pd.DataFrame:
+    table = pd.DataFrame([run.curves[name] for run in runs])
+    table.columns += 1
+    return table  # type: ignore[no-any-return]
+
+
+def draw_escapes(
+    figure: pipelines.Figure, outcomes: Runs, stem: Path, *, setting: str = "", warning: str = ""
+) -> None:
+    """A point for each run: the epoch in which it leaves chance against its median gradient until then."""
+    groups, epochs = by_pipeline(outcomes), max(len(run.curves["test_accuracy"]) for run in outcomes)
+    points = {name: pd.DataFrame(map(escape, runs), columns=["x", "y"]) for name, runs in groups.items()}
+    everything = pd.concat(points.values())
+    title = f"All runs: {correlation(everything)}\n{figure.title}\n{setting}"
+    with picture(stem, _wrapped(title), (9, 5), warning=warning) as canvas:
+        axes = canvas.subplots()
+        for pipeline, (color, marker) in zip(figure.pipelines, STYLES, strict=False):
+            if pipeline.name in points:
+                its = points[pipeline.name]
+                label = f"{pretty(pipeline.label)}: {correlation(its)}"
+                axes.scatter(its.x, its.y, 28, color, marker=marker, alpha=0.7, label=label)
+        axes.axhline(1 + epochs, color="0.5", lw=0.9, ls=":", zorder=0)
+        axes.set_title("each point a run; dotted: never; rank correlations are Spearman's", **CAPTION)
+        if np.isfinite(everything.x).any():
+            axes.set_xscale("log")
+        axes.set_xlabel("median |gradient of the loss| until then (geometric mean over the epochs)")
+        axes.set_ylabel(f"first epoch above {ESCAPED:g} % test accuracy")
+        canvas.legend(loc="outside lower left", frameon=False)
+
+
+def escape(run: Outcome) -> tuple[float, int]:
+    """The median gradient before a run leaves chance, and in which epoch it does (past the last: never)."""
+    above = 100 * run.curves["test_accuracy"] > ESCAPED
+    epoch = int(above.argmax()) + 1 if above.any() else len(above) + 1
+    before = logarithms([run], "loss_gradient_q50").iloc[0, : max(1, epoch - 1)]
+    return float(10 ** before.mean()), epoch
+
+
+def correlation(points: pd.DataFrame) -> str:
+    """Spearman's rank correlation in words; runs that never leave chance share the last rank."""
+    from scipy import stats
+
+    finite = points[np.isfinite(points.x)]
+    if finite.x.nunique() < 2 or finite.y.nunique() < 2:
+        return "no rank correlation of gradient and escape (no variation)"
+    found = stats.spearmanr(finite.x, finite.y)
+    words = "no significant rank correlation"
+    if found.pvalue < 0.05:
+        words = "larger gradients, " + ("earlier" if found.statistic < 0 else "later") + " escape"
+    return f"{words} ({found.statistic:.2f}, p = {found.pvalue:.2g}, n = {len(finite)})"
+
+
+def draw_layers(
+    histories: Mapping[str, Sequence[GradientHistory]],
+    epochs: int,
+    stem: Path,
+    *,
+    setting: str = "",
+    warning: str = "",
+) -> None:
+    """A heat map for each pipeline: a quantile of |g| over a layer's coordinates, of all seeds together.
+
+    Args:
+        histories: by the pipelines' labels; one for each group of seeds that were trained together.
+        epochs: how many the histories' steps made.
+    """
+    names = {kind: _names([h for groups in histories.values() for h in groups], kind) for kind in KINDS}
+    rows = {kind: found for kind, found in names.items() if found}
+    heights = [0.24 * max(2, len(found)) for found in rows.values()]
+    width = 2.6 + max(2.2 * len(histories), 6)
+    title = _wrapped(f"{_vanished(histories)}\n{setting}", int(11.5 * width))
+    with picture(stem, title, (width, sum(heights) + 2.1), warning=warning) as canvas:
+        panels = canvas.subplots(
+            len(rows), len(histories), sharex=True, sharey="row", height_ratios=heights, squeeze=False
+        )
+        for column, (label, groups) in zip(panels.T, histories.items(), strict=True):
+            column[0].set_title(pretty(textwrap.fill(label, 26)))
+            for axes, (kind, found) in zip(column, rows.items(), strict=True):
+                mesh = _heat_map(axes, epochs, cells(groups, found, kind))
+            column[-1].set_xlabel("epoch")
+        for axes, (kind, found) in zip(panels[:, 0], rows.items(), strict=True):
+            axes.set_yticks(range(len(found)), [_short(name) for name in found])
+            axes.set_ylabel(KINDS[kind])
+        canvas.align_ylabels(panels[:, 0])
+        bar = canvas.colorbar(mesh, ax=panels, extend="both", aspect=35)
+        bar.set_label("|gradient of the loss|; black: less, or exactly 0;\npurple: more; grey: none")
+
+
+def _names(histories: Sequence[GradientHistory], kind: str) -> list[str]:
+    """The rows of a kind that any history has, in the order of the one with the most."""
+    longest_first = sorted(histories, key=lambda history: -len(history.names))
+    rows = (row for history in longest_first for row in zip(history.names, history.kinds, strict=True))
+    return list(dict.fromkeys(name for name, its in rows if its == kind))
+
+
+def _vanished(histories: Mapping[str, Sequence[GradientHistory]]) -> str:
+    """The share of parameters whose gradients have vanished in the last record."""
+    shares = []
+    for label, groups in histories.items():
+        found = [history.below(VANISHED)[-1, history.names.index("all parameters")] for history in groups]
+        shares.append(f"{np.mean(found):.1%} ({label})")
+    return f"In the end, {', '.join(shares)} of the parameters' gradients are below {VANISHED:.0e}"
+
+
+def cells(groups: Sequence[GradientHistory], names: Sequence[str], kind: str) -> pd.DataFrame:
+    """The median over the steps of every cell and the groups, (columns, names); NaN in empty ones."""
+    columns = max(1, min(CELLS, max(map(len, groups))))
+    q = LAYER_QUANTILES[kind]
+    tables = [pd.DataFrame(h.quantile(q), h.steps * columns // h.step_count, h.names) for h in groups]
+    medians: pd.DataFrame = pd.concat(tables).groupby(level=0).median().clip(LOWEST / 10, HIGHEST * 10)
+    return medians.reindex(index=range(columns), columns=names)  # type: ignore[no-any-return]
+
+
+def _heat_map(axes: Axes, epochs: int, table: pd.DataFrame) -> Any:
     import matplotlib as mpl
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
 
-    paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        with atomic(path) as part, mpl.rc_context({"svg.hashsalt": stem.name}):
-            figure.savefig(part, format=path.suffix[1:], dpi=160, metadata=metadata)
-    return paths
+    columns, rows = table.shape
+    mesh = axes.pcolormesh(
+        np.linspace(0, epochs, columns + 1),
+        np.arange(rows + 1) - 0.5,
+        np.ma.masked_invalid(table.to_numpy().T),
+        norm=LogNorm(LOWEST, HIGHEST),
+        cmap=mpl.colormaps["viridis"].with_extremes(under="black", over="#CC79A7", bad="0.8"),
+        rasterized=True,
+    )
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.tick_params(length=2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
+    return mesh
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(ACTIVATION).removesuffix("weight").rstrip("._").replace(".", " ")
 
 
 def pretty(label: str) -> str:
     return label.replace("alpha", r"$\alpha$")
 
 
-def wrapped(text: str, width: int) -> str:
+def _wrapped(text: str, width: int = WIDTH) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
-
-
-Style = tuple[str, str]
-Line = tuple[list[Outcome], Style]
-Label = tuple[float, str, str]
-
-
-def _styles(figure: pipelines.Figure) -> dict[str, Style]:
-    """By name: the one a pipeline has in the first figure with it, unless another one here has it already."""
-    known: dict[str, Style] = {}
-    for each in (*pipelines.FIGURES.values(), *ALSO.values(), figure):
-        here: dict[str, Style] = {}
-        free = [style for style in STYLES if style not in {known.get(p.name) for p in each.pipelines}]
-        for pipeline in each.pipelines:
-            style = known.get(pipeline.name)
-            if style is None or style in here.values():
-                style = free.pop(0) if free else STYLES[len(here) % len(STYLES)]
-            here[pipeline.name] = style
-        known = {**here, **known}
-    return here
-
-
-def _accuracies(axes: Axes, lines: Sequence[Line]) -> list[Label]:
-    labels = []
-    for rank, (runs, (colour, marker)) in enumerate(lines):
-        curves = 100 * _curves(runs, "test_accuracy")
-        mean = curves.mean(0)
-        epochs = range(1, len(mean) + 1)
-        axes.plot(epochs, mean, zorder=9 - rank, **_line(colour, marker, len(mean)))
-        if len(runs) > 1:
-            _band(axes, curves, colour)
-        labels.append((mean[-1], f"{pretty(runs[0].label)}: {mean[-1]:.1f} %", colour))
-    axes.set_ylabel("test accuracy (%)")
-    axes.axhline(CHANCE, color="0.5", lw=0.9, ls=":", zorder=0)
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, CHANCE - 0.5), max(high, CHANCE + 2))
-    return labels
-
-
-def _gradients(axes: Axes, lines: Sequence[Line]) -> list[Label]:
-    axes.set_yscale("log")
-    labels = []
-    for rank, (runs, (colour, marker)) in enumerate(lines):
-        curves = _logarithms(runs, "gradient_q50")
-        middle = 10 ** _mean(curves)
-        epochs = range(1, len(middle) + 1)
-        axes.plot(epochs, middle, zorder=9 - rank, **_line(colour, marker, len(middle)))
-        if len(runs) > 1:
-            _band(axes, 10**curves, colour)
-        for name in ("gradient_q05", "gradient_q95"):
-            edge = 10 ** _mean(_logarithms(runs, name))
-            axes.plot(epochs, edge, color=colour, lw=0.8, alpha=0.7, marker="" if len(edge) > 1 else "_")
-        if _penalized(runs):
-            loss = 10 ** _mean(_logarithms(runs, "loss_gradient_q50"))
-            axes.plot(epochs, loss, color=colour, ls=DASHED, lw=1.2, marker="" if len(loss) > 1 else "x")
-        lost = np.count_nonzero(np.isnan(curves[:, -1]))
-        note = f": {lost} of {len(runs)} not finite" if lost else ""
-        labels.append((middle[-1], pretty(runs[0].label) + note, colour))
-    axes.set_ylabel("|gradient| of single parameters")
-    low, high = axes.get_ylim()
-    if _floored(lines):
-        low = LOWEST / 4
-        axes.axhline(LOWEST, color="0.5", lw=0.9, ls=":", zorder=0)
-    axes.set_ylim(low, max(high, 100 * low))
-    return labels
-
-
-def _caption(runs: int, epochs: int, lines: Sequence[Line]) -> str:
-    line, thin, dashed = ("thick", "thin", "dashed") if epochs > 1 else ("symbol", "dash", "cross")
-    over = ", geometric mean over the runs, band: interquartile range" if runs > 1 else ""
-    parts = [f"{line}: median coordinate{over}", f"{thin}: 5\u00a0% and 95\u00a0% quantiles"]
-    if any(_penalized(group) for group, _ in lines):
-        parts.append(f"{dashed}: median without the penalty")
-    if _floored(lines):
-        parts.append(f"dotted: at most {LOWEST:.0e}")
-    return textwrap.fill("; ".join(parts), 100)
-
-
-def _floored(lines: Sequence[Line]) -> bool:
-    drawn = ("gradient_q05", "loss_gradient_q50")
-    return any((_curves(runs, name) < LOWEST).any() for runs, _ in lines for name in drawn)
-
-
-def _penalized(runs: Sequence[Outcome]) -> bool:
-    """Whether the gradient that is followed is not that of the loss alone."""
-    one, other = (_curves(runs, name) for name in ("gradient_q50", "loss_gradient_q50"))
-    return not np.array_equal(one, other, equal_nan=True)
-
-
-def _curves(runs: Sequence[Outcome], metric: str) -> Curve:
-    """(runs, epochs)."""
-    return np.array([run.column(metric) for run in runs])
-
-
-def _logarithms(runs: Sequence[Outcome], metric: str) -> Curve:
-    """log10, (runs, epochs); nan for what is not finite."""
-    curves = _curves(runs, metric)
-    return np.log10(np.maximum(np.where(np.isfinite(curves), curves, math.nan), LOWEST))
-
-
-def _mean(curves: Curve) -> Curve:
-    """Over the runs that are finite; nan where none is."""
-    count = np.isfinite(curves).sum(0)
-    total = np.nansum(curves, axis=0)
-    return np.where(count, total / np.maximum(count, 1), math.nan)
-
-
-def _band(axes: Axes, curves: Curve, colour: str) -> None:
-    edges = np.full((2, curves.shape[1]), math.nan)
-    some = np.flatnonzero(np.isfinite(curves).any(axis=0))
-    edges[:, some] = np.nanquantile(curves[:, some], (0.25, 0.75), axis=0)
-    axes.fill_between(range(1, curves.shape[1] + 1), *edges, color=colour, alpha=0.2, lw=0)
-
-
-def _line(colour: str, marker: str, epochs: int) -> dict[str, Any]:
-    return {"color": colour, "marker": marker if epochs <= FEW_EPOCHS else "", "ms": 4, "lw": 1.8}
-
-
-def _label_ends(axes: Axes, labels: Sequence[Label]) -> None:
-    """Each curve's name at its right end, in its colour, pushed apart where curves end close together."""
-    from scipy.optimize import isotonic_regression
-
-    figure: Any = axes.figure
-    figure.canvas.draw()
-    height = axes.get_window_extent().height / figure.dpi * 72
-    ends = [axes.transAxes.inverted().transform(axes.transData.transform((1, y)))[1] for y, _, _ in labels]
-    ends = np.clip(np.nan_to_num(ends), 0, 1)
-    rows = 14 / height * np.arange(len(labels))  # 14 points: a line of text
-    order = np.argsort(ends, kind="stable")
-    places = np.empty(len(labels))
-    nearest = isotonic_regression(ends[order] - rows).x  # that leave a line between
-    places[order] = rows + np.clip(nearest, 0, max(0.0, 1 - rows[-1]))
-    for (_, text, colour), end, place in zip(labels, ends, places, strict=True):
-        arrow = {
-            "arrowstyle": "-",
-            "color": colour,
-            "lw": 0.8,
-            "shrinkA": 1,
-            "shrinkB": 2,
-            "relpos": (0, 0.5),
-        }
-        axes.annotate(
-            text,
-            (1.005, end),
-            (1.04, place),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=colour,
-            va="center",
-            arrowprops=arrow,
-        )

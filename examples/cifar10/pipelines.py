@@ -1,4 +1,4 @@
-"""What the paper compares: the pipelines of its four figures; `beyond` has what we compare besides."""
+"""The pipelines of the paper's four figures, and of our own comparisons (`--also`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import sigscale as ss
 from examples.cifar10 import networks
@@ -44,6 +45,20 @@ class Figure:
     title: str
     pipelines: tuple[Pipeline, ...]
     question: str = ""
+
+
+class NaiveTanh(nn.Module):
+    """alpha tanh(x): the "naive scaling" of Section 2.3, whose slope at 0 is alpha instead of 1."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.alpha * torch.tanh(x)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:g}"
 
 
 large = partial(Pipeline, architecture=networks.TABLE_1, initialize=networks.large_uniform)
@@ -99,6 +114,106 @@ FIGURES = {
             *RELU,
         ),
     ),
+}
+
+
+_plain, _scaled = FIGURES["2"].pipelines
+_large, _large_r = FIGURES["1"].pipelines
+_both = FIGURES["3"].pipelines[1]
+
+
+def _scaled_by(alpha: float) -> Pipeline:
+    label = f"tanh, alpha = {alpha:g}"
+    return deep(f"deep-tanh-a{alpha:g}", label, activation=partial(ss.nn.Tanh, alpha))
+
+
+def _remedied(name: str, activation: type[ss.nn.Activation]) -> Figure:
+    return Figure(
+        f"also-{name}",
+        f"{name.capitalize()} in the combined regime (network of Table 3)",
+        (
+            combined(f"combined-{name}", name, activation=partial(activation, 1.0)),
+            combined(
+                f"combined-{name}-a2-r",
+                f"{name}, alpha = 2, r = 0.01",
+                activation=partial(activation, ALPHA),
+                l2=R,
+            ),
+            _both,
+        ),
+        f"Do the remedies help {name} as they help tanh?",
+    )
+
+
+ALSO = {
+    figure.name: figure
+    for figure in (
+        Figure(
+            "also-normalization",
+            "Batch normalization or scaling, in the many-layers regime (network of Table 2)",
+            (
+                _plain,
+                _scaled,
+                deep("deep-tanh-norm", "tanh, batch norm", activation=nn.Tanh, normalize=True),
+            ),
+            "Is scaling an alternative to batch normalization, and a cheaper one?",
+        ),
+        _remedied("arctan", ss.nn.Arctan),
+        _remedied("softsign", ss.nn.Softsign),
+        Figure(
+            "also-alpha",
+            "Scales, and one that is learned, in the many-layers regime (network of Table 2)",
+            (
+                _plain,
+                _scaled_by(1.5),
+                _scaled,
+                _scaled_by(3.0),
+                _scaled_by(5.0),
+                deep(
+                    "deep-tanh-learned",
+                    "tanh, alpha learned",
+                    activation=partial(ss.nn.Tanh, ALPHA, learnable=True),
+                ),
+            ),
+            "Is alpha = 2 a good choice, and does learning alpha find a better one?",
+        ),
+        Figure(
+            "also-l1",
+            "L1 and L2 penalties in the large-parameters regime (network of Table 1)",
+            (_large, _large_r, large("large-tanh-s", "tanh, s = 0.01", activation=nn.Tanh, l1=R)),
+            "Does an L1 penalty, named in Section 4, do what the L2 penalty does?",
+        ),
+        Figure(
+            "also-naive",
+            "Scaling and naive scaling in the many-layers regime (network of Table 2)",
+            (
+                _plain,
+                _scaled,
+                deep("deep-tanh-naive2", "2 tanh(z)", activation=partial(NaiveTanh, 2.0)),
+                deep("deep-tanh-naive5", "5 tanh(z)", activation=partial(NaiveTanh, 5.0)),
+            ),
+            'Do the gradients of "naive scaling", alpha f(z), explode, as Section 2.3 warns?',
+        ),
+        Figure(
+            "also-rounding",
+            "bfloat16, gradients from the saved input or output, in the combined regime (network of Table 3)",
+            (
+                _both,
+                *(
+                    combined(
+                        f"combined-tanh-a2-r-bf16-{save}",
+                        f"bfloat16, from the {save}",
+                        activation=partial(ss.nn.Tanh, ALPHA, save=save),
+                        l2=R,
+                        dtype="bfloat16",
+                    )
+                    for save in ("input", "output")
+                ),
+            ),
+            "Does rounding to bfloat16 bring vanishing gradients back where the gradient is computed from "
+            "the rounded output?",
+        ),
+    )
 }
 
 

@@ -1,16 +1,15 @@
-"""Training as in Section 3 of the paper: one pipeline with many seeds at once is a `Run`.
+"""Training as in Section 3 of the paper: a `Run` trains one pipeline with many seeds at once.
 
 The penalty r/2 * sum(theta^2) (Section 2.2) has the gradient r * theta: exactly what `weight_decay=r` adds in
-`torch.optim.Adam` (not in AdamW).  Not stated in the paper and chosen here: 100 epochs, batches of 32, pixels
-from 0 to 1; each epoch shuffles anew and drops its last incomplete batch (1,562 steps of 32 images).
+`torch.optim.Adam` (not in AdamW).  The paper does not state, and we chose: 100 epochs, batches of 32, pixels
+from 0 to 1.  Each epoch shuffles anew and drops the last incomplete batch (1,562 steps of 32 images).
 
-Data, order of the images, losses, hits and gradients stay on the device; one small copy comes to the host at
-the end of an epoch, besides those of the monitor.  On a GPU whole steps are replayed from a CUDA graph; on a
-CPU `native` makes them, where there is a compiler and it knows the layers.
-Gradients are measured twice: over all parameters in every step, for the numbers of an epoch, and layer by
-layer, over all seeds, by a `sigscale.GradientMonitor`, in a few steps of every epoch, which PyTorch makes.
-A seed has the same initial parameters and order of the images whatever the pipeline, the device and the seeds
-it is trained with.
+Data, image order, losses, hits and gradients stay on the device; apart from the monitor's records, one small
+copy reaches the host at the end of an epoch.  A GPU replays whole steps from a CUDA graph; on a CPU, `native`
+computes them if there is a compiler and it knows the layers.
+Gradients are measured twice: over all parameters in every step, for the epoch's numbers, and layer by layer
+over all seeds by a `sigscale.GradientMonitor`, in a few steps of every epoch, which PyTorch computes.
+A seed gets the same initial parameters and image order whatever the pipeline, the device and the other seeds.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,12 +28,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import sigscale as ss
-from examples.cifar10 import native, networks, together
-from examples.cifar10.capture import Captured
+from examples.cifar10 import native, networks, stacked
 from examples.cifar10.data import Cifar10, Split
 from examples.cifar10.gradients import COLUMNS, QUANTILES, VANISHED, EpochGradients
 from examples.cifar10.pipelines import Pipeline
-from examples.cifar10.shuffling import generator, orders
+from examples.cifar10.runtime import Captured, generator, orders
 
 PIXELS = ("unit", "byte", "standard")
 EVALUATION_BATCH = 250
@@ -81,7 +78,7 @@ class Run:
         """`data` is on `device` already."""
         self.pipeline, self.seeds, self.settings, self.data = pipeline, tuple(seeds), settings, data
         self.device = device
-        self.network = together.join([single(pipeline, settings, seed) for seed in seeds]).to(device)
+        self.network = stacked.join([single(pipeline, settings, seed) for seed in seeds]).to(device)
         parameters = list(self.network.parameters())
         self.optimizer = torch.optim.Adam(
             parameters, lr=settings.lr, fused=True, capturable=device.type == "cuda"
@@ -142,6 +139,19 @@ class Run:
             numbers = self._numbers().cpu().numpy()
         self.history.append(numbers)
         self.seconds.append(time.perf_counter() - start)
+
+    def time(self, steps: int) -> tuple[float, float]:
+        """Seconds of a step, the fastest of a few, and of an evaluation; the run is spoiled afterwards."""
+        clocks = [time.perf_counter()]
+        with self.on_device():
+            self.begin_epoch()
+            for _ in range(steps + 1):
+                self.step()
+                self._losses.sum().item()
+                clocks.append(time.perf_counter())
+            self._test()
+            self._test_hits.sum().item()
+        return min(np.diff(clocks[1:])), time.perf_counter() - clocks[-1]
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
@@ -225,7 +235,7 @@ class Run:
 
     def _logits(self, images: Tensor) -> Tensor:
         """uint8 images (b, seeds, 3, h, h) -> (seeds, b, classes)."""
-        x = together.images(self.to_floats(images)).to(getattr(torch, self.pipeline.dtype))
+        x = stacked.images(self.to_floats(images)).to(getattr(torch, self.pipeline.dtype))
         return self.network(x).float()  # type: ignore[no-any-return]
 
     def _numbers(self) -> Tensor:
@@ -236,7 +246,7 @@ class Run:
         return torch.cat([three, self.gradients.summary()], 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """All but what the monitor recorded, which has a file of its own."""
+        """All but what the monitor recorded."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -249,22 +259,6 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = list(state["history"].numpy())
         self.seconds = state["seconds"]
-
-    def load_gradients(self, path: Path) -> None:
-        """Continue what the monitor saved to `path`, after `load_state_dict()`.
-
-        The file may be ahead of the state, if a run ended between writing the one and the other: steps that
-        the state has not made yet are cut off, there as well.
-        """
-        saved = ss.GradientHistory.load(path)
-        made = self.epoch * self.steps
-        if saved.step_count < made:
-            raise ValueError(f"the gradients end with step {saved.step_count}, the run with step {made}")
-        if saved.step_count > made:
-            kept = saved.steps < made
-            cut = replace(saved, steps=saved.steps[kept], values=saved.values[kept], step_count=made)
-            cut.save(path)
-        self.monitor.load(path)
 
 
 def single(pipeline: Pipeline, settings: Settings, seed: int) -> torch.nn.Sequential:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from .._calls import unscale_calls
@@ -17,9 +18,11 @@ from .._overlay import is_overlaid
 from ..functional import functional
 from ..kernels.functions import FUNCTIONS, Function
 from ..nn.activation import Scaled, class_name
-from ._absorbers import rescale, rescaling
+from ..nn.recurrent import Recurrent
+from ._absorbers import absorber, rescale, rescaling
 from ._layers import equations
-from ._trace import Trace, called_function, constant, scaled_function, trace
+from ._trace import Trace, called_function, cloned, needs_graph, trace
+from ._tracer import scaled_function
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -34,12 +37,14 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = Non
     and sums of branches, pass a scale on. All others keep the scale 1, as do the model's inputs and outputs.
 
     The copy consists of PyTorch's own modules and of those of your own classes: `torch.export`, ONNX and
-    pickle take it without sigscale. If forward calls functions such as `sigscale.tanh(x)`, the copy is a
-    `torch.fx.GraphModule`. It is folded for the mode, training or evaluation, that the model is in.
+    pickle take it without sigscale. If forward calls functions such as `sigscale.tanh(x)`, or takes optional
+    arguments, the copy is a `torch.fx.GraphModule`, which takes the arguments that it was folded for.
+    It is folded for the mode, training or evaluation, that the model is in.
 
     Args:
-        model: any module that `torch.fx` can trace; arguments of its forward that have a default are
-            taken to have it. Wrappers such as `DistributedDataParallel` are left out of the copy.
+        model: any module that `torch.fx` can trace; arguments of its forward that have a default, and that
+            example_inputs do not give, keep it for good. Wrappers such as `DistributedDataParallel` are left
+            out of the copy.
         example_inputs: a tensor, or a tuple of what forward is called with. Needed where an alpha
             differs from channel to channel, for the shapes. The outputs of model and copy are then compared.
 
@@ -99,6 +104,16 @@ def _check(model: nn.Module) -> None:
                 raise ValueError(
                     f"cannot fold {name}, whose {key} is on the meta device: load its values before folding"
                 )
+        if isinstance(layer, Scaled) and is_parametrized(layer):
+            raise ValueError(
+                f"cannot fold {name}, which has an alpha and parametrized weights, which cannot absorb it: "
+                "call torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+        if isinstance(layer, Recurrent) and absorber(layer) is None:
+            raise ValueError(
+                f"cannot fold {name}, a subclass whose forward may differ from that of sigscale.nn: use the "
+                "class of sigscale.nn itself"
+            )
         if is_overlaid(layer) or any(vars(layer)[hooks] for hooks in HOOKS):
             raise ValueError(
                 f"cannot fold {name}, which has hooks, and these would see other values than before: remove "
@@ -109,6 +124,7 @@ def _check(model: nn.Module) -> None:
 
 def _plain(model: nn.Module, traced: Trace) -> nn.Module:
     """The rescaled copy without alphas; its graph, if forward calls functions of sigscale."""
+    as_graph = needs_graph(model, traced.graph, traced.defaults)
     for layer in model.modules():
         unscale_calls(layer)
     plain: dict[nn.Module, nn.Module] = {}
@@ -122,7 +138,8 @@ def _plain(model: nn.Module, traced: Trace) -> nn.Module:
         for name, child in parent._modules.items():
             if child in plain:
                 parent._modules[name] = plain[child]
-    if any(called_function(node.target) for node in traced.graph.nodes if node.op == "call_function"):
+    if as_graph:
+        _check_state(model, traced)
         model = _as_graph(model, traced)
     _check_plain(model)
     return model
@@ -130,19 +147,42 @@ def _plain(model: nn.Module, traced: Trace) -> nn.Module:
 
 def _as_graph(model: nn.Module, traced: Trace) -> fx.GraphModule:
     graph = fx.Graph()  # which, unlike the traced one, does not remember sigscale's tracer
-    graph.output(graph.graph_copy(traced.graph, {}))
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(traced.graph, copies))
+    needless = {copies[node].name for node in traced.constants - traced.written}
     for node in graph.nodes:
         if node.op == "get_attr" and not hasattr(model, str(node.target).split(".")[0]):
-            setattr(model, str(node.target), constant(traced, node))  # of a tensor that forward makes
+            setattr(model, str(node.target), traced.attribute(node))  # of a tensor that forward makes
         function = called_function(node.target) if node.op == "call_function" else None
         if function is not None:
             model.add_module(name := f"folded_{node.name}", stock_module(function))
             with graph.inserting_before(node):
                 call = graph.call_module(name, (node.args[0] if node.args else node.kwargs["x"],))
             node.replace_all_uses_with(call)
-    whole = fx.GraphModule(model, graph)
-    whole.graph.eliminate_dead_code()
-    return fx.GraphModule(whole, whole.graph, type(model).__name__)  # without what only an alpha needed
+            _erase(graph, [node], needless)
+    return fx.GraphModule(model, graph, type(model).__name__)
+
+
+def _erase(graph: fx.Graph, nodes: list[fx.Node], needless: set[str]) -> None:
+    """Erase nodes that are unused, and those of the names `needless` that only these needed."""
+    for node in nodes:
+        if not node.users:
+            inputs = [x for x in node.all_input_nodes if x.name in needless]
+            graph.erase_node(node)
+            _erase(graph, inputs, needless)
+
+
+def _check_state(model: nn.Module, traced: Trace) -> None:
+    """Raise ValueError if the graph that the copy will be lacks what forward does to the model."""
+    if traced.changed:
+        cause = (
+            f"has the optional {', '.join(traced.defaults)}" if traced.defaults else "calls scaled functions"
+        )
+        raise ValueError(
+            f"cannot fold {type(model).__name__}, whose forward {cause}, so that the copy is a graph of "
+            f"calls, and which changes {'; '.join(traced.changed)}: leave that out, write into a registered "
+            "buffer, as in self.calls.add_(1), or fold the parts that do without"
+        )
 
 
 def _check_plain(model: nn.Module) -> None:
@@ -163,7 +203,8 @@ def _compare(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> No
     outputs = []
     for network in (model, folded):
         with torch.no_grad(), torch.random.fork_rng():  # the same dropout for both
-            outputs.append([x for x in tree_leaves(network(*inputs)) if isinstance(x, Tensor)])
+            found = network(*cloned(inputs))
+        outputs.append([x for x in tree_leaves(found) if isinstance(x, Tensor)])
     for expected, found in zip(*outputs, strict=True):
         if not expected.is_floating_point() or expected.numel() == 0:
             continue
@@ -195,8 +236,7 @@ def stock_module(function: Function) -> nn.Module:
             graph.output(graph.call_function(operation, (x,)))
             return fx.GraphModule(nn.Module(), graph, name)
     try:
-        # torch_value may overwrite its argument.
-        traced = fx.symbolic_trace(lambda input: function.torch_value(input.clone()))
+        traced = fx.symbolic_trace(lambda input: function.torch_value(input))
     except Exception as error:
         raise ValueError(
             f"cannot fold {function.name}: PyTorch has no such function, and torch.fx cannot trace its "
@@ -207,4 +247,4 @@ def stock_module(function: Function) -> nn.Module:
 
 def _is(operation: Callable[[Tensor], Tensor], function: Function) -> bool:
     """Whether an operation that has the function's name has its values as well."""
-    return torch.allclose(operation(PROBES), function.torch_value(PROBES.clone()), rtol=1e-13, atol=0.0)
+    return torch.allclose(operation(PROBES), function.torch_value(PROBES), rtol=1e-13, atol=0.0)

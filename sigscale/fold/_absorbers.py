@@ -1,4 +1,4 @@
-"""The layers whose parameters can take up a gain, and by which factors."""
+"""Layers that can absorb a gain, the factors that rescale their weights, and the rescaling itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..nn.recurrent import GRU, IS_TANH, LSTM, RNN, exponents_of
 from ._rules import operand
 from ._scales import ONE, Scales
-from ._trace import Trace, constant
+from ._trace import Trace
+from ._tracer import describes
 
 Factors = dict[str, Tensor]
 
@@ -211,5 +212,8 @@ def _check_shared(trace: Trace, rescaling: dict[str, Factors]) -> None:
             if tensor is not None:
                 use(tensor, f"{path}.{name}".removeprefix("."), factors.get(name, ONE))
     for node in trace.graph.nodes:
-        if node.op == "get_attr" and isinstance(tensor := constant(trace, node), Tensor):
-            use(tensor, f"{node.target}, as forward reads it,", ONE)
+        if node.op == "get_attr" and not all(map(describes, node.users)):
+            use(trace.attribute(node), f"{node.target}, as forward reads it,", ONE)
+    for tensor in trace.read:
+        name, _ = uses.get(tensor, ("", ONE))
+        use(tensor, f"{name}, as forward reads it,", ONE)

@@ -12,12 +12,16 @@ from . import _rules as rules
 from ._absorbers import Absorber, absorber, obstacle
 from ._rules import Rule, operand, unknown
 from ._scales import ONE, Scales, as_scale
-from ._trace import Trace, called_function, constant, scaled_function
+from ._table import apply_rule
+from ._trace import Trace, called_function, constant
+from ._tracer import scaled_function
 
 
 def equations(trace: Trace) -> Scales:
     """What the calls of a model demand of the scales of its values."""
     scales = Scales(trace)
+    for node, name in trace.kept.items():
+        scales.pin(node, ONE, node, f"is kept in '{name}', where its scale is 1")
     first_calls: dict[nn.Module, fx.Node] = {}
     for node in trace.graph.nodes:
         if node.op in ("placeholder", "get_attr"):
@@ -36,7 +40,11 @@ def equations(trace: Trace) -> Scales:
         elif called_function(node.target):
             _function(scales, node)
         else:
-            rules.apply_rule(scales, node)
+            apply_rule(scales, node)
+        if node.op.startswith("call"):
+            for value in trace.writes(node):  # which other values may share memory with, all of this scale
+                scales.tie((value, node), node)
+            scales.pin_others(node)
     return scales
 
 
@@ -80,11 +88,9 @@ def _function(scales: Scales, node: fx.Node) -> None:
 def _absorbing(scales: Scales, node: fx.Node, layer: nn.Module, how: Absorber) -> None:
     """The scales of operand and result are free, but for what the layer cannot do by channels."""
     x, rank = operand(node), how.rank(layer)
+    scales.free((x,), node)
     if how.pinned_by:
         scales.pin(x, ONE, node, how.pinned_by)
-    for value in node.all_input_nodes:
-        if value is not x and value not in scales.trace.constants:
-            scales.pin(value, ONE, node, "takes it as it is")
     for value in (x, node):
         if rank == 0 or rank not in (None, len(rules.shape_of(scales, value))):
             scales.single(value, node)
@@ -94,6 +100,7 @@ def _recurrent(scales: Scales, node: fx.Node, layer: nn.RNNBase) -> None:
     """Any scale of the input, and alpha as that of the states, the initial ones as well."""
     x = operand(node)
     states = [value for value in node.all_input_nodes if value is not x]
+    scales.free((x,), node)
     scales.tie((*states, node), node)
     for value in (x, node):
         scales.single(value, node)

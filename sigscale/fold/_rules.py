@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
-from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 
 from ._scales import ONE, Scales
-from ._trace import DESCRIBING, DESCRIBING_ATTRIBUTES
+from ._tracer import describes, is_number
 
 Rule = Callable[[Scales, fx.Node], None]
 
-KEEPING = """relu leaky_relu prelu rrelu dropout dropout1d dropout2d dropout3d feature_dropout abs neg
-    positive pos clone contiguous detach to float double half bfloat16 cpu cuda interpolate upsample"""
-POOLING = "max avg adaptive_max adaptive_avg lp"
-RESHAPING = "flatten reshape view view_as reshape_as unflatten squeeze unsqueeze"
-MIXING = """permute transpose t swapaxes swapdims movedim moveaxis select narrow index_select gather
-    take_along_dim chunk split tensor_split unbind cumsum amax amin diff flip roll expand expand_as repeat
-    repeat_interleave tile broadcast_to pixel_shuffle pixel_unshuffle channel_shuffle unfold fold max_unpool1d
-    max_unpool2d max_unpool3d"""
-AVERAGING = "mean sum"
-EXTREMES = "max min"
-JOINING = "add sub subtract maximum minimum where stack hstack vstack"
-COMPARING = "gt ge lt le eq ne"
-CONCATENATING = "cat concat concatenate"
-MULTIPLYING = "mul multiply div divide truediv true_divide"
+EXTREMES = "max min median"
+RANKING = "sort topk kthvalue mode cummax cummin"  # values and their indices
 ZEROS = ("zeros", "zeros_like", "new_zeros")
 TRANSPOSING = {"T", "mT", "H", "mH", "data"}
 
@@ -71,6 +56,8 @@ def keep(scales: Scales, node: fx.Node) -> None:
         floats &= {*node.all_input_nodes[1:]} <= scales.trace.constants
     if isinstance(x, fx.Node) and floats:
         scales.tie((x, node), node)
+        if scales.trace.kind(node).endswith("_as"):  # only the shape of the other
+            scales.free(node.all_input_nodes, node)
     else:
         unknown(scales, node)
 
@@ -117,7 +104,8 @@ def average(scales: Scales, node: fx.Node) -> None:
     """Over the dimensions behind the channels, each channel keeps its scale."""
     dims, rank = argument(node, 1, "dim"), len(shape_of(scales, operand(node)))
     dims = (dims,) if isinstance(dims, int) else dims
-    behind = isinstance(dims, (tuple, list)) and rank > 0 and all(dim % rank > 1 for dim in dims)
+    known = isinstance(dims, (tuple, list)) and all(isinstance(dim, int) for dim in dims)
+    behind = known and rank > 0 and all(dim % rank > 1 for dim in dims)
     (keep if behind else mix)(scales, node)
 
 
@@ -127,21 +115,64 @@ def extreme(scales: Scales, node: fx.Node) -> None:
     scales.single(node, node)
 
 
+def ranked(scales: Scales, node: fx.Node) -> bool:
+    """Whether a call returns values and their indices."""
+    name = scales.trace.kind(node)
+    if name in RANKING.split():
+        return True
+    if name in EXTREMES.split():  # of two tensors, of all numbers of one, or along a dimension
+        other = argument(node, 1, "dim")
+        return isinstance(other, int) or (isinstance(other, fx.Node) and is_number(other))
+    if node.op == "call_module":
+        return bool(getattr(scales.trace.layer(node), "return_indices", False))
+    return name.endswith("_with_indices")  # as F.max_pool2d(return_indices=True) is called
+
+
 def item(scales: Scales, node: fx.Node) -> None:
-    """A part of a tensor, or one of several results, of which the second of an extreme are indices."""
+    """A part of a tensor, or one of several results, of which the second of a ranking are indices."""
     x, index = node.args
-    returns_indices = isinstance(x, fx.Node) and re.search(r"^(max|min)$|max_?pool", scales.trace.kind(x))
-    if returns_indices and index in (1, -1) and x not in scales.trace.shapes:
-        scales.pin(node, ONE, node, "is indices")
-    else:
+    if not (isinstance(x, fx.Node) and ranked(scales, x)):
         mix(scales, node)
+    elif index in (1, -1, "indices"):
+        scales.pin(node, ONE, node, "is indices")
+        scales.free((x,), node)
+    elif index in (0, -2, "values"):
+        mix(scales, node)
+    else:
+        unknown(scales, node)
+
+
+def direct(scales: Scales, node: fx.Node) -> None:
+    """Which of several values is the largest does not depend on their scale."""
+    scales.pin(node, ONE, node, "is indices")
+    scales.free((operand(node),), node)
+    scales.single(operand(node), node)
+
+
+def assign(scales: Scales, node: fx.Node) -> None:
+    """A part of a tensor is replaced by 0 or by what has its scale, as is all of it."""
+    x, value = operand(node), argument(node, 2 if scales.trace.kind(node) == "setitem" else 1, "other")
+    if isinstance(value, fx.Node):
+        scales.tie((x, value, node), node)
+    elif value == 0:
+        scales.tie((x, node), node)
+    else:
+        unknown(scales, node, f"writes the number {value!r}, which does not scale")
+    scales.single(x, node)
+
+
+def differences(scales: Scales, node: fx.Node) -> None:
+    """What is put before or behind a tensor has its scale."""
+    others = (argument(node, 3, "prepend"), argument(node, 4, "append"))
+    scales.tie((operand(node), *(x for x in others if isinstance(x, fx.Node)), node), node)
+    scales.single(node, node)
 
 
 def join(scales: Scales, node: fx.Node) -> None:
     """All operands and the result have one scale."""
     name = scales.trace.kind(node)
     if name.endswith("stack"):
-        operands = list(argument(node, 0, "tensors"))
+        operands = parts(node)
     elif name == "where":
         operands = [argument(node, node.op == "call_function", "input"), argument(node, 2, "other")]
     else:
@@ -163,9 +194,16 @@ def join(scales: Scales, node: fx.Node) -> None:
         scales.single(node, node)
 
 
+def parts(node: fx.Node) -> list[Any]:
+    """The tensors that a call puts together; the one value that holds them all, as of h.chunk(2)."""
+    found = argument(node, 0, "tensors")
+    return [found] if isinstance(found, fx.Node) else list(found)
+
+
 def compare(scales: Scales, node: fx.Node) -> None:
     """Whether a value is above or below 0 does not depend on its scale."""
     if argument(node, 1, "other") == 0:
+        scales.free((operand(node),), node)
         scales.pin(node, ONE, node, "is true or false")
     else:
         unknown(scales, node)
@@ -173,12 +211,12 @@ def compare(scales: Scales, node: fx.Node) -> None:
 
 def concatenate(scales: Scales, node: fx.Node) -> None:
     """Along the channels, each operand has its own scale."""
-    parts: list[fx.Node] = list(argument(node, 0, "tensors"))
-    known = all(part in scales.trace.shapes for part in parts)
+    operands = parts(node)
+    known = all(part in scales.trace.shapes for part in operands)
     if known and argument(node, 1, "dim", 0) in (1, 1 - len(shape_of(scales, node))):
-        scales.concatenate(node, parts)
+        scales.concatenate(node, operands)
     else:
-        scales.tie((*parts, node), node)
+        scales.tie((*operands, node), node)
         scales.single(node, node)
 
 
@@ -201,48 +239,16 @@ def multiply(scales: Scales, node: fx.Node) -> None:
 
 def describe(scales: Scales, node: fx.Node) -> None:
     """What is asked of a tensor here does not depend on its values."""
+    scales.free(node.all_input_nodes, node)
 
 
 def attribute(scales: Scales, node: fx.Node) -> None:
-    if node.args[1] in TRANSPOSING:
+    x, name = node.args
+    if name in TRANSPOSING:
         mix(scales, node)
-    elif node.args[1] not in DESCRIBING_ATTRIBUTES:
-        unknown(scales, node)
-
-
-def _names() -> dict[str, Rule]:
-    groups: dict[Rule, str] = {
-        keep: KEEPING,
-        reshape: RESHAPING,
-        mix: MIXING,
-        average: AVERAGING,
-        extreme: EXTREMES,
-        item: "getitem",
-        join: JOINING,
-        compare: COMPARING,
-        concatenate: CONCATENATING,
-        multiply: MULTIPLYING,
-        describe: " ".join((*DESCRIBING, *ZEROS)),
-        pad: "pad",
-    }
-    rules = {name: rule for rule, names in groups.items() for name in names.split()}
-    return rules | {f"{kind}_pool{d}d": spatial(d) for kind in POOLING.split() for d in (1, 2, 3)}
-
-
-METHODS = _names()
-FUNCTIONS_BY_OBJECT = {
-    found: rule
-    for name, rule in METHODS.items()
-    for namespace in (torch, F, operator)
-    for variant in (name, f"{name}_", f"i{name}")
-    if callable(found := getattr(namespace, variant, None))
-} | {getattr: attribute}
-
-
-def apply_rule(scales: Scales, node: fx.Node) -> None:
-    """Collect what a call of a function or a method demands."""
-    if node.op == "call_method":
-        rule = METHODS.get(scales.trace.kind(node), unknown)
+    elif isinstance(x, fx.Node) and name in ("values", "indices") and ranked(scales, x):
+        item(scales, node)
+    elif describes(node):
+        describe(scales, node)
     else:
-        rule = FUNCTIONS_BY_OBJECT.get(node.target, unknown)
-    (unknown if "out" in node.kwargs else rule)(scales, node)
+        unknown(scales, node)

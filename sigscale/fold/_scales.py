@@ -54,10 +54,13 @@ class Scales:
         self._pins: dict[fx.Node, list[Pin]] = {}
         self._single: dict[fx.Node, fx.Node] = {}
         self._concatenations: list[Concatenation] = []
+        self._ruled: set[tuple[fx.Node, fx.Node]] = set()
         self._group: dict[fx.Node, list[fx.Node]] = {}
 
     def tie(self, values: Iterable[fx.Node], by: fx.Node) -> None:
         """These values have the same scale."""
+        values = [*values]
+        self._ruled.update((value, by) for value in values)
         for a, b in pairwise(values):
             self._ties[a].append((b, by))
             self._ties[b].append((a, by))
@@ -71,14 +74,26 @@ class Scales:
                 f"cannot fold {self.trace.named(by)} without shapes, since it has an alpha for each channel: "
                 "pass example_inputs, a tuple of what the model is called with"
             )
+        self._ruled.add((value, by))
         self._pins.setdefault(value, []).append(Pin(value, scale, by, why))
 
     def single(self, value: fx.Node, by: fx.Node) -> None:
         """The scale of this value is one number for all channels."""
         self._single.setdefault(value, by)
 
+    def free(self, values: Iterable[fx.Node], by: fx.Node) -> None:
+        """These values may have any scale, which does not matter to a call."""
+        self._ruled.update((value, by) for value in values)
+
+    def pin_others(self, by: fx.Node) -> None:
+        """Operands that depend on the inputs, and of which no rule says anything, keep the scale 1."""
+        for value in by.all_input_nodes:
+            if (value, by) not in self._ruled and value not in self.trace.constants:
+                self.pin(value, ONE, by, "takes it as it is")
+
     def concatenate(self, result: fx.Node, parts: list[fx.Node]) -> None:
         """The scales of the parts, one after the other, are that of the result."""
+        self._ruled.update((part, result) for part in parts)
         sizes = [self.trace.shapes[part][1] for part in parts]
         self._concatenations.append(Concatenation(result, parts, sizes))
 

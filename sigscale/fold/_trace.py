@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import copy
-import sys
+import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Target
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .._calls import method_as_scaled
+from .._calls import call_scaling
 from ..functional import functional
 from ..kernels.functions import FUNCTIONS, Function
-from ..nn.activation import Activation, module
-from ..nn.recurrent import Recurrent
-
-TORCH, OURS = (str(Path(file).parent.parent) for file in (fx.__file__, __file__))
-# Methods and attributes of a tensor that do not depend on its values.
-DESCRIBING = {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "get_device", "element_size"}
-DESCRIBING_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad"}
+from ._state import Change, State, attributes
+from ._tracer import Tracer, describes, is_proxy, place_of
+from ._writes import Memory, is_random, plain_name, writes
 
 
 class Trace(NamedTuple):
@@ -32,6 +27,11 @@ class Trace(NamedTuple):
     root: nn.Module  # a copy, which may be run, but for the parameters: they are the model's own
     shapes: Mapping[fx.Node, torch.Size]  # of the tensors; empty if there are no example inputs
     constants: frozenset[fx.Node]  # values that are computed from parameters and shapes alone
+    written: frozenset[fx.Node]  # values that share memory with what a call writes into
+    read: Sequence[Tensor]  # buffers that forward reads while it is traced
+    kept: Mapping[fx.Node, str]  # values that forward keeps in attributes, and where
+    defaults: tuple[str, ...]  # arguments of forward that have a default, and were traced with one value
+    changed: tuple[str, ...]  # what forward changes and a graph would not, such as attributes
 
     def layer(self, node: fx.Node) -> nn.Module:
         """The module that a node calls."""
@@ -44,9 +44,15 @@ class Trace(NamedTuple):
         """The name of what a node calls, without the underscore of those in place; of a module, its class."""
         if node.op == "call_module":
             return type(self.layer(node)).__name__.lower()
-        target = node.target
-        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        return name.removesuffix("_")
+        return plain_name(node.target)
+
+    def attribute(self, node: fx.Node) -> Any:
+        """The parameter, buffer or constant that a node reads."""
+        return functools.reduce(getattr, str(node.target).split("."), self.root)
+
+    def writes(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The operands that a call writes into."""
+        return writes(node, self.layer(node) if node.op == "call_module" else None)
 
     def named(self, node: fx.Node) -> str:
         """A node as errors name it."""
@@ -63,81 +69,79 @@ class Trace(NamedTuple):
         return f"{self.kind(node)}() {place_of(node)}"
 
 
-class Tracer(fx.Tracer):
-    """Sees the modules of torch.nn and sigscale.nn as single calls; arguments with a default have it.
-
-    Calls that `scale_activations` scales arrive as calls of sigscale's functions, from the mode that the
-    model's forward enters; tensor methods, which no mode sees on a proxy, are sent there.
-    """
-
-    def __init__(self, given: int) -> None:
-        super().__init__()
-        self.given = given  # arguments that are passed, whether or not they have a default
-        self.inside = [""]  # paths of the modules that are being traced
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            scaled_function(m) is not None
-            or isinstance(m, Recurrent)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(kind, *args, **kwargs)
-        if kind in ("call_function", "call_method"):
-            node.meta["place"] = _place()
-        return node
-
-    def create_proxy(self, kind: str, target: Target, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        scaled = method_as_scaled(target) if kind == "call_method" else None
-        if scaled is not None:
-            return scaled(*args, **kwargs)
-        return super().create_proxy(kind, target, args, kwargs, *rest, **more)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.inside.append(self.path_of_module(m))
-        result = super().call_module(m, forward, args, kwargs)
-        self.inside.pop()
-        return result
-
-    def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
-        # `if mask is not None` would take the branch with a mask, since what is traced is not None.
-        function, arguments = super().create_args_for_root(*args, **kwargs)
-        for i, proxy in enumerate(arguments[1:], 1):
-            if i > self.given and proxy.node.args and not str(proxy.node.target).startswith("*"):
-                arguments[i] = proxy.node.args[0]
-        return function, arguments
-
-
-def _place() -> tuple[str, int] | None:
-    """The line of the model's code that is being traced; None if all of it is PyTorch's, as in a subclass."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code is not trace.__code__:
-        if not frame.f_code.co_filename.startswith((TORCH, OURS)):
-            return frame.f_code.co_filename, frame.f_lineno
-        frame = frame.f_back
-    return None
-
-
-def place_of(node: fx.Node) -> str:
-    """Where a call is: a line of code or, if none is the user's, a module."""
-    if node.meta["place"] is not None:
-        file, line = node.meta["place"]
-        return f"at {Path(file).name}:{line}"
-    path, kind = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("", type(None)))
-    return f"in '{path}' ({kind.__name__})" if path else "in forward"
-
-
 def trace(model: nn.Module, inputs: tuple[Any, ...] | None) -> Trace:
     """The graph of a model, which stays as it is; ValueError with the reason if torch.fx finds none."""
+    root, graph, changes, read = _traced(model, inputs, ())
+    arguments = graph.find_nodes(op="placeholder")
+    defaults = tuple(node.target for node in arguments if node.args and not node.target.startswith("*"))
+    written = [change.name for change in changes if change.is_written_buffer]
+    if written and needs_graph(root, graph, defaults):
+        root, graph, changes, read = _traced(model, inputs, written)  # since the copy will be a graph
+    for position, node in enumerate(graph.find_nodes(op="placeholder")):
+        if position < len(inputs or ()):
+            node.args = ()  # what was passed has to be passed to the copy
+        elif node.args and not node.users:
+            graph.erase_node(node)
+    constants, written = _constants(graph, root)
+    kept = {
+        leaf.node: name for name, value in attributes(root) for leaf in tree_leaves(value) if is_proxy(leaf)
+    }
+    _check_kept(root, len(inputs or ()), {node: name for node, name in kept.items() if node not in constants})
+    return Trace(
+        graph,
+        root,
+        {} if inputs is None else _shapes(root, graph, inputs),
+        constants,
+        written,
+        read,
+        kept,
+        defaults,
+        tuple(change.name for change in changes),
+    )
+
+
+def _check_kept(root: nn.Module, given: int, kept: Mapping[fx.Node, str]) -> None:
+    """Raise ValueError if forward reads, in a second call, what it has kept of the first."""
+    found = [*kept.values()]
+    try:
+        nodes = Tracer(given, []).trace(root).nodes if kept else ()
+        found = [kept[value] for node in nodes for value in node.all_input_nodes if value in kept]
+    except Exception:  # it does something else in a second call
+        pass
+    if found:
+        names = ", ".join(map(repr, dict.fromkeys(found)))
+        raise ValueError(
+            f"cannot fold a model whose forward keeps {names} for its next call, where torch.fx does not see "
+            "it: pass it to forward and return it"
+        )
+
+
+def needs_graph(model: nn.Module, graph: fx.Graph, defaults: Sequence[str]) -> bool:
+    """Whether the copy cannot keep the own forward of a model, which calls sigscale or was traced in part."""
+    scaled = [call_scaling(layer) for layer in model.modules()]
+    calls = any(settings is not None and settings.functions for settings in scaled)
+    return calls or bool(defaults) or any(called_function(node.target) for node in graph.nodes)
+
+
+def _traced(
+    model: nn.Module, inputs: tuple[Any, ...] | None, updated: Sequence[str]
+) -> tuple[nn.Module, fx.Graph, list[Change], list[Tensor]]:
+    """A copy of the model, its graph, what its forward changes and the buffers that it reads.
+
+    Calls of the buffers `updated` are in the graph; those of others are made while it is traced.
+    """
     try:
         # User code runs here, and its buffers with it; parameters are only looked at.
         root = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     except RuntimeError as error:
         raise ValueError(f"cannot fold a model that cannot be copied: copy.deepcopy says: {error}") from error
-    tracer = Tracer(len(inputs or ()))
+    tracer = Tracer(len(inputs or ()), [root.get_buffer(name) for name in updated])
+    before = State(root)
     try:
-        graph = tracer.trace(root)
+        with torch.random.fork_rng():
+            random = torch.get_rng_state()
+            graph = tracer.trace(root)
+            draws = not torch.equal(random, torch.get_rng_state())
     except Exception as error:  # whatever user code may raise when it meets a torch.fx.Proxy
         where = f"in '{tracer.inside[-1]}', " if tracer.inside[-1] else ""
         raise ValueError(
@@ -145,18 +149,9 @@ def trace(model: nn.Module, inputs: tuple[Any, ...] | None) -> Trace:
             "Fold the parts that it can, as in model.features = sigscale.fold(model.features), or move the "
             "branch that depends on data out of forward"
         ) from error
-    for node in reversed(graph.nodes):
-        if node.op == "placeholder" and node.args and not node.users:
-            graph.erase_node(node)
-    shapes = {} if inputs is None else _shapes(root, graph, inputs)
-    return Trace(graph, root, shapes, frozenset(_constants(graph)))
-
-
-def scaled_function(layer: nn.Module) -> Function | None:
-    """The function of a sigscale activation module; None for any other, subclasses included."""
-    if isinstance(layer, Activation):
-        return next((function for function in FUNCTIONS.values() if type(layer) is module(function)), None)
-    return None
+    others = [*tracer.modes, *(["random numbers, drawn once for all calls"] if draws else [])]
+    changes = [*before.changes(root), *(Change(what, False) for what in others)]
+    return root, graph, changes, tracer.read
 
 
 def called_function(target: Target) -> Function | None:
@@ -168,12 +163,11 @@ def constant(trace: Trace, value: Argument) -> Any:
     """What an argument is in every call; LookupError if it depends on the model's inputs."""
     if not isinstance(value, fx.Node):
         return value
+    if value in trace.written:
+        raise LookupError(value.name)
     if value.op == "get_attr":
-        result: Any = trace.root
-        for name in str(value.target).split("."):
-            result = getattr(result, name)
-        return result
-    if value.op not in ("call_function", "call_method"):
+        return trace.attribute(value)
+    if value.op not in ("call_function", "call_method") or is_random(plain_name(value.target)):
         raise LookupError(value.name)
     args, kwargs = fx.node.map_aggregate((value.args, value.kwargs), lambda part: constant(trace, part))
     if callable(value.target):
@@ -181,20 +175,37 @@ def constant(trace: Trace, value: Argument) -> Any:
     return getattr(args[0], value.target)(*args[1:], **kwargs)
 
 
-def _constants(graph: fx.Graph) -> set[fx.Node]:
+def _constants(graph: fx.Graph, root: nn.Module) -> tuple[frozenset[fx.Node], frozenset[fx.Node]]:
+    """The values that are computed from parameters and shapes alone, and all that calls write into.
+
+    A value is no constant if it shares memory with what a call writes into that depends on the inputs.
+    """
+    memory = Memory(graph, root)
+    layers = {n: root.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"}
+    targets = {node: writes(node, layers.get(node)) for node in graph.nodes}
+    varying: set[fx.Node] = set()
+    while True:
+        constants = _without_inputs(graph, varying)
+        depending = [n for n in targets if not constants.issuperset(n.all_input_nodes)]
+        found = memory.around(value for node in depending for value in targets[node])
+        if found <= varying:
+            written = memory.around(value for values in targets.values() for value in values)
+            return frozenset(constants), frozenset(written)
+        varying |= found
+
+
+def _without_inputs(graph: fx.Graph, varying: set[fx.Node]) -> set[fx.Node]:
+    """The values that are computed from parameters and shapes alone, and are not `varying`."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         calls = node.op in ("call_function", "call_method")
-        describes = calls and (
-            node.args[1] in DESCRIBING_ATTRIBUTES if node.target is getattr else node.target in DESCRIBING
-        )
         inherits = calls and bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
-        if node.op == "get_attr" or describes or inherits:
+        if (node.op == "get_attr" or describes(node) or inherits) and node not in varying:
             found.add(node)
     return found
 
 
-def _shapes(root: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> dict[fx.Node, torch.Size]:
+def _shapes(root: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, torch.Size]:
     shapes = {}
 
     class Recorder(fx.Interpreter):
@@ -204,6 +215,19 @@ def _shapes(root: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> dict[fx.
                 shapes[n] = result.shape
             return result
 
-    with torch.no_grad(), torch.random.fork_rng():
-        Recorder(fx.GraphModule(root, graph)).run(*inputs)
+    module = copy.deepcopy(fx.GraphModule(root, graph))  # whose tensors forward may write into
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            Recorder(module, graph=graph).run(*cloned(inputs))
+    except Exception as error:  # whatever the model's operations raise
+        raise ValueError(
+            "example_inputs must be what the model is called with, a tensor for each argument that is one; "
+            f"running the model's graph on them raised {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}: pass the same as to the model, without trailing None"
+        ) from error
     return shapes
+
+
+def cloned(inputs: tuple[Any, ...]) -> Any:
+    """Copies of the example inputs, into which forward may write."""
+    return tree_map_only(Tensor, lambda x: x.detach().clone(), inputs)

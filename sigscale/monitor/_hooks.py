@@ -1,6 +1,6 @@
-"""How a stock activation module counts the gradient with respect to its input: by a class laid over its own.
+"""How a stock activation module counts the gradient of its input: by a class laid over its own.
 
-It counts during the backward pass alone, so that a forward pass that is computed again counts nothing.
+It counts in the backward pass only, so recomputing a forward pass counts nothing.
 """
 
 from __future__ import annotations

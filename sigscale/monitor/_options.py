@@ -1,4 +1,4 @@
-"""Checks of what a `GradientMonitor` is given."""
+"""The arguments of a `GradientMonitor`, checked, and the alarm that they ask for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_threshold(value: Any, name: str) -> float:
 
 
 def check_alarm(below: Any, fraction: Any, on_vanishing: Any) -> Alarm | None:
-    """The alarm that is wanted, if any."""
+    """The alarm, if one was asked for."""
     if on_vanishing is not None and not callable(on_vanishing):
         raise TypeError(
             "on_vanishing must be called with a step and {name: share}; "
@@ -48,7 +48,7 @@ def check_alarm(below: Any, fraction: Any, on_vanishing: Any) -> Alarm | None:
 def check_statistics(
     quantiles: Any, thresholds: Any, alarm: Alarm | None, magnitude: Any, mantissa_bits: Any
 ) -> Statistics:
-    """What is recorded of each gradient; ValueError or TypeError if it cannot be."""
+    """The statistics to record of each gradient; ValueError or TypeError if an argument is wrong."""
     numbers = tuple(map(float, check_quantiles(quantiles)[0]))
     limits = tuple(check_threshold(value, "thresholds") for value in _listed(thresholds))
     if alarm is not None and alarm.below not in limits:
@@ -77,29 +77,29 @@ OnVanishing = Callable[[int, Mapping[str, float]], object]
 
 
 class Alarm:
-    """Tells once of a layer of whose gradient at least `fraction` is below a threshold, until it recovers."""
+    """Warns once per layer when a share of at least `fraction` is below `below`; re-arms on recovery."""
 
     def __init__(self, below: float, fraction: float, on_vanishing: OnVanishing | None) -> None:
         self.below, self.fraction = below, fraction
         self.on_vanishing = on_vanishing or self._warn
-        self._told: set[str] = set()
+        self._vanished: set[str] = set()
 
     def look(self, step: int, names: Sequence[str], shares: npt.NDArray[np.float64]) -> None:
-        """Look at the share of each layer's gradient below the threshold, NaN where it had none."""
+        """Check the share of each layer's gradient below the threshold, NaN where it had none."""
         vanished = {}
         for name, share in zip(names, shares.tolist(), strict=True):
-            if share >= self.fraction and name not in self._told:
+            if share >= self.fraction and name not in self._vanished:
                 vanished[name] = share
             elif share < self.fraction:
-                self._told.discard(name)
+                self._vanished.discard(name)
         if vanished:
-            self._told.update(vanished)
+            self._vanished.update(vanished)
             self.on_vanishing(step, vanished)
 
     def _warn(self, step: int, vanished: Mapping[str, float]) -> None:
         layers = ", ".join(f"{share:.0%} of {name!r}" for name, share in vanished.items())
         warn(
-            f"vanishing gradients: below {self.below:g} in magnitude are, at step {step}, {layers}. Where "
-            "activations saturate, scaled ones such as sigscale.nn.Tanh(alpha=2.0) and L2 regularization "
-            "help; where weights are too small, larger initial values do"
+            f"vanishing gradients: below {self.below:g} in magnitude at step {step}: {layers}. Where "
+            "activations saturate, use scaled ones such as sigscale.nn.Tanh(alpha=2.0) or an L2 penalty; "
+            "where weights are too small, use larger initial values"
         )

@@ -1,4 +1,4 @@
-"""The host's side of a monitor: what has been recorded, by step and by name."""
+"""The host side of a monitor: its records by step and by name, and the last step as text."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class Reader:
         if recorder.lost > self._lost:
             lost, self._lost = recorder.lost - self._lost, recorder.lost
             warn(
-                f"{lost} steps were measured, and overwritten before they were read: "
-                f"the ring holds {recorder.slots}, and the history lacks them. Make the monitor with a "
-                "larger ring=, or call history() after at most so many replays of a CUDA graph",
+                f"{lost} steps were measured, and overwritten before they were read: the history lacks "
+                f"them. The ring holds {recorder.slots} steps: use a larger ring=, or call history() after "
+                "at most that many replays of a CUDA graph",
                 RuntimeWarning,
             )
         if self.alarm is None:
             return
-        statistics, totals = recorder.statistics, self.rows.totals
+        statistics, single = recorder.statistics, self.rows.single
         column = len(summary.STATISTICS) + len(statistics.quantiles)
         column += statistics.thresholds.index(self.alarm.below)
         for numbers, values in recorder.records[self._looked :]:
             self._looked += 1
-            for number, shares in zip(numbers.tolist(), values[:, totals:, column], strict=True):
-                layers = self.rows.names[totals : totals + len(shares)]
-                self.alarm.look(self.first + self.every * number, layers, shares[: len(layers)])
+            for number, shares in zip(numbers.tolist(), values[:, single, column], strict=True):
+                layers = self.rows.names[single][: len(shares)]  # those that had rows at the time
+                self.alarm.look(self.first + self.every * number, layers, shares)
 
     def history(self, calls: int) -> GradientHistory:
-        """What was recorded in so many calls of step()."""
+        """The records after `calls` calls of step()."""
         self.look(wait=True)
         recorded = self._assembled(self.recorder.records, calls)
         return recorded if self.earlier is None else self.earlier.followed_by(recorded)
@@ -79,8 +79,8 @@ class Reader:
         )
 
     def resume(self, earlier: GradientHistory) -> int:
-        """Continue a history; how many steps had been made then."""
-        layers = self.rows.names[self.rows.totals :]
+        """Continue a history; returns its number of steps."""
+        layers = self.rows.names[self.rows.single]
         if not set(layers) & set(earlier.names):
             raise ValueError(
                 f"the history must be of this model; got one of {', '.join(earlier.names[:4])}, ..., and the "
@@ -95,7 +95,7 @@ class Reader:
         threshold = options.check_threshold(below, "below")
         self._check_measured()
         shares = self.recorder.shares_below(threshold)
-        layers = slice(self.rows.totals, None)
+        layers = self.rows.single
         return dict(zip(self.rows.names[layers], shares[layers], strict=True))
 
     def sketch(self, name: str) -> QuantileSketch:
@@ -112,8 +112,10 @@ class Reader:
                 f"the scaler skipped the last step, or changed its scale within it, which left {name!r} "
                 "without a known scale: call monitor.step() before scaler.step(optimizer)"
             )
-        sketch = QuantileSketch(self.recorder.statistics.mantissa_bits)
-        sketch._counts = unscaled(self.recorder.last[row], scale, sketch.mantissa_bits)
+        bits = self.recorder.statistics.mantissa_bits
+        sketch = QuantileSketch(bits)
+        counts = unscaled(self.recorder.last[row], scale, bits)
+        sketch.load_state_dict({"mantissa_bits": bits, "counts": counts})
         return sketch
 
     def _check_measured(self) -> None:
@@ -123,7 +125,7 @@ class Reader:
 
 
 def last_step(history: GradientHistory) -> str:
-    """A table of the last step measured, a line for each row."""
+    """A table of the last measured step, one line per row."""
     if not len(history):
         return "no step has been measured yet"
     low, high = min(history.quantiles), max(history.quantiles)

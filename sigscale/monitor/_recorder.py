@@ -1,4 +1,4 @@
-"""The device's side of a monitor: counts of all tracked tensors, and a ring of what was read from them.
+"""The device side of a monitor: counts for all tracked tensors, and a ring of their summaries.
 
     counts      (rows, bins) int64      of the step in progress: totals, then activations, then parameters
     last        (rows, bins) int64      of the last step measured
@@ -29,7 +29,7 @@ from .history import Array, Record
 
 
 class Statistics(NamedTuple):
-    """What is recorded of each row."""
+    """The statistics recorded for each row."""
 
     quantiles: tuple[float, ...]
     thresholds: tuple[float, ...]
@@ -50,7 +50,7 @@ class Copy(NamedTuple):
 
 
 class Recorder:
-    """Counts and ring on `device`, for `rows` rows of which more may come; `slots` steps fit the ring."""
+    """Counts and ring on `device`, for `rows` rows and more later; the ring holds `slots` steps."""
 
     def __init__(self, device: torch.device, statistics: Statistics, rows: int, slots: int) -> None:
         self.device, self.statistics, self.rows, self.slots = device, statistics, 0, slots
@@ -71,15 +71,16 @@ class Recorder:
         self._summaries()  # whatever is compiled or copied to the device once, is now
 
     def load(self, dtypes: Iterable[torch.dtype]) -> None:
-        """Load the kernel that counts gradients of these types, which fails while a graph is captured."""
+        """Load the kernels that count gradients of these types now; loading fails during graph capture."""
         if devices.is_gpu(self.device):
             for dtype in dtypes:
-                one = torch.zeros(1, dtype=dtype, device=self.device)
-                count_many(self.counts, [0], [one], self.statistics.mantissa_bits)
+                two = torch.zeros(2, dtype=dtype, device=self.device)
+                aligned_or_not = [two, two[1:]]
+                count_many(self.counts, [0, 0], aligned_or_not, self.statistics.mantissa_bits)
             self.counts.zero_()
 
     def grow(self, rows: int) -> None:
-        """Make room for new rows; counts and records so far stay."""
+        """Make room for new rows, keeping counts and records."""
         if self.captured or self.capturing:
             raise RuntimeError(
                 "parameters were added to the model after a CUDA graph was captured, which has no room for "
@@ -90,7 +91,7 @@ class Recorder:
         self.rows = rows
 
     def note_capture(self, every: int) -> None:
-        """A CUDA graph is captured that counts here; RuntimeError unless every step is measured."""
+        """Note that a CUDA graph that counts here is being captured; RuntimeError unless every=1."""
         if every > 1:
             raise RuntimeError(
                 f"a CUDA graph repeats one step, and every={every} would measure all or none of its "
@@ -99,7 +100,7 @@ class Recorder:
         self.captured = True
 
     def record(self, scale: Tensor | None) -> None:
-        """End a step: read the counts of values times scale (rows,), write them to the ring, begin anew."""
+        """End a step: summarize the counts of values times scale (rows,) into the ring, and clear them."""
         rows = self.rows
         if scale is not None:
             self.scale[:rows].copy_(scale)
@@ -116,7 +117,7 @@ class Recorder:
 
     @property
     def capturing(self) -> bool:
-        """Whether a CUDA graph is being captured, so that the device computes nothing now."""
+        """Whether a CUDA graph is being captured, so the device computes nothing now."""
         return devices.is_capturing(self.device)
 
     def take(self, *, wait: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Which row of a monitor's counts belongs to whom, and the parameters' gradients that go there."""
+"""What a monitor measures: the rows of its counts, the gradients for each, and their sum over processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOTALS = {"activation": "all activations", "parameter": "all parameters"}
 
 
 class Rows:
-    """Totals, activations and parameters, in this order; parameters may come later."""
+    """The layout of the counts: totals, activations, parameters, in this order; parameters may be added."""
 
     def __init__(self, activations: Sequence[str], parameters: Sequence[str] | None) -> None:
         there = bool(activations), parameters is not None
@@ -50,7 +50,7 @@ class Rows:
         self.of = {name: row for row, name in enumerate(self.names)}
 
     def are_parameters(self, device: torch.device) -> Tensor:
-        """Whether each row is of parameters, (rows,)."""
+        """For each row, whether it belongs to parameters: (rows,)."""
         mask = torch.zeros(len(self), dtype=torch.bool, device=device)
         mask[self._first_parameter :] = True
         if TOTALS["parameter"] in self.names:
@@ -58,7 +58,7 @@ class Rows:
         return mask
 
     def sum_up(self, counts: Tensor) -> None:
-        """Fill the rows of the totals, of counts (rows, bins)."""
+        """Fill the rows of the totals in counts (rows, bins)."""
         for row, name in enumerate(self.names[: self.totals]):
             of_parameters = name == TOTALS["parameter"]
             first, last = (
@@ -68,7 +68,7 @@ class Rows:
 
 
 class ParameterGradients:
-    """The gradients of the selected parameters (None: of none), whichever the model has at the time."""
+    """The gradients of the selected parameters (None: of none) that the model has at the time."""
 
     def __init__(
         self, model: nn.Module, selection: Selection | None, reduction: Reduction, device: torch.device
@@ -78,7 +78,7 @@ class ParameterGradients:
         self._selected: dict[str, bool] = {}
 
     def tracked(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Selected parameters that are trained, or have been."""
+        """Selected parameters that are or were trained."""
         if self._selection is None:
             return
         for name, parameter in named_parameters(self.model):
@@ -89,7 +89,7 @@ class ParameterGradients:
                 yield name, parameter
 
     def now(self) -> dict[str, Tensor | None]:
-        """For each tracked parameter what this process counts of its gradient, None if nothing.
+        """For each tracked parameter, the part of its gradient that this process counts; None if nothing.
 
         Raises:
             TypeError, ValueError: a gradient cannot be counted.

@@ -1,4 +1,4 @@
-"""What a `GradientMonitor` has recorded: `GradientHistory`, arrays on the host that need NumPy alone."""
+"""The records of a `GradientMonitor`: `GradientHistory`, arrays on the host that need only NumPy."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ KINDS = ("total", "activation", "parameter")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientHistory:
-    """Statistics of gradients: for each measured step S, for each tensor (a row, R), C numbers.
+    """Statistics of gradients: C numbers for each of S measured steps and R rows, one row per tensor.
 
-    `history["mean"]`, `history.quantile(0.5)` and `history.below(1e-8)` are arrays (S, R); `table()` has a
-    line for each step and row. Of gradients G, the quantiles and the mean are in units of G; `magnitude` says
-    whether they are those of |G|.
+    `history["mean"]`, `history.quantile(0.5)` and `history.below(1e-8)` are arrays (S, R); `table()` has one
+    line per step and row. Quantiles and mean are in units of the gradient G; `magnitude` says whether they
+    describe |G|.
 
     Args:
         steps: (S,) int64, ascending: the steps that were measured, the first step of a training being 0.
         names: names of the rows, as in the model.
         kinds: kind of each row: "activation", "parameter", or "total" for the whole network.
-        quantiles: those that were recorded, from 0 to 1.
-        thresholds: those below which fractions were recorded, in units of G; they were rounded up to the
-            edges of bins, see `GradientMonitor`.
+        quantiles: the recorded ones, from 0 to 1.
+        thresholds: those whose shares below were recorded, in units of G, rounded up to edges of bins, see
+            `GradientMonitor`.
         values: (S, R, C) float64 in the order of `columns`; NaN where a row had no gradient.
         magnitude: whether mean and quantiles are those of |G|; shares below a threshold always are.
-        mantissa_bits: of the sketches: quantiles are good to a factor of 1 + 2^-mantissa_bits at worst, means
-            to 2^-(mantissa_bits + 1) of the mean of |G|.
+        mantissa_bits: resolution of the sketches: a quantile is off by a factor of at most
+            1 + 2^-mantissa_bits, a mean by at most 2^-(mantissa_bits + 1) of the mean of |G|.
         step_count: steps made, measured or not.
 
     Example:
@@ -75,7 +75,7 @@ class GradientHistory:
 
     @property
     def count(self) -> npt.NDArray[np.int64]:
-        """How many coordinates each gradient had, (S, R); 0 where there was none."""
+        """The number of coordinates of each gradient, (S, R); 0 where there was none."""
         return np.nan_to_num(self.get("count")).astype(np.int64)
 
     def get(self, statistic: str) -> Array:
@@ -106,7 +106,7 @@ class GradientHistory:
         return self.get(threshold_name(threshold))
 
     def table(self) -> dict[str, npt.NDArray[Any]]:
-        """Columns of equal length, a line for each step and row: `pandas.DataFrame(history.table())`.
+        """Columns of equal length, one line per step and row: `pandas.DataFrame(history.table())`.
 
         step, name, kind and `columns`; counts are int64, 0 where a row had no gradient.
         """
@@ -137,7 +137,7 @@ class GradientHistory:
         if len(self.steps) and len(later.steps) and self.steps[-1] >= later.steps[0]:
             raise ValueError(
                 f"the history ends with step {self.steps[-1]}, the later one begins with step "
-                f"{later.steps[0]}: put them the other way round"
+                f"{later.steps[0]}: put them the other way around"
             )
         known = set(later.names)
         rest = [row for row, name in enumerate(self.names) if name not in known]
@@ -173,10 +173,10 @@ class GradientHistory:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | IO[bytes]) -> GradientHistory:
-        """Read what `save` has written.
+        """Read what `save` wrote, also in an earlier version.
 
         Raises:
-            ValueError: the file is something else.
+            ValueError: the file is something else, or of a newer format.
         """
         what = repr(os.fspath(path)) if isinstance(path, (str, os.PathLike)) else "the state"
         rule = f"{what} is no gradient history"

@@ -31,18 +31,17 @@ OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
 class GradientMonitor:
     """Records the distribution of the gradients of a model's activations and parameters, once a `step()`.
 
-    Of an elementwise activation module y = f(x), such as `sigscale.nn.Tanh` or `torch.nn.ReLU`, it measures
+    For an elementwise activation module y = f(x), such as `sigscale.nn.Tanh` or `torch.nn.ReLU`, it measures
     dL/dx: the coordinates of all uses of the module, in all backward passes since the last step. Modules of
-    sigscale count in the kernel that computes dL/dx. Of a parameter it measures .grad as step() finds it,
-    where micro-batches are added up already. The rows "all activations" and "all parameters" are of all
-    their coordinates together.
+    sigscale count in the kernel that computes dL/dx. For a parameter it measures .grad as step() finds it,
+    with micro-batches already added up. The rows "all activations" and "all parameters" combine all
+    coordinates.
 
     Call step() once after the last backward pass of a training step, before zero_grad() and the next forward
-    pass: without it, activations are counted on into the next one. Nothing waits for the device until
-    history(), summary(), vanishing(), sketch() or save() are called; step() can be captured in a CUDA
-    graph. Counts take 64 KiB of device memory a row (mantissa_bits=3), records 8 bytes of host memory a
-    number. While it is open, activation modules of PyTorch have a subclass of their class, which copies do
-    not have.
+    pass; otherwise the next step counts both. Nothing waits for the device until history(), summary(),
+    vanishing(), sketch() or save() is called; step() can be captured in a CUDA graph. Counts take 64 KiB of
+    device memory per row (mantissa_bits=3), records 8 bytes of host memory per number. While it
+    is open, activation modules of PyTorch are of a subclass of their class; copies of them are not.
 
     A quantile is off by a factor of at most 1 + 2^-mantissa_bits (see `QuantileSketch`), typically by 1 %.
     The mean takes each value at the middle of its bin, and is off by at most 2^-(mantissa_bits + 1) of the
@@ -52,12 +51,12 @@ class GradientMonitor:
     gives the same bits.
 
     Args:
-        model: also wrapped in DistributedDataParallel or by torch.compile, whatever came first; names are
-            those without a wrapper.
-        quantiles: which to record, from 0 to 1.
+        model: a module, also wrapped in DistributedDataParallel or by torch.compile, before or after; names
+            are those without a wrapper.
+        quantiles: the quantiles to record, from 0 to 1.
         activations, parameters: whether to measure them.
         every: measure the steps 0, every, 2 every, ...; the others cost nothing.
-        include, exclude: patterns as of a shell ("encoder.*"), or sequences of them, of the names of modules
+        include, exclude: shell-style patterns ("encoder.*"), or sequences of them, of the names of modules
             and parameters to measure, and not to.
         magnitude: record the mean and the quantiles of |g| instead of g.
         thresholds: record the share of |g| below each of them, in units of g, rounded up to an edge of bins.
@@ -171,7 +170,7 @@ class GradientMonitor:
             self._reader.look(wait=False)
 
     def history(self) -> GradientHistory:
-        """All that was recorded, as arrays on the host; waits for the device."""
+        """All records, as arrays on the host; waits for the device."""
         return self._reader.history(self._calls)
 
     def last(self) -> GradientHistory:
@@ -197,7 +196,7 @@ class GradientMonitor:
         return self._reader.vanishing(below)
 
     def sketch(self, name: str) -> QuantileSketch:
-        """The sketch of a row, such as "all parameters", in the last step measured; waits for the device.
+        """The sketch of a row, such as "all parameters", in the last measured step; waits for the device.
 
         With a scaler, the values are divided by its scale: without error if that is a power of two, as by
         default; otherwise a value may be one bin off.
@@ -205,7 +204,7 @@ class GradientMonitor:
         return self._reader.sketch(name)
 
     def summary(self) -> str:
-        """A table of the last step measured, a line for each row; waits for the device."""
+        """A table of the last measured step, one line per row; waits for the device."""
         return last_step(self.last())
 
     def save(self, path: str | os.PathLike[str] | IO[bytes]) -> None:
@@ -213,7 +212,7 @@ class GradientMonitor:
         self.history().save(path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Continue a saved history: steps are counted on from there, rows are matched by name, NaN elsewhere.
+        """Continue a saved history: step numbers go on from there; rows are matched by name, NaN elsewhere.
 
         Raises:
             ValueError: the file is no history, or one of other statistics or of another model.
@@ -251,7 +250,7 @@ class GradientMonitor:
         self._listen()
 
     def close(self) -> None:
-        """Leave the model as it was before; what was recorded can still be read."""
+        """Remove the hooks; the records can still be read."""
         if self._is_open:
             self._is_open = False
             OPEN.discard(self)
@@ -276,7 +275,7 @@ class GradientMonitor:
     def _check_open(self) -> None:
         if not self._is_open:
             raise RuntimeError(
-                "the monitor is closed and measures nothing any more: make a new GradientMonitor(model), and "
+                "the monitor is closed and no longer measures: make a new GradientMonitor(model), and "
                 "leave the with block, or call close(), after the last step"
             )
 
@@ -327,7 +326,7 @@ class GradientMonitor:
         OPEN.add(self)
 
     def _listen(self) -> None:
-        """Count in the next backward pass, if its step is to be measured."""
+        """Count in the next backward pass if its step is measured."""
         self._taps.listen(self._calls % self._every == 0)
 
     def _measured(self) -> Things:

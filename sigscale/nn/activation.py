@@ -1,4 +1,4 @@
-"""The modules of `sigscale.nn` that apply an activation, made from the registry of functions."""
+"""The activation modules of `sigscale.nn`, made from the registry, and the scale they share with others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..sketch import QuantileSketch
 
 
 class Scaled(nn.Module):
-    """Base of all modules that have an alpha.
+    """Base of all modules that have an alpha, a number or parameters that learn it.
 
     A learned alpha is 2 ** log2_alpha, which is positive whatever the parameter's value; log2_alpha = 1 is
     the paper's alpha = 2, and 0 the plain function, where weight decay pulls it.
@@ -47,7 +47,7 @@ class Scaled(nn.Module):
 
     @torch.no_grad()
     def reset_alpha(self) -> None:
-        """Let a learned alpha start again where it was told to start."""
+        """Reset a learned alpha to its initial value."""
         if self.log2_alpha is not None:
             self.log2_alpha.fill_(math.log2(self._alpha))
 
@@ -58,7 +58,7 @@ class Scaled(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """How many alphas are learned: one, or one for each channel; 0 if alpha is fixed."""
+        """The number of learned alphas: one, or one for each channel; 0 if alpha is fixed."""
         return 0 if self.log2_alpha is None else self.log2_alpha.numel()
 
     @property
@@ -74,7 +74,7 @@ class Scaled(nn.Module):
         self.reset_alpha()
 
     def alpha_repr(self) -> str:
-        """How `extra_repr` shows alpha; reads a learned one, and so waits for its device."""
+        """alpha as `extra_repr` shows it; a learned one is read from its device, which synchronizes."""
         if self.log2_alpha is None:
             return f"alpha={self._alpha!r}"
         if self.log2_alpha.is_meta:
@@ -109,7 +109,7 @@ class Activation(Scaled):
         self.save = save
 
     def reset_parameters(self) -> None:
-        """Let a learned alpha start again; an alpha that is fixed stays."""
+        """Reset a learned alpha; a fixed one stays."""
         self.reset_alpha()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -134,16 +134,16 @@ DOCSTRING = """Alpha-scaled {f.name} as a module: alpha * f(x / alpha) with f(u)
 
 Args:
     alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36). alpha = 1 is {f.name} itself.
-    learnable: whether alpha is learned, from there on. The parameter is `log2_alpha`, of which alpha is the
-        power of two, so that it stays positive; at 0 alpha is 1, which is where weight decay pulls it.
-    num_parameters: of an alpha that learns: 1, for all of x, or the number of channels, dimension 1 of the
-        input, as in `torch.nn.PReLU`.
+    learnable: learn alpha, starting at this value. The parameter is `log2_alpha`: alpha = 2 ** log2_alpha
+        stays positive, and weight decay pulls it to 1.
+    num_parameters: number of learned alphas: 1 for all of x, or the number of channels (dimension 1 of the
+        input), as in `torch.nn.PReLU`.
     save: what the backward pass keeps, "input" or "output"; see `sigscale.{f.name}`.
-    device, dtype: of the parameter.
+    device, dtype: device and dtype of the parameter.
 
 Shape:
-    Any, and the same out. Real dtypes, as `sigscale.{f.name}`. With a fixed alpha the module has no
-    parameters and no state; with a learned one `alpha` is a tensor (num_parameters,).
+    Any; the output has the shape of the input. Real dtypes, as `sigscale.{f.name}`. With a fixed alpha the
+    module has no parameters and no state; with a learned one `alpha` is a tensor (num_parameters,).
 
 Raises:
     TypeError, ValueError: as `sigscale.{f.name}`.
@@ -176,10 +176,10 @@ def class_name(function_name: str) -> str:
 
 
 def check_free(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Raise ValueError if a sketch that is not a monitor's counts the gradient of a module's input."""
+    """Raise ValueError if a sketch counts the gradient of a module's input, a monitor's or one's own."""
     for name, module in modules:
         if vars(module).get("grad_sketch") is not None:
             raise ValueError(
-                f"the module {name!r} has a grad_sketch of its own, and counts into one sketch at a time: "
-                f"set its grad_sketch to None, or leave it out with exclude={name!r}"
+                f"the module {name!r} has a grad_sketch, and counts into one sketch at a time: close() the "
+                "monitor that measures it or, if the sketch is your own, set the module's grad_sketch to None"
             )

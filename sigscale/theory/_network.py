@@ -21,8 +21,7 @@ class Activation(NamedTuple):  # f and f', in the arithmetic of their argument
 
 def float64(function: Function) -> Activation:
     """f and f' of the registry, on float64 tensors."""
-    value, slope = function.torch_value, function.torch_slope  # which own what they are given
-    return Activation(lambda u: value(u.clone()), lambda u: slope(u.clone()))
+    return Activation(function.torch_value, lambda u: function.torch_slope(u.clone()))  # it owns u
 
 
 def chain(theta: Sequence[Any], x: Any, f: Activation, alpha: Any, *, naive: bool) -> tuple[Any, list[Any]]:

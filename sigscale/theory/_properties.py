@@ -16,7 +16,7 @@ NEAR = 1e-4  # how near a limit has to come to be reached
 
 
 class Properties(NamedTuple):
-    """The four verdicts on f, and the numbers behind them; `linear_if_centred` is property 4 of f - f(0)."""
+    """The four verdicts on f, and the numbers behind them; `linear_if_centered` is property 4 of f - f(0)."""
 
     name: str
     bound: float  # the supremum of |f|; any finite bound changes only constants in the proofs
@@ -24,12 +24,12 @@ class Properties(NamedTuple):
     lower: float  # the limit at minus infinity; the proof of Theorem 1 also needs it to be other than 0
     upper: float  # the limit at infinity
     slope: float  # a_lin, the limit of alpha f(z / alpha) / z for large alpha; NaN where there is none
-    centred_slope: float  # the same of f - f(0)
+    centered_slope: float  # the same of f - f(0)
     bounded: bool  # property 1: |f(z)| <= 1 for all z
     vanishing: bool  # property 2: z f'(z) -> 0 for z -> +-infinity, however slowly
     positive: bool  # property 3: the limit at infinity is > 0
     linear: bool  # property 4: alpha f(z / alpha) -> a_lin z for large alpha, with a_lin > 0
-    linear_if_centred: bool
+    linear_if_centered: bool
 
 
 def properties() -> list[Properties]:
@@ -68,9 +68,9 @@ def _tail(f: Activation, sign: float) -> float:
     return math.log2(near / far) / 50 if far else math.inf
 
 
-def _slope_at_origin(f: Activation, centre: Tensor) -> float:
-    """a if alpha (f(z / alpha) - centre) = a z for several z and two large alpha, else NaN."""
+def _slope_at_origin(f: Activation, center: Tensor) -> float:
+    """a if alpha (f(z / alpha) - center) = a z for several z and two large alpha, else NaN."""
     z = torch.tensor([-3.0, -1.0, 0.5, 2.0], dtype=torch.float64)
-    slopes = torch.cat([alpha * (f.value(z / alpha) - centre) / z for alpha in (SCALE, 2 * SCALE)])
+    slopes = torch.cat([alpha * (f.value(z / alpha) - center) / z for alpha in (SCALE, 2 * SCALE)])
     slope = float(slopes.mean())
     return slope if float((slopes - slope).abs().max()) <= NEAR * abs(slope) else math.nan

@@ -51,8 +51,9 @@ def test_truth(name):
         want = [float(mpmath.diff(function.mp_value, mpmath.mpf(v))) for v in u.tolist()]
     exact = truth.exact_slope(name, u, 1.0)
     np.testing.assert_allclose(exact, want, rtol=1e-15)
-    np.testing.assert_allclose(truth.slope(name, u, 1.0), exact, rtol=2.0**-44)
-    np.testing.assert_allclose(truth.value(name, u, 1.0), truth.exact_value(name, u, 1.0), rtol=2.0**-44)
+    near = {"rtol": 2.0**-43, "atol": truth.VANISHING}
+    np.testing.assert_allclose(truth.slope(name, u, 1.0), exact, **near)
+    np.testing.assert_allclose(truth.value(name, u, 1.0), truth.exact_value(name, u, 1.0), **near)
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "arctan", "softsign"])
@@ -166,6 +167,17 @@ def test_extreme_alpha(name, alpha, device):
     y = activation(name, x, alpha, device)
     exact = truth.exact_value(name, x.double().numpy(), alpha)
     assert truth.ulps(y, exact).max() <= ss.FUNCTIONS[name].torch_ulp
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.7])
+def test_fp64_tails_are_subnormal(alpha, device):
+    """Where exp(-u) overflows, sigmoid and the slopes are still as large as exp(u), not zero."""
+    x = alpha * torch.tensor([-700.0, -709.5, -720.0, -740.0, -800.0], dtype=torch.float64)
+    want = alpha * torch.exp(x / alpha)
+    tiny = 4 * 2.0**-1074
+    torch.testing.assert_close(activation("sigmoid", x, alpha, device), want, rtol=1e-12, atol=tiny)
+    torch.testing.assert_close(slopes("sigmoid", x, alpha, device), want / alpha, rtol=1e-12, atol=tiny)
+    torch.testing.assert_close(slopes("tanh", x / 2, alpha, device), 4 * want / alpha, rtol=1e-12, atol=tiny)
 
 
 @pytest.mark.interpreter

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import warnings
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import CheckpointPolicy
 
 import sigscale as ss
 from sigscale.kernels._triton import INTERPRETED
@@ -262,3 +264,88 @@ def test_elements_are_independent():
     y = torch.cat([x, torch.tensor([torch.nan, -1e4])])
     for alpha in (1.7, 2.0):
         torch.testing.assert_close(ss.sigmoid(y, alpha)[:1001], ss.sigmoid(x, alpha), rtol=3e-7, atol=0)
+
+
+@functions
+@pytest.mark.parametrize("alpha", [2.0**18, 60_000.0, 2.0**-15, 2.0**-36])
+def test_fp16_gradient_from_an_output_out_of_range(name, alpha, device):
+    """An output that overflows or is subnormal in float16 does not determine the slope."""
+    x = torch.tensor([0.0, 0.5 * alpha, -alpha, 3 * alpha]).clamp(-6e4, 6e4).to(device, torch.float16)
+    dx, want = (
+        torch.autograd.grad(getattr(ss, name)(leaf, alpha, save=save).sum(), leaf)[0]
+        for save in ("output", "input")
+        for leaf in (x.clone().requires_grad_(),)
+    )
+    torch.testing.assert_close(dx, want, rtol=2e-2, atol=1e-3)
+    assert dx[0] == ss.FUNCTIONS[name].slope_at_zero
+
+
+POLICIES = [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE, CheckpointPolicy.PREFER_RECOMPUTE]
+
+
+@functions
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_selective_checkpointing(name, learned, policy, device):
+    x = torch.randn(6, dtype=torch.float64, device=device, requires_grad=True)
+    alpha = torch.tensor(1.3, dtype=torch.float64, device=device, requires_grad=True) if learned else 1.3
+    inputs = (x, alpha) if learned else (x,)
+
+    def block(x):
+        return getattr(ss, name)(x.sin(), alpha) * 2
+
+    context = functools.partial(
+        torch.utils.checkpoint.create_selective_checkpoint_contexts, lambda *_, **__: policy
+    )
+    y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=context)
+    for got, want in zip(
+        torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(block(x).sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+@functions
+@pytest.mark.parametrize("shape", [(), (3,)], ids=["layer", "channel"])
+def test_transforms_with_a_learned_alpha(name, shape, device):
+    """linearize, jvp, hessian, functionalize and make_fx against reverse mode."""
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64, device=device).reshape(4, 3)
+    alpha = torch.full(shape, 1.3, dtype=torch.float64, device=device)
+    tangents = torch.ones_like(x), torch.ones_like(alpha)
+
+    def activation(x, alpha):
+        return getattr(ss, name)(x, alpha)
+
+    y, want = torch.autograd.functional.jvp(activation, (x, alpha), tangents)
+    linear_y, linear = torch.func.linearize(activation, x, alpha)
+    torch.testing.assert_close(linear_y, y)
+    torch.testing.assert_close(linear(*tangents), want)
+    torch.testing.assert_close(torch.func.jvp(activation, (x, alpha), tangents)[1], want)
+    torch.testing.assert_close(torch.func.functionalize(activation)(x, alpha), y)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(activation)(x, alpha)
+    torch.testing.assert_close(traced(x, alpha), y)
+    assert not [node for node in traced.graph.nodes if str(node.target).endswith("_.default")]
+
+    def total(alpha):
+        return activation(x, alpha).sum()
+
+    hessian = torch.func.hessian(total)(alpha)
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(total, alpha))
+
+
+@functions
+def test_partial_sums_of_dtensors(name):
+    """A DTensor of partial sums is reduced first: nothing is written into it."""
+    from torch.distributed.tensor import DTensor, Partial
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        local = torch.randn(5, requires_grad=True)
+        x = DTensor.from_local(local, mesh, [Partial()])
+        for alpha in (2.0, torch.tensor(1.3)):
+            torch.testing.assert_close(
+                getattr(ss, name)(x, alpha).full_tensor(), getattr(ss, name)(local, alpha)
+            )
+    finally:
+        torch.distributed.destroy_process_group()

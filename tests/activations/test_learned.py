@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sigscale as ss
+from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.learned import UNIT, row_width
 from tests.oracles import truth
 
@@ -87,7 +88,7 @@ def test_dtypes(name, dtype, device):
     last=st.booleans(),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=40)
+@settings(max_examples=12 if INTERPRETED else 40)
 @pytest.mark.interpreter
 def test_any_geometry(outer, channels, inner, last, seed):
     """Channels of which rows, tiles and groups hold any number, in the middle of memory or at its end."""

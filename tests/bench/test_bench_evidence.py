@@ -40,7 +40,7 @@ def test_outcomes_are_packed_after_each_step(runner):
     run.run(Step("two", 1, "", "echo '{commit} {epochs}'; exit 3"))
     assert packed(run)["call-1/two.log"] == "c0ffee 16\n"
     outcomes = json.loads(packed(run)["call-1/steps.json"])
-    assert [(of["step"], of["outcome"]) for of in outcomes] == [("one", "passed"), ("two", "failed")]
+    assert [(of["name"], of["outcome"]) for of in outcomes] == [("one", "passed"), ("two", "failed")]
 
 
 def test_budget_and_limits(runner, monkeypatch):

@@ -212,6 +212,20 @@ def test_models_whose_forward_is_not_their_class_s():
     ):
         with pytest.raises(ValueError, match=rf"own forward makes; got '\w+', which {why}: scale the model"):
             ss.scale_activations(model, functional=True)
+        with pytest.raises(ValueError, match=why):
+            ss.scale_activations(nn.Sequential(model), functional=True)
+
+
+def test_modules_inside_whose_forward_was_replaced():
+    """As libraries do that move weights around; the mode of the model around them scales their calls."""
+    model = Nested()
+    original = model.first.forward
+    model.first.forward = lambda x: original(x)
+    ss.scale_activations(model, functional=True)
+    assert alphas(model) == [2] * 5
+    ss.unscale_activations(model)
+    with pytest.raises(ValueError, match="'first', which had its forward replaced"):
+        ss.scale_activations(model, functional=True, exclude="first")
 
 
 def test_wrappers():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import sigscale as ss
+from sigscale._checks import warn
 
 X = torch.ones(2, 3)
 
@@ -43,7 +46,15 @@ def traces(model: nn.Module) -> list[tuple[object, ...]]:
         ({"exclude": ["last", "2"]}, ValueError, "exclude must match names of activations; got '2'"),
         ({"include": [nn.Tanh]}, TypeError, "include must be a pattern"),
         ({"exclude": 3}, TypeError, "exclude must be a pattern or a sequence of patterns; got 3 of type int"),
-        ({"exclude": "*"}, ValueError, r"must have activations to scale.*'first' \(Tanh: not selected\)"),
+        (
+            {"exclude": "*"},
+            ValueError,
+            r"'first' \(Tanh: not selected\).*: widen include=, or narrow exclude=$",
+        ),
+        ({"learnable": "yes"}, TypeError, "learnable must be True or False; got 'yes': pass learnable=True"),
+        ({"functional": 1}, TypeError, "functional must be True or False; got 1"),
+        ({"subclasses": "no"}, TypeError, "subclasses must be True or False; got 'no'"),
+        ({"dry_run": "no"}, TypeError, "dry_run must be True or False; got 'no'"),
     ],
 )
 def test_bad_arguments(options, error, message):
@@ -78,7 +89,10 @@ class Calls(nn.Module):
         (nn.Sequential(nn.Linear(2, 2), nn.Tanh()), {"example_inputs": X}, ValueError,
             "example_inputs must be what the model is called with; calling a copy of it raised RuntimeError"),
         (Calls(), {"functional": True, "exclude": "Cals"}, ValueError, "must match names of modules"),
-        (nn.GRUCell(2, 2), {}, ValueError, r"no module computes GRUCell \(computes it inside\)"),
+        (nn.GRUCell(2, 2), {}, ValueError, r"no module computes GRUCell \(computes it inside\)$"),
+        (Calls(), {"functional": True, "exclude": "Calls"}, ValueError, "got none: widen include="),
+        (nn.Sequential(Calls(), nn.Tanh()), {"functional": True, "learnable": True, "num_parameters": 3},
+            ValueError, "also calls in 0: leave functional=True to another call, with exclude="),
         (nn.RNN(2, 2, nonlinearity="relu"), {}, ValueError, r"'RNN' \(RNN: relu stays the same"),
         (nn.Sequential(ss.nn.Tanh()), {}, ValueError, r"scaled twice; got '0', Tanh\(alpha=2.0\): undo"),
         (network(act=ss.nn.Arctan(1.5)), {}, ValueError, r"twice; got 'act', Arctan\(alpha=1.5\)"),
@@ -136,7 +150,76 @@ def test_bad_undo(model, options, error, message):
 
 def test_undo_waits_for_a_monitor():
     model = nn.Sequential(nn.Linear(2, 2), ss.nn.Tanh())
-    with ss.GradientMonitor(model), pytest.raises(ValueError, match="'1' has a grad_sketch"):
+    with (
+        ss.GradientMonitor(model),
+        pytest.raises(ValueError, match=r"'1' has a grad_sketch.*close\(\) the mon"),
+    ):
         ss.unscale_activations(model)
     assert type(model[1]) is ss.nn.Tanh
     ss.unscale_activations(model)
+
+
+@pytest.mark.parametrize("scaled", [{"learnable": "yes"}, {"learnable": "no", "num_parameters": 3}])
+def test_learnable_is_a_flag(scaled):
+    with pytest.raises(TypeError, match="learnable must be True or False"):
+        ss.nn.Tanh(**scaled)
+    with pytest.raises(TypeError, match="dry_run must be True or False"):
+        ss.unscale_activations(nn.Sequential(ss.nn.Tanh()), dry_run="yes")
+
+
+def test_channels_of_example_inputs():
+    """A wrong number of alphas is an error of the conversion, not of a later forward pass."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh())
+    options = {"learnable": True, "num_parameters": 4, "example_inputs": X}
+    before = traces(model)
+    with pytest.raises(ValueError, match="dimension 1 of each module's input; got 4, but '3' has 5: scale"):
+        ss.scale_activations(model, **options)
+    assert traces(model) == before
+    ss.scale_activations(model, **options, include="1")
+    model(X).sum().backward()
+
+
+def test_names_with_brackets():
+    """An error's remedy is a name, which as a shell-style pattern would match another one."""
+    model = nn.Module()
+    for name in ("gate[0]", "gate0", "*"):
+        model.add_module(name, nn.Sequential(nn.Tanh()))
+    report = ss.scale_activations(model, exclude="gate[0].0", dry_run=True)
+    assert [entry.name for entry in report.changed] == ["*.0"]
+    assert len(ss.scale_activations(model, include="gate[0].0").changed) == 2
+
+
+@pytest.mark.parametrize("base", [nn.LSTM, type("Own", (nn.LSTM,), {})])
+def test_undo_of_a_parametrized_module(base):
+    model = nn.Sequential(base(2, 2))
+    ss.scale_activations(model, subclasses=True)
+    weight_norm(model[0], "weight_hh_l0")
+    before, x = traces(model), torch.ones(2, 3, 2)
+    y = model(x)[0]
+    with pytest.raises(
+        ValueError, match=r"'0' is Parametrized.*parametrized: remove_parametrizations\(\) first"
+    ):
+        ss.unscale_activations(model)
+    with pytest.raises(ValueError, match=r"cannot fold '0' \(Parametrized.*remove_parametrizations first"):
+        ss.fold(model)
+    assert traces(model) == before
+    assert torch.equal(model(x)[0], y)
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight_hh_l0")
+    ss.unscale_activations(model)
+    assert type(model[0]) is base
+
+
+def test_line_of_a_warning():
+    """The user's own, whatever lies between: functions of the package, hooks and decorators of PyTorch."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), Calls())
+    layer = nn.Linear(3, 3)
+    layer.register_forward_hook(lambda *_: warn("from a hook", RuntimeWarning))
+    with pytest.warns() as caught:  # noqa: PT031 (the lines are what is tested)
+        line = sys._getframe().f_lineno
+        ss.scale_activations(model, example_inputs=X)
+        torch.no_grad()(layer)(X)
+        warn("direct")
+    found = [(warning.filename, warning.lineno - line, warning.category) for warning in caught]
+    assert found[0] == (__file__, 1, UserWarning)
+    assert found[1] == (__file__, -2, RuntimeWarning)  # the hook is the user's
+    assert found[2] == (__file__, 3, UserWarning)

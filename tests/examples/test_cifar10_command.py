@@ -1,24 +1,26 @@
 """`python -m examples.cifar10` from its options to its files."""
 
 import json
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import sigscale as ss
-from examples.cifar10 import cli, data, download, figures, heatmaps, options, train
-from examples.cifar10.beyond import ALSO
+from examples import common
+from examples.cifar10 import __main__ as command_line
+from examples.cifar10 import data, figures, train
 from examples.cifar10.data import GENERATED, Cifar10
-from examples.cifar10.folder import Folder
-from examples.cifar10.pipelines import FIGURES
+from examples.cifar10.pipelines import ALSO, FIGURES
+from examples.cifar10.store import Folder
 from examples.cifar10.train import NUMBERS, Settings
 from tests.oracles.cifar10 import PIPELINES, same_history, split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+EXPERIMENT = {"epochs": 2}
 
 
 @pytest.fixture
@@ -32,47 +34,43 @@ def loaded(monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pictures, which take seconds, are not drawn."""
-    for module in (figures, heatmaps):
-        monkeypatch.setattr(
-            module, "draw", lambda what, of, stem, **texts: [stem.with_suffix(s) for s in (".png", ".svg")]
-        )
+    for name in ("draw", "draw_layers", "draw_escapes"):
+        monkeypatch.setattr(figures, name, lambda *arguments, **texts: None)
 
 
 def command(out, *more):
-    return cli.main(["--out", str(out), "--epochs", "2", "--batch", "8", "--device", "cpu", *more])
-
-
-@pytest.mark.usefixtures("loaded", "undrawn")
-@pytest.mark.parametrize("flushed", [False, True])
-def test_subnormal_numbers_are_afterwards_what_they_were(tmp_path, monkeypatch, flushed):
-    seen, train_epoch = [], train.Run.train_epoch
-
-    def watched(run, after_step):
-        seen.append(subnormal())
-        train_epoch(run, after_step)
-
-    def subnormal():
-        return float(torch.full((), 2.0**-140) * torch.ones(()))
-
-    monkeypatch.setattr(train.Run, "train_epoch", watched)
-    torch.set_flush_denormal(flushed)
-    try:
-        before = subnormal()
-        assert (before == 0) == flushed
-        assert command(tmp_path / "out", "--figure", "2") == 0
-        assert subnormal() == before
-    finally:
-        torch.set_flush_denormal(False)
-    assert set(seen) == {0.0}
+    fixed = ["--out", str(out), "--epochs", "2", "--batch", "8", "--device", "cpu"]
+    return command_line.main([*fixed, *more])
 
 
 def arrays(folder):
-    """All numbers of all runs: {file: {name: values}}"""
-    found = {}
-    for path in sorted((folder / "runs").glob("*.npz")):
-        with np.load(path) as archive:
-            found[path.name] = {name: archive[name].tolist() for name in archive.files}
-    return found
+    """All numbers of all runs: {name in runs.npz: values}"""
+    with np.load(folder / "runs.npz") as archive:
+        return {name: archive[name].tolist() for name in archive.files if "/monitor/" not in name}
+
+
+def stems(folder):
+    return sorted({name.partition("/")[0] for name in arrays(folder)})
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """The command computes them as 0; the tests after it do not."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("loaded", "undrawn")
+def test_subnormal_numbers_are_flushed(tmp_path, monkeypatch):
+    seen, train_epoch = [], train.Run.train_epoch
+
+    def watched(run, after_step):
+        seen.append(float(torch.full((), 2.0**-140) * torch.ones(())))
+        train_epoch(run, after_step)
+
+    monkeypatch.setattr(train.Run, "train_epoch", watched)
+    assert command(tmp_path / "out", "--figure", "2") == 0
+    assert set(seen) == {0.0}
 
 
 @pytest.mark.usefixtures("loaded")
@@ -80,27 +78,30 @@ class TestRun:
     def test_files_and_table(self, tmp_path, capsys):
         assert command(tmp_path, "--seeds", "2") == 0
         printed = capsys.readouterr().out
-        assert "tanh, alpha = 2, r = 0.01" in printed.splitlines()[-5]
         names = [pipeline.name for pipeline in FIGURES["3"].pipelines]
-        stems = sorted(f"{name}-seed{seed:02d}" for name in names for seed in (0, 1))
-        assert [path.stem for path in sorted((tmp_path / "runs").glob("*.json"))] == stems
-        about = json.loads((tmp_path / "runs" / f"{stems[0]}.json").read_text())
-        assert (about["lr"], about["device"], about["trained_with_seeds"]) == (0.001, "cpu", [0, 1])
+        assert all(pipeline.label in printed for pipeline in FIGURES["3"].pipelines)
+        assert stems(tmp_path) == sorted(f"{name}-seeds0-1" for name in names)
+        identity = json.loads((tmp_path / "run.json").read_text())
+        assert (identity["lr"], identity["data_sha256"]) == (0.001, "0")
+        about = identity["groups"][0]
+        assert (about["device"], about["seeds"], about["epochs"]) == ("cpu", [0, 1], 2)
         assert set(about["versions"]) == {"python", "torch", "sigscale", "numpy"}
-        curves = arrays(tmp_path)[f"{stems[0]}.npz"]
-        assert tuple(curves) == NUMBERS
-        assert all(len(curve) == 2 for curve in curves.values())
-        for picture in ("figure3", "figure3-layers"):
+        assert about["commit"] == common.commit()
+        found = arrays(tmp_path)
+        assert {name.partition("/")[2] for name in found} == set(NUMBERS)
+        assert all(np.shape(curves) == (2, 2) for curves in found.values())
+        for picture in ("figure3", "figure3-layers", "figure3-escapes"):
             assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
             assert "<svg" in (tmp_path / f"{picture}.svg").read_text()
         assert "figure3.png" in (tmp_path / "report.md").read_text()
-        history = ss.GradientHistory.load(tmp_path / "gradients" / "combined-relu-r-seeds0-1.npz")
+        history = Folder(tmp_path).read_groups()[0].history
+        assert isinstance(history, ss.GradientHistory)
         assert (history.step_count, len(history)) == (2 * 8, 2 * 4)
         assert not list(tmp_path.rglob("*.part"))
 
     def test_figures_that_share_pipelines(self, tmp_path):
         assert command(tmp_path, "--figure", "4,3") == 0
-        assert len(arrays(tmp_path)) == 6
+        assert len(stems(tmp_path)) == 6
         assert {path.stem for path in tmp_path.glob("*.png")} >= {"figure3", "figure4"}
 
     def test_interrupted_and_resumed(self, tmp_path, capsys, monkeypatch):
@@ -135,8 +136,8 @@ class TestRun:
         assert command(parts, "--figure", "2", "--epochs", "3") == 2
         assert command(parts, "--figure", "2", "--epochs", "3", "--resume") == 0
         assert arrays(parts) == arrays(whole)
-        (one,), (other,) = ((f / "gradients").glob("deep-tanh-seeds*") for f in (whole, parts))
-        assert same_history(ss.GradientHistory.load(one), ss.GradientHistory.load(other))
+        (one, *_), (other, *_) = (Folder(folder).read_groups() for folder in (whole, parts))
+        assert same_history(one.history, other.history)
         assert json.loads((parts / "run.json").read_text())["epochs"] == 3
         capsys.readouterr()
         assert command(parts, "--figure", "2", "--resume") == 2
@@ -144,40 +145,36 @@ class TestRun:
 
     @pytest.mark.usefixtures("undrawn")
     def test_seeds_are_added(self, tmp_path):
-        """In the same folder and from others, whose runs are copied."""
-        assert command(tmp_path / "one", "--figure", "2", "--seeds", "1") == 0
-        assert command(tmp_path / "one", "--figure", "2", "--seeds", "1-1", "--resume") == 0
-        assert command(tmp_path / "two", "--figure", "2", "--seeds", "2-2") == 0
-        first, second = arrays(tmp_path / "one"), arrays(tmp_path / "two")
-        assert command(tmp_path / "all", "--figure", "2", "--seeds", "3", "--merge", *folders(tmp_path)) == 0
-        assert arrays(tmp_path / "all") == first | second
-        assert len(first) == 4
-        assert len(list((tmp_path / "all" / "gradients").iterdir())) == 6
+        """In the same folder and from others; only `state` is not needed to report them again."""
+        one, two, both = (tmp_path / name for name in ("one", "two", "both"))
+        assert command(one, "--figure", "2", "--seeds", "1") == 0
+        assert command(one, "--figure", "2", "--seeds", "1-1", "--resume") == 0
+        assert command(two, "--figure", "2", "--seeds", "2-2") == 0
+        assert command(both, "--figure", "2", "--seeds", "3", "--merge", str(one), str(two)) == 0
+        assert arrays(both) == arrays(one) | arrays(two)
+        assert len(stems(both)) == 6
+        shutil.rmtree(both / "state")
+        before = (both / "runs.npz").read_bytes()
+        assert command(both, "--figure", "2", "--seeds", "3", "--resume") == 0
+        assert (both / "runs.npz").read_bytes() == before
 
     @pytest.mark.usefixtures("undrawn")
     def test_merging_what_does_not_belong_together(self, tmp_path, capsys):
-        assert command(tmp_path / "one", "--figure", "2") == 0
-        assert command(tmp_path / "two", "--figure", "2", "--lr", "0.1") == 0
-        assert command(tmp_path / "all", "--figure", "2", "--merge", *folders(tmp_path)) == 2
-        assert "lr 0.001 there, 0.1 now" in (error := capsys.readouterr().err) or "lr 0.1 there" in error
-        assert not arrays(tmp_path / "all")
+        one, two = str(tmp_path / "one"), str(tmp_path / "two")
+        assert command(one, "--figure", "2") == 0
+        assert command(two, "--figure", "2", "--lr", "0.1") == 0
+        assert command(tmp_path / "all", "--figure", "2", "--merge", one, two) == 2
+        assert "lr 0.1 there, 0.001 now" in capsys.readouterr().err
         assert command(tmp_path / "none", "--merge", str(tmp_path / "nothing")) == 2
         assert "nothing: holds no runs" in capsys.readouterr().err
-        assert not (tmp_path / "none").exists()
-        file = next((tmp_path / "one" / "runs").glob("*.npz"))
-        assert command(tmp_path / "copy", "--figure", "2") == 0
-        (tmp_path / "copy" / "runs" / file.name).write_bytes(b"something else")
-        assert command(tmp_path / "one", "--figure", "2", "--resume", "--merge", str(tmp_path / "copy")) == 2
-        assert "are different results of one run" in capsys.readouterr().err
-
-    def test_sources_that_contradict_each_other(self, tmp_path, capsys, undrawn):
-        for name in ("one", "two"):
-            assert command(tmp_path / name, "--figure", "2") == 0
-        file = next((tmp_path / "two" / "runs").glob("*.npz"))
-        file.write_bytes(b"something else")
-        assert command(tmp_path / "all", "--figure", "2", "--merge", *folders(tmp_path)) == 2
-        assert "are different results of one run" in capsys.readouterr().err
+        identity = json.loads((tmp_path / "two" / "run.json").read_text())
+        (tmp_path / "two" / "run.json").write_text(json.dumps({**identity, "lr": 0.001}))
+        assert command(tmp_path / "all", "--figure", "2", "--merge", one, two) == 2
+        assert "have different results for deep-tanh" in capsys.readouterr().err
+        assert command(one, "--figure", "2", "--resume", "--merge", two) == 2
+        assert "have different results for deep-tanh" in capsys.readouterr().err
         assert not (tmp_path / "all").exists()
+        assert not (tmp_path / "none").exists()
 
     def test_one_command_at_a_time(self, tmp_path, capsys, undrawn):
         assert command(tmp_path, "--figure", "2") == 0
@@ -185,16 +182,6 @@ class TestRun:
             assert command(tmp_path, "--figure", "2", "--resume") == 2
         assert "another command is at work here" in capsys.readouterr().err
         assert command(tmp_path, "--figure", "2", "--resume") == 0
-
-    def test_only_whole_records_are_drawn(self, tmp_path, undrawn):
-        """Not those of groups that were begun, and whose seeds were then trained in another group."""
-        assert command(tmp_path, "--figure", "2", "--seeds", "2") == 0
-        folder, gradients = Folder(tmp_path), tmp_path / "gradients"
-        (gradients / "deep-tanh-seeds0-0.npz").write_bytes(
-            (gradients / "deep-tanh-seeds0-1.npz").read_bytes()
-        )
-        (gradients / "deep-tanh-seeds0-1 (copy).npz").write_bytes(b"")
-        assert len(folder.histories("deep-tanh", folder.outcomes(["deep-tanh"], 2))) == 1
 
     @pytest.mark.usefixtures("undrawn")
     def test_folder_of_another_run_is_left_alone(self, tmp_path, capsys, loaded):
@@ -218,22 +205,23 @@ class TestRun:
             assert "GENERATED IMAGES" in (tmp_path / file).read_text()
 
     @pytest.mark.usefixtures("undrawn")
-    def test_damaged_result(self, tmp_path, capsys):
+    def test_damaged_results(self, tmp_path, capsys):
+        """Are made again from the states once they are deleted."""
         assert command(tmp_path, "--figure", "2") == 0
-        file = tmp_path / "runs" / "deep-tanh-seed00.npz"
+        before = arrays(tmp_path)
+        file = tmp_path / "runs.npz"
         whole = file.read_bytes()
         for content in (b"PK", b"", whole[:-50], whole[:200]):
             file.write_bytes(content)
             assert command(tmp_path, "--figure", "2", "--resume") == 2
-            assert "deep-tanh-seed00.npz: missing or damaged" in capsys.readouterr().err
-        file.write_bytes(whole)
-        gradients = tmp_path / "gradients" / "deep-tanh-seeds0-0.npz"
-        gradients.write_bytes(gradients.read_bytes()[:-50])
-        assert command(tmp_path, "--figure", "2", "--resume") == 2
-        assert "deep-tanh-seeds0-0.npz: damaged" in capsys.readouterr().err
-        (tmp_path / "runs" / "deep-tanh-seed00 (copy).json").write_text("{}")
-        gradients.unlink()
+            assert "runs.npz: missing or damaged" in capsys.readouterr().err
+        file.unlink()
         assert command(tmp_path, "--figure", "2", "--resume") == 0
+        assert arrays(tmp_path) == before
+
+    def test_quick_says_how_long_it_takes(self, tmp_path, capsys, undrawn):
+        assert command(tmp_path, "--quick", "--figure", "2") == 0
+        assert "This takes about 1 min." in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         "error",
@@ -259,27 +247,22 @@ class TestRun:
             with open("/dev/full", "wb") as file:
                 file.write(data)
 
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr("pathlib.Path.write_bytes", full)
         assert command(tmp_path) == 2
         first, last = capsys.readouterr().err.splitlines()[-2:]
-        checkpoint = tmp_path / "checkpoints" / "combined-tanh-seeds0-0.pt"
-        assert first == f"error: [Errno 28] No space left on device: '{checkpoint}'"
+        state = tmp_path / "state" / "combined-tanh-seeds0-0.pt"
+        assert first == f"error: [Errno 28] No space left on device: '{state}'"
         assert last == "Make room on that disk and go on with --resume; no file is half written."
         assert not list(tmp_path.rglob("*.part"))
-
-
-def folders(path):
-    return [str(path / "one"), str(path / "two")]
 
 
 class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--seeds", "0"], "argument --seeds: '0': must be how many, such as 25, or spans"),
+            (["--seeds", "0"], "argument --seeds: '0': must be how many, such as 25, or ranges"),
             (["--figure", "5"], "argument --figure: '5': the paper's figures are 1, 2, 3, 4; name one"),
             (["--epochs", "-3"], "argument --epochs: '-3': must be a whole number from 1 on"),
-            (["--epochs", "0"], "argument --epochs: '0': must be a whole number from 1 on"),
             (["--batch", "2.5"], "argument --batch: '2.5': must be a whole number from 1 on"),
             (["--lr", "nan"], "argument --lr: 'nan': must be a positive number"),
             (["--lr", "fast"], "argument --lr: 'fast': must be a positive number"),
@@ -290,7 +273,7 @@ class TestErrors:
     )
     def test_options(self, capsys, arguments, message):
         with pytest.raises(SystemExit, match="2"):
-            cli.main(arguments)
+            command_line.main(arguments)
         assert message in capsys.readouterr().err
 
     @pytest.mark.usefixtures("loaded")
@@ -302,56 +285,57 @@ class TestErrors:
     def test_out_is_checked_before_the_data_is_loaded(self, tmp_path, capsys):
         (tmp_path / "file").touch()
         assert command(tmp_path / "file" / "out", "--data", "/nowhere") == 2
-        assert "file is not a folder. Name another" in capsys.readouterr().err
-        (tmp_path / "runs").mkdir()
+        assert "file is not a folder to write in. Name another" in capsys.readouterr().err
+        assert command(tmp_path / "nothing", "--data", "/nowhere", "--resume") == 2
+        assert "nothing: no run.json there, so there is nothing to resume" in capsys.readouterr().err
+        (tmp_path / "state").mkdir()
         assert command(tmp_path, "--data", "/nowhere") == 2
-        assert "runs is there, but not the run.json" in capsys.readouterr().err
-        (tmp_path / "run.json").write_text("{")
-        assert command(tmp_path, "--data", "/nowhere") == 2
-        assert "run.json: not readable as JSON" in capsys.readouterr().err
+        assert "state is there, but not the run.json" in capsys.readouterr().err
+        for content, message in (("{", "not readable as JSON"), ("{}", "written by an earlier version")):
+            (tmp_path / "run.json").write_text(content)
+            assert command(tmp_path, "--data", "/nowhere", "--resume") == 2
+            assert message in capsys.readouterr().err
 
     def test_wrong_data_folder_is_never_replaced(self, tmp_path, capsys):
         assert command(tmp_path / "out", "--quick", "--data", str(tmp_path)) == 2
         assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no CIFAR-10 there.")
 
-    def test_without_data_and_network(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setattr(download, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
-        assert command(tmp_path / "out") == 2
+    def test_without_data_and_network(self, nowhere, capsys):
+        assert command(nowhere / "out") == 2
         assert "download failed" in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
-
-
-def parsed(*arguments):
-    return options.parse(arguments)
+        assert not (nowhere / "out").exists()
 
 
 def test_quick_changes_defaults_only():
-    assert options.settings(parsed()) == Settings()
-    assert options.settings(parsed("--quick")) == options.QUICK
-    assert options.settings(parsed("--quick", "--lr", "0.1", "--bias")).lr == 0.1
-    assert options.settings(parsed("--no-bias")).bias is False
+    def settings(*arguments):
+        return command_line.settings_of(command_line.parse(arguments))
+
+    assert settings() == Settings()
+    assert settings("--quick") == command_line.QUICK
+    assert settings("--quick", "--lr", "0.1", "--bias").lr == 0.1
+    assert settings("--no-bias").bias is False
     assert train.PIXELS[0] == Settings.pixels
-    quick = parsed("--quick")
-    assert (options.figures(quick), quick.seeds) == ([FIGURES["1"]], (0, 1, 2, 3))
-    given = parsed("--quick", "--figure", "2", "--seeds", "7-8")
-    assert (options.figures(given), given.seeds) == ([FIGURES["2"]], (7, 8))
-    assert parsed().seeds == (0,)
+    quick = command_line.parse(["--quick"])
+    assert (command_line.figures_of(quick), quick.seeds) == ([FIGURES["1"]], (0, 1, 2, 3))
+    given = command_line.parse(["--quick", "--figure", "2", "--seeds", "7-8"])
+    assert (command_line.figures_of(given), given.seeds) == ([FIGURES["2"]], (7, 8))
+    assert command_line.parse([]).seeds == (0,)
 
 
 def test_figures_asked_for():
-    assert options.figures(parsed()) == [FIGURES["3"]]
-    assert options.figures(parsed("--figure", "2,1")) == [FIGURES["1"], FIGURES["2"]]
-    assert options.figures(parsed("--figure", "all", "--also")) == [*FIGURES.values(), *ALSO.values()]
+    def chosen(*arguments):
+        return command_line.figures_of(command_line.parse(arguments))
+
+    assert chosen() == [FIGURES["3"]]
+    assert chosen("--figure", "2,1") == [FIGURES["1"], FIGURES["2"]]
+    assert chosen("--figure", "all", "--also") == [*FIGURES.values(), *ALSO.values()]
 
 
 def test_pipelines_have_names_of_their_own():
-    figures = [*FIGURES.values(), *ALSO.values()]
-    assert len({figure.name for figure in figures}) == len(figures)
-    for figure in figures:
-        labels = [pipeline.label for pipeline in figure.pipelines]
-        assert len(set(labels)) == len(labels)
+    every = [*FIGURES.values(), *ALSO.values()]
+    assert len({figure.name for figure in every}) == len(every)
+    for figure in every:
+        assert len({pipeline.label for pipeline in figure.pipelines}) == len(figure.pipelines)
     assert len(PIPELINES) == 10
 
 
@@ -360,4 +344,4 @@ def test_module_has_help():
         [sys.executable, "-m", "examples.cifar10", "--help"], capture_output=True, text=True
     )
     assert found.returncode == 0
-    assert "a few minutes" in " ".join(found.stdout.split())
+    assert "at most 3 minutes" in " ".join(found.stdout.split())

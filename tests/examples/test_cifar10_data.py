@@ -2,16 +2,18 @@
 
 import functools
 import hashlib
+import http.server
 import io
 import pickle
 import struct
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from examples.cifar10 import data, layouts
-from examples.cifar10.errors import DataError
+from examples.cifar10 import data
+from examples.cifar10.runtime import DataError, DownloadError
 from tests.oracles.cifar10_disk import FILES, RECORDS, batch, pack, write, write_binary
 
 
@@ -59,12 +61,12 @@ class TestLayouts:
         "dump", [python2_pickle, functools.partial(pickle.dumps, protocol=2), pickle.dumps]
     )
     def test_python_folder(self, tmp_path, dump):
-        write(layouts.PYTHON, tmp_path, functools.partial(as_python, dump=dump))
+        write(data.PYTHON, tmp_path, functools.partial(as_python, dump=dump))
         self.check(data.load(tmp_path))
 
-    @pytest.mark.parametrize("layout", layouts.LAYOUTS, ids=lambda layout: layout.archive)
+    @pytest.mark.parametrize("layout", data.LAYOUTS, ids=lambda layout: layout.archive)
     def test_archive_is_read_in_place(self, tmp_path, layout):
-        write(layout, tmp_path / "made", np.ndarray.tobytes if layout is layouts.BINARY else as_python)
+        write(layout, tmp_path / "made", np.ndarray.tobytes if layout is data.BINARY else as_python)
         archive = pack(layout, tmp_path / "made")
         place = tmp_path / "place"
         place.mkdir()
@@ -72,6 +74,18 @@ class TestLayouts:
         self.check(data.load(place))
         self.check(data.load(archive))
         assert list(place.iterdir()) == [archive]
+
+    def test_archive_packed_with_a_dot(self, tmp_path):
+        write_binary(tmp_path)
+        self.check(data.load(pack(data.BINARY, tmp_path, "./")))
+
+    def test_partial_folder_beside_a_whole_archive(self, tmp_path):
+        folder = write_binary(tmp_path)
+        archive = pack(data.BINARY, tmp_path)
+        (folder / "data_batch_3.bin").unlink()
+        cifar = data.load(tmp_path)
+        self.check(cifar)
+        assert cifar.source == str(archive)
 
     def test_usual_places(self, nowhere):
         write_binary(nowhere / "data")
@@ -113,7 +127,7 @@ class TestDamage:
 
     def test_truncated_archive(self, tmp_path):
         write_binary(tmp_path)
-        archive = pack(layouts.BINARY, tmp_path)
+        archive = pack(data.BINARY, tmp_path)
         archive.write_bytes(archive.read_bytes()[:50_000])
         with pytest.raises(DataError, match=r"binary\.tar\.gz: not a whole .tar.gz archive .*50,000 bytes"):
             data.load(archive)
@@ -133,7 +147,7 @@ class TestDamage:
         ],
     )
     def test_python_layout(self, tmp_path, content, message):
-        (write(layouts.PYTHON, tmp_path, as_python) / "data_batch_3").write_bytes(content)
+        (write(data.PYTHON, tmp_path, as_python) / "data_batch_3").write_bytes(content)
         with pytest.raises(DataError, match="data_batch_3: .*" + message):
             data.load(tmp_path)
 
@@ -154,3 +168,63 @@ def test_generated_images_only_when_allowed(nowhere):
     assert len(cifar.train.labels) == 16_000
     assert set(cifar.test.labels.tolist()) == set(range(10))
     assert cifar.sha256 == data.load(None, allow_generated=True).sha256
+
+
+class TestDownload:
+    @pytest.fixture
+    def served(self, monkeypatch, nowhere, small):
+        """An archive that the download finds; the server's handler can be changed."""
+        write_binary(nowhere / "server")
+        archive = pack(data.BINARY, nowhere / "server")
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            log_message = lambda *_: None  # noqa: E731
+
+        directory = functools.partial(Handler, directory=archive.parent)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), directory) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            monkeypatch.setattr(data, "URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+            monkeypatch.setattr(data, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+            yield Handler
+            server.shutdown()
+
+    def left(self):
+        return [path.name for path in data.cache_folder().glob("*")]
+
+    @pytest.mark.usefixtures("served")
+    def test_fetched_once_with_a_progress_bar(self, monkeypatch, capsys):
+        cifar = data.load(None)
+        assert cifar.source == str(data.cache_folder() / "cifar-10-binary.tar.gz")
+        assert "100%" in capsys.readouterr().err
+        assert self.left() == ["cifar-10-binary.tar.gz"]
+        monkeypatch.setattr(data, "URL", "http://127.0.0.1:9/nothing")
+        assert data.load(None).sha256 == cifar.sha256
+
+    def test_half_an_archive(self, served, monkeypatch):
+        """Announced whole: the connection broke; a failure of the network, which images may replace."""
+        monkeypatch.setattr(served, "copyfile", lambda self, source, out: out.write(source.read(1000)))
+        with pytest.raises(DownloadError, match=r"download failed .*with --data DIR"):
+            data.load(None)
+        assert not self.left()
+        assert data.load(None, allow_generated=True).why_generated
+
+    @pytest.mark.usefixtures("served")
+    def test_wrong_checksum(self, monkeypatch):
+        """Never replaced by generated images."""
+        monkeypatch.setattr(data, "MD5", "0" * 32)
+        with pytest.raises(DataError, match="not the official archive") as caught:
+            data.load(None, allow_generated=True)
+        assert not isinstance(caught.value, DownloadError)
+        assert not self.left()
+
+    @pytest.mark.usefixtures("served")
+    def test_cache_that_cannot_be_written(self, monkeypatch, nowhere):
+        (nowhere / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(nowhere / "file"))
+        with pytest.raises(DataError, match=r"cannot write there .*XDG_CACHE_HOME"):
+            data.load(None, allow_generated=True)
+
+    def test_absent(self, served, monkeypatch):
+        monkeypatch.setattr(served, "do_GET", lambda self: self.send_error(404))
+        with pytest.raises(DownloadError, match="404"):
+            data.load(None)

@@ -7,11 +7,8 @@ from torch import nn
 
 import sigscale as ss
 from examples.cifar10 import train
-from examples.cifar10.errors import FolderError
-from examples.cifar10.folder import Folder
 from examples.cifar10.gradients import COLUMNS, QUANTILES, STATISTICS, EpochGradients
-from examples.cifar10.train import Run
-from tests.oracles.cifar10 import CIFAR, CPU, PIPELINES, RELU, SCALED, SETTINGS, TANH, same, trained
+from tests.oracles.cifar10 import PIPELINES, RELU, SCALED, TANH, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,36 +114,3 @@ class TestEpoch:
         assert run.monitor.history().steps.tolist() == list(range(0, 24, 3))
         coordinates = 8 * sum(p.numel() for p in run.network.parameters())
         assert int(run.gradients.counts.sum()) == coordinates
-
-
-class TestSaved:
-    FILE = "combined-tanh-a2-r-seeds0-1.npz"
-
-    def test_gradients_that_are_ahead_of_the_checkpoint_are_cut_off(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(train, "RECORDS", 3)
-        folder, run = Folder(tmp_path), trained(epochs=1)
-        folder.begin({})
-        folder.save(run)
-        run.train_epoch()
-        run.monitor.save(tmp_path / "gradients" / self.FILE)
-        resumed = Run(SCALED, (0, 1), SETTINGS, CIFAR, CPU)
-        folder.restore(resumed)
-        assert resumed.monitor.history().steps.tolist() == [0, 3, 6]
-        while not resumed.done:
-            resumed.train_epoch()
-        assert same(resumed, trained())
-
-    def test_damaged_gradients(self, tmp_path):
-        folder, run = Folder(tmp_path), trained(epochs=2)
-        folder.begin({})
-        folder.save(run)
-        file = tmp_path / "gradients" / self.FILE
-        trained(epochs=1).monitor.save(tmp_path / "short.npz")
-        short = (tmp_path / "short.npz").read_bytes()
-        for content in (file.read_bytes()[:5000], b"", short):
-            file.write_bytes(content)
-            with pytest.raises(FolderError, match=r"0-1\.npz: missing or damaged .*Delete .*0-1\.pt: "):
-                folder.restore(Run(SCALED, (0, 1), SETTINGS, CIFAR, CPU))
-        file.unlink()
-        with pytest.raises(FolderError, match=r"0-1\.npz: missing or damaged \(FileNotFoundError\)"):
-            folder.restore(Run(SCALED, (0, 1), SETTINGS, CIFAR, CPU))

@@ -10,10 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigscale as ss
 from examples.cifar10 import train
-from examples.cifar10.errors import FolderError
-from examples.cifar10.folder import Folder
 from examples.cifar10.gradients import QUANTILES
-from examples.cifar10.shuffling import orders
+from examples.cifar10.runtime import FolderError, orders
+from examples.cifar10.store import Folder
 from examples.cifar10.train import NUMBERS, Run, Settings, single
 from tests.oracles.cifar10 import BEYOND, CIFAR, CPU, PIPELINES, SCALED, SETTINGS, TANH, same, trained
 
@@ -66,21 +65,21 @@ class TestReproducibility:
                 run.train_epoch()
         assert same(*runs)
 
-    def test_damaged_checkpoint(self, tmp_path):
+    def test_damaged_state(self, tmp_path):
         folder, run = Folder(tmp_path), trained(epochs=1)
         folder.begin({})
         folder.save(run)
-        (checkpoint,) = (tmp_path / "checkpoints").iterdir()
-        for content in (checkpoint.read_bytes()[:5000], b"", b"\x80\x02cos\nsystem\n."):
-            checkpoint.write_bytes(content)
-            with pytest.raises(FolderError, match=r"seeds0-1\.pt: missing or damaged .*Delete .*0-1\.pt: "):
+        (state,) = (tmp_path / "state").iterdir()
+        for content in (state.read_bytes()[:5000], b"", b"\x80\x02cos\nsystem\n."):
+            state.write_bytes(content)
+            with pytest.raises(FolderError, match=r"seeds0-1\.pt: missing or damaged .*Delete it"):
                 folder.restore(run)
 
-    def test_checkpoint_of_another_device(self, tmp_path, monkeypatch):
+    def test_state_of_another_device(self, tmp_path, monkeypatch):
         folder, run = Folder(tmp_path), trained(epochs=1)
         folder.begin({})
         folder.save(run)
-        monkeypatch.setattr("examples.cifar10.folder.device_name", lambda device: "a GPU")
+        monkeypatch.setattr("examples.cifar10.store.device_name", lambda device: "a GPU")
         with pytest.raises(FolderError, match="was begun on cpu, this is a GPU"):
             folder.restore(run)
 

@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sigscale as ss
+from sigscale import _checks
 from sigscale.kernels import activation, device, learned
 
 
@@ -17,7 +18,7 @@ def unsupported(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("a kernel or its twin was called")
 
-    monkeypatch.setattr(device, "is_supported", lambda x: False)
+    monkeypatch.setattr(_checks, "is_supported", lambda x: False)
     for module in (activation, learned):
         for name in ("forward", "backward"):
             monkeypatch.setattr(module, name, refuse)

@@ -14,7 +14,7 @@ TESTS = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="this is that run")
-@pytest.mark.parametrize("suites", ["activations test_api.py", "quantiles", "kernels examples"])
+@pytest.mark.parametrize("suites", ["activations test_api.py", "quantiles", "kernels"])
 def test_through_the_interpreter(suites):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-m", "interpreter and not gpu"]

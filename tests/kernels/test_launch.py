@@ -69,16 +69,16 @@ def test_first_by_triton_then_cached(gpu):
     assert len(gpu.kernel.calls) == 1
     assert not gpu.compiled.runs
     (grid, arguments, options) = gpu.kernel.calls[0]
-    assert grid == (-(-5000 // activation.FORWARD_BLOCK[4]),)
-    assert options == {"num_warps": activation.NUM_WARPS} | launcher.OPTIONS
+    assert grid == (-(-5000 // activation.SMALL_BLOCK[4]),)
+    assert options == {"num_warps": activation.SMALL_WARPS} | launcher.OPTIONS
     y = ss.tanh(x, 1.9)
     assert len(gpu.kernel.calls) == 1
     (run,) = gpu.compiled.runs
     assert run[:9] == (*grid, 1, 1, ("stream", 0), "handle", "metadata", None, None, None)
-    assert [t.data_ptr() for t in run[9:11]] == [x.data_ptr(), y.data_ptr()]
+    assert run[9:11] == (x.data_ptr(), y.data_ptr())
     assert run[11] == 5000
     assert struct.unpack("<2d", struct.pack("<2q", *run[12:14])) == (1.9, 1 / 1.9)
-    assert run[14:] == (ss.FUNCTIONS["tanh"].value, activation.FORWARD_BLOCK[4])
+    assert run[14:] == (ss.FUNCTIONS["tanh"].value, activation.SMALL_BLOCK[4])
     assert len(run[9:]) == len(arguments)
 
 
@@ -119,13 +119,28 @@ def test_each_device_has_its_own_launch(gpu, monkeypatch):
 
 
 def test_beyond_32_bit_offsets_is_left_to_triton(gpu, monkeypatch):
-    """There AMD's kernels are compiled apart."""
+    """There AMD's kernels, and only those, are compiled apart."""
     monkeypatch.setattr(launcher, "OFFSET_REACH", 1000)
+    monkeypatch.setattr(device, "HIP", True)
     ss.tanh(torch.randn(64))
     ss.tanh(torch.randn(250))
     ss.tanh(torch.randn(250))
     assert len(gpu.kernel.calls) == 3
     assert not gpu.compiled.runs
+    monkeypatch.setattr(device, "HIP", False)
+    ss.tanh(torch.randn(250))
+    assert len(gpu.compiled.runs) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("n", [98_304, activation.SMALL])
+def test_small_tensors_occupy_every_multiprocessor(gpu, dtype, n):
+    ss.tanh(torch.randn(n, dtype=dtype))
+    ss.tanh(torch.randn(activation.SMALL + 1, dtype=dtype))
+    (small, _, _), (large, _, options) = gpu.kernel.calls
+    assert small[0] > 132
+    assert options["num_warps"] == activation.NUM_WARPS
+    assert large == (-(-(activation.SMALL + 1) // activation.FORWARD_BLOCK[dtype.itemsize]),)
 
 
 def test_unaligned_tensors_are_left_to_triton(gpu):

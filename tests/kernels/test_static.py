@@ -16,7 +16,7 @@ from tests.oracles import sass
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
-DIRECTIONS = ("forward", "from input", "from output")
+DIRECTIONS = ("forward", "small forward", "from input", "from output")
 CASES = list(product(FUNCTIONS, BYTES, DIRECTIONS))
 
 # SASS instructions per element of a full block on sm_90, 10 % above what the lean form of each function was
@@ -44,19 +44,21 @@ SLACK = 2.2 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 
 
 def compiled(function, dtype, direction, target):
     """The kernel as its launcher would compile it, and its elements a thread."""
-    forward = direction == "forward"
+    forward, small = "forward" in direction, direction == "small forward"
     kernel = forward_kernel if forward else backward_kernel
     device_function = {
         "forward": function.value,
+        "small forward": function.value,
         "from input": function.slope,
         "from output": function.slope_from_output,
     }[direction]
     block = (activation.FORWARD_BLOCK if forward else activation.BACKWARD_BLOCK)[BYTES[dtype]]
+    warps = activation.NUM_WARPS
+    if small:
+        block, warps = activation.SMALL_BLOCK[BYTES[dtype]], activation.SMALL_WARPS
     pointers = dict.fromkeys(kernel.arg_names[: 2 if forward else 3], f"*{dtype}")
     constants = {kernel.arg_names[-2]: device_function, "BLOCK": block}
-    return sass.compiled(
-        kernel, target, activation.NUM_WARPS, pointers, constants
-    ), block // activation.THREADS
+    return sass.compiled(kernel, target, warps, pointers, constants), block // (32 * warps)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
@@ -68,9 +70,9 @@ def test_compiles(name, dtype, direction, target):
 
 
 @pytest.mark.parametrize(("name", "dtype", "direction"), CASES)
-def test_hopper_machine_code(name, dtype, direction, tmp_path):
+def test_hopper_machine_code(name, dtype, direction):
     binary, elements = compiled(FUNCTIONS[name], dtype, direction, "sm_90")
-    program = sass.disassemble(binary.asm["cubin"], tmp_path)
+    program = sass.disassemble(binary.asm["cubin"])
     opcodes = [opcode for _, opcode, _ in program.values()]
     assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
     path = sass.full_block(program)

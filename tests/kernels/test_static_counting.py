@@ -22,6 +22,8 @@ BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 # SASS instructions per element of a full block on sm_90 in the backward kernel with the histogram, 10 % above
 # what was found to be enough when it was designed.
 BUDGET = {"bf16": 29.2, "fp32": 26.5}
+# What each dtype keeps for tanh's backward by default: its input in 16 bits, its output in fp32.
+LEAN = {("tanh", "slope", "bf16", 3): 24.0, ("tanh", "slope_from_output", "fp32", 3): 15.5}
 SLACK = 0.6 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0.0
 
 
@@ -40,9 +42,9 @@ def kernel_binary(kernel, dtype, m, target, **constants):
     return sass.compiled(kernel, target, warps, pointers, constants), elements
 
 
-def check_loop(binary, elements, tmp_path):
+def check_loop(binary, elements):
     """Widest accesses, no local memory, and each element counted once by one atomic; instructions each."""
-    program = sass.disassemble(binary.asm["cubin"], tmp_path)
+    program = sass.disassemble(binary.asm["cubin"])
     opcodes = [opcode for _, opcode, _ in program.values()]
     loop = sass.full_loop(program)
     assert all(".128" in op for op in loop if op.startswith(("LDG.E.128", "STG"))), loop
@@ -61,38 +63,40 @@ SLOPES = [
 
 
 @pytest.mark.parametrize(("name", "way", "dtype", "m"), SLOPES)
-def test_backward_with_sketch_on_hopper(name, way, dtype, m, tmp_path):
+def test_backward_with_sketch_on_hopper(name, way, dtype, m):
     slope = getattr(FUNCTIONS[name], way)
     binary, elements = kernel_binary(backward_sketch_kernel, dtype, m, "sm_90", SLOPE=slope)
-    per_element, spilled = check_loop(binary, elements, tmp_path)
+    per_element, spilled = check_loop(binary, elements)
     print(f"{name} {way} {dtype} m={m}: {per_element:.1f} instructions per element")
     if dtype != "fp64":
         assert not spilled
     if m <= 4 and dtype in BUDGET:
         assert per_element <= BUDGET[dtype] + SLACK
+    assert per_element <= LEAN.get((name, way, dtype, m), per_element)
+    assert dtype == "fp64" or sass.resident(binary, counters.WARPS[m]) >= counters.PROGRAMS[m]
 
 
 @pytest.mark.parametrize(("dtype", "m"), product(BYTES, (2, 3, 4, 5)))
-def test_sketches_on_hopper(dtype, m, tmp_path):
+def test_sketches_on_hopper(dtype, m):
     for kernel, constants in (
         (sketch_kernel, {}),
         (multi_sketch_kernel, {"ALIGNED": True, "CHUNK": 1 << 16}),
     ):
         binary, elements = kernel_binary(kernel, dtype, m, "sm_90", **constants)
-        per_element, spilled = check_loop(binary, elements, tmp_path)
+        per_element, spilled = check_loop(binary, elements)
         print(f"{kernel.__name__} {dtype} m={m}: {per_element:.1f} instructions per element")
         assert not spilled
         assert binary.metadata.shared == 0  # beside the counters, which the kernel itself declares
 
 
 @pytest.mark.parametrize("dtype", BYTES)
-def test_selection_on_hopper(dtype, tmp_path):
+def test_selection_on_hopper(dtype):
     for shift, bits in select.digits(8 * BYTES[dtype]):
         first = shift + bits == 8 * BYTES[dtype]
         j = 1 if first else select.RANKS
         constants = {"SHIFT": shift, "BITS": bits, "J": j, "FIRST": first}
         binary, elements = kernel_binary(digit_kernel, dtype, 4, "sm_90", **constants)
-        per_element, spilled = check_loop(binary, elements, tmp_path)
+        per_element, spilled = check_loop(binary, elements)
         print(f"digit of {bits} bits at {shift}, {dtype}: {per_element:.1f} instructions per element")
         assert not spilled
 

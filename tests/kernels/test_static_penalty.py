@@ -42,8 +42,8 @@ def test_compiles(dtype, flags, target):
 
 
 @pytest.mark.parametrize(("dtype", "flags"), [*product(BYTES, FLAGS)])
-def test_hopper_machine_code(dtype, flags, tmp_path):
-    program = sass.disassemble(compiled(dtype, flags, "sm_90").asm["cubin"], tmp_path)
+def test_hopper_machine_code(dtype, flags):
+    program = sass.disassemble(compiled(dtype, flags, "sm_90").asm["cubin"])
     opcodes = [opcode for _, opcode, _ in program.values()]
     assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
     loop = sass.full_loop(program)

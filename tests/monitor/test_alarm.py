@@ -61,7 +61,7 @@ def test_warning():
     (warning,) = caught
     assert warning.filename == __file__
     assert re.search(
-        r"below 1e-06 in magnitude are, at step 0, 100% of '0\.weight'\. Where .*sigscale\.nn\.Tanh",
+        r"below 1e-06 in magnitude at step 0: 100% of '0\.weight'\. Where .*sigscale\.nn\.Tanh",
         str(warning.message),
     )
 

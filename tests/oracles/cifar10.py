@@ -1,14 +1,10 @@
 """What the tests of the CIFAR-10 example share: data of its shape, pipelines, finished runs and processes."""
 
-import subprocess
-import sys
-
 import numpy as np
 import torch
 
-from examples.cifar10.beyond import ALSO
 from examples.cifar10.data import Cifar10, Split
-from examples.cifar10.pipelines import FIGURES, unique
+from examples.cifar10.pipelines import ALSO, FIGURES, unique
 from examples.cifar10.train import Run, Settings
 
 CPU = torch.device("cpu")
@@ -48,10 +44,3 @@ def same_history(one, other):
         np.array_equal(getattr(one, field), getattr(other, field), equal_nan=field == "values")
         for field in ("steps", "names", "kinds", "quantiles", "thresholds", "values", "step_count")
     )
-
-
-def dead():
-    """The number of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid

@@ -4,15 +4,15 @@ import tarfile
 
 import numpy as np
 
-from examples.cifar10 import layouts
+from examples.cifar10 import data
 
 RECORDS = 40
-FILES = (*layouts.TRAIN, layouts.TEST)
+FILES = (*data.TRAIN, data.TEST)
 
 
 def batch(index):
     rng = np.random.default_rng(index)
-    records = rng.integers(0, 256, (RECORDS, 1 + layouts.PIXELS), dtype=np.uint8)
+    records = rng.integers(0, 256, (RECORDS, 1 + data.PIXELS), dtype=np.uint8)
     records[:, 0] %= 10
     return records
 
@@ -26,11 +26,11 @@ def write(layout, folder, encode):
 
 
 def write_binary(folder):
-    return write(layouts.BINARY, folder, np.ndarray.tobytes)
+    return write(data.BINARY, folder, np.ndarray.tobytes)
 
 
-def pack(layout, folder):
+def pack(layout, folder, prefix=""):
     archive = folder / layout.archive
     with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder / layout.folder, layout.folder)
+        tar.add(folder / layout.folder, prefix + layout.folder)
     return archive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,13 +29,29 @@ def compiled(kernel, target, num_warps, pointers, constants):
     return triton.compile(source, target=gpu, options={"num_warps": num_warps} | launcher.OPTIONS)
 
 
-def disassemble(cubin: bytes, folder: Path) -> dict[int, tuple[bool, str, str]]:
+def disassemble(cubin: bytes) -> dict[int, tuple[bool, str, str]]:
     """Address -> (is predicated, opcode, operands) of the only function in a CUDA binary."""
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(cubin)
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    text = subprocess.run([tool, "--dump-sass", binary], capture_output=True, text=True, check=True).stdout
+    text = _cuobjdump("--dump-sass", cubin)
     return {int(m[1], 16): (bool(m[2]), m[3], m[4]) for m in LINE.finditer(text)}
+
+
+def _cuobjdump(what: str, cubin: bytes) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resident(binary, warps: int) -> int:
+    """How many programs an H100's multiprocessor holds at a time, by registers, threads and shared memory."""
+    usage = _cuobjdump("--dump-resource-usage", binary.asm["cubin"])
+    registers, declared = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "SHARED"))
+    of_a_warp = -(-32 * registers // 256) * 256  # registers are given to warps by 256
+    return min(
+        65536 // of_a_warp // warps, 64 // warps, (228 << 10) // (declared + binary.metadata.shared + 1024)
+    )
 
 
 def full_block(program: dict[int, tuple[bool, str, str]]) -> list[str]:

@@ -55,7 +55,7 @@ ALGEBRAIC = Function(
     alpha_slope=_alpha_slope,
     torch_value=lambda u: u.clamp(-1e9, 1e9) * torch.rsqrt(1 + u.clamp(-1e9, 1e9) ** 2),
     torch_slope=lambda u: torch.rsqrt(1 + u * u) ** 3,
-    torch_alpha_slope=lambda u, t, s: t**3,
+    torch_alpha_slope=lambda u, s: (u * torch.rsqrt(1 + u * u)) ** 3,
     torch_gradient_of_value=lambda g, t: g * (1 - t * t).clamp(min=0) ** 1.5,
     mp_value=lambda u: u / u.context.sqrt(1 + u * u),
     mp_slope=lambda u: u.context.sqrt(1 + u * u) ** -3,

@@ -104,7 +104,7 @@ def test_adamw():
 
 
 def test_parameter_groups():
-    """One wholly penalised, one partly, one not at all, one added later; each as in the loss."""
+    """One wholly penalized, one partly, one not at all, one added later; each as in the loss."""
     nets = model(), model()
     late = [nn.Parameter(torch.ones(3)) for _ in nets]
     optimizers = []
@@ -142,7 +142,7 @@ def test_parameters_without_gradient():
 
 
 def test_frozen_parameters():
-    """Frozen with a gradient of before, they are stepped but not penalised; unfrozen, they are again."""
+    """Frozen with a gradient of before, they are stepped but not penalized; unfrozen, they are again."""
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=1.0)
     attachment = ss.WeightPenalty(net, 0.25).attach(optimizer)

@@ -169,8 +169,9 @@ def test_warning_of_double_penalty():
     optimizer = optim.SGD(net.parameters(), lr=0.1)
     penalty = ss.WeightPenalty(net, 0.1)
     with penalty.attach(optimizer):
-        with pytest.warns(UserWarning, match=r"adds it once more: .*penalty.value\(\) to log"):
+        with pytest.warns(UserWarning, match=r"adds it once more: .*penalty.value\(\) to log") as warned:
             penalty()
+        assert warned[0].filename == __file__
         penalty.value()
     penalty()
 
@@ -185,7 +186,7 @@ def test_not_an_optimizer(given):
 
 
 def test_optimizer_of_another_model():
-    with pytest.raises(ValueError, match="must hold some of the penalised parameters; got SGD over 6 others"):
+    with pytest.raises(ValueError, match="must hold some of the penalized parameters; got SGD over 6 others"):
         ss.WeightPenalty(model(), 0.1).attach(optim.SGD(model().parameters(), lr=0.1))
 
 

@@ -245,8 +245,8 @@ BAD_PARAMETERS = [
     (model(), "head.*", ValueError, r"exclude must match names of parameters; got 'head.\*', .*0.weight"),
     (model(), 3, TypeError, "exclude must be a pattern or a sequence of patterns; got 3 of type int"),
     (model(), (3,), TypeError, "exclude must be a pattern .*got 3 of type int"),
-    (model(), "*", ValueError, r"must be left to penalise; of 5, exclude=\('\*',\)"),
-    (Scaled(), (), ValueError, "must be left to penalise; of 1, .*log2_alpha"),
+    (model(), "*", ValueError, r"must be left to penalize; of 5, exclude=\('\*',\)"),
+    (Scaled(), (), ValueError, "must be left to penalize; of 1, .*log2_alpha"),
     (model().parameters(), "*.bias", ValueError, "exclude is of names, and the parameters have none"),
 ]  # fmt: skip
 
@@ -270,3 +270,15 @@ def test_examples(documented):
     for example in doctest.DocTestFinder(recurse=False).find(documented, "example", globs={}, module=False):
         assert example.examples
         assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize(("l2", "l1"), [(0.0, 1.0), (1.0, 0.0), (0.5, 0.25)])
+def test_value_of_millions_of_equal_parameters(l2, l1, device):
+    """Their sum in fp32, one after the other, would lose four digits."""
+    layer = torch.nn.Linear(1500, 1000, bias=False, device=device)
+    with torch.no_grad():
+        layer.weight.fill_(0.1)
+    theta = layer.weight.double()
+    want = 0.5 * l2 * theta.square().sum() + l1 * theta.abs().sum()
+    value = ss.WeightPenalty(layer, l2=l2, l1=l1)().double()
+    torch.testing.assert_close(value, want, rtol=2e-7, atol=0)

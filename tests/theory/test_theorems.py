@@ -316,7 +316,7 @@ class TestTheorem2:
 
 class TestProperties:
     def test_table(self):
-        """bounded by 1, vanishing, positive, linear, linear if centred; sup |f|, tail, limits, slope."""
+        """bounded by 1, vanishing, positive, linear, linear if centered; sup |f|, tail, limits, slope."""
         half_pi, inf, nan = math.pi / 2, math.inf, math.nan
         expected = {
             "tanh": (True, True, True, True, True, 1, inf, -1, 1, 1),
@@ -327,7 +327,7 @@ class TestProperties:
         rows = theory.properties()
         assert [row.name for row in rows] == list(ss.FUNCTIONS) == list(expected)
         for row in rows:
-            found = (row.bounded, row.vanishing, row.positive, row.linear, row.linear_if_centred)
+            found = (row.bounded, row.vanishing, row.positive, row.linear, row.linear_if_centered)
             assert found == expected[row.name][:5], row
             numbers = (row.bound, row.tail, row.lower, row.upper, row.slope)
             assert numbers == pytest.approx(expected[row.name][5:], rel=1e-5, abs=1e-5, nan_ok=True), row
@@ -337,7 +337,7 @@ class TestProperties:
             function = ss.FUNCTIONS[row.name]
             assert (row.lower, row.upper) == pytest.approx((function.lower, function.upper))
             assert row.bound == pytest.approx(max(abs(function.lower), abs(function.upper)))
-            assert row.centred_slope == pytest.approx(function.slope_at_zero, rel=1e-4)
+            assert row.centered_slope == pytest.approx(function.slope_at_zero, rel=1e-4)
             assert row.linear == (function.value_at_zero == 0)
 
     @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""What all loggers share: each record is written once, when it has reached the host, by one process."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch.distributed as dist
+
+from ..monitor import GradientHistory, GradientMonitor
+from ..monitor.history import quantile_name, threshold_name
+
+
+class Logger(ABC):
+    """Writes the records of a monitor; in a distributed training, the process of rank 0 does.
+
+    Call step() after each monitor.step(), and close() at the end, or use the logger in a with block. step()
+    never waits for the device: it writes what has reached the host, which is every ring / 2 measured steps.
+    All processes must call monitor.step(); step() and close() do nothing in those of other ranks.
+
+    Args:
+        monitor: the monitor whose records are written; those of a loaded history are not written again.
+    """
+
+    def __init__(self, monitor: GradientMonitor) -> None:
+        if not isinstance(monitor, GradientMonitor):
+            raise TypeError(
+                f"a logger takes a GradientMonitor; got {type(monitor).__name__}: "
+                "make one with sigscale.GradientMonitor(model)"
+            )
+        self.monitor = monitor
+        self.writes = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
+        self._written = 0  # chunks of records
+
+    def step(self) -> None:
+        """Write the records that have reached the host since the last call."""
+        self._pass_on(wait=False)
+
+    def close(self) -> None:
+        """Write all records that are left; waits for the device."""
+        self._pass_on(wait=True)
+
+    @abstractmethod
+    def write(self, records: GradientHistory) -> None:
+        """Write consecutive records."""
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _pass_on(self, *, wait: bool) -> None:
+        if self.writes:
+            for records in self._arrived(wait):
+                self.write(records)
+
+    def _arrived(self, wait: bool) -> Iterator[GradientHistory]:
+        reader = self.monitor._reader
+        reader.look(wait=wait)
+        statistics, names, kinds = reader.recorder.statistics, reader.rows.names, reader.rows.kinds
+        for numbers, values in reader.recorder.records[self._written :]:
+            self._written += 1
+            rows = min(len(names), values.shape[1])
+            steps = reader.first + reader.every * numbers
+            yield GradientHistory(
+                steps,
+                names[:rows],
+                kinds[:rows],
+                statistics.quantiles,
+                statistics.thresholds,
+                values[:, :rows],
+                statistics.magnitude,
+                statistics.mantissa_bits,
+                int(steps[-1]) + 1,
+            )
+
+
+class ScalarLogger(Logger):
+    """A logger that writes numbers under tags such as "gradients/q50/0.weight".
+
+    Args:
+        monitor: the monitor whose records are written.
+        statistics: which columns of the history to write; by default its quantiles and shares below.
+    """
+
+    def __init__(self, monitor: GradientMonitor, *, statistics: Sequence[str] | None = None) -> None:
+        super().__init__(monitor)
+        recorded = monitor._reader.recorder.statistics
+        default = [*map(quantile_name, recorded.quantiles), *map(threshold_name, recorded.thresholds)]
+        self.statistics = default if statistics is None else [*statistics]
+
+    def write(self, records: GradientHistory) -> None:
+        columns = [records.get(statistic).tolist() for statistic in self.statistics]
+        for place, step in enumerate(records.steps.tolist()):
+            scalars = {
+                tag(statistic, name): number
+                for statistic, column in zip(self.statistics, columns, strict=True)
+                for name, number in zip(records.names, column[place], strict=True)
+                if not math.isnan(number)
+            }
+            self.write_scalars(step, scalars)
+
+    @abstractmethod
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """Write the numbers of a step."""
+
+
+def tag(statistic: str, name: str) -> str:
+    """What a number or histogram is called where tags have no spaces."""
+    return f"gradients/{statistic}/{name.replace(' ', '_')}"
