@@ -145,7 +145,8 @@ def layers_of(network: nn.Sequential) -> tuple[ctypes.Array[Layer], list[stacked
     sources: list[stacked.Stacked] = []
     size, side = 0, 32
     for name, module in network.named_children():
-        kind = FUNCTIONS.get(type(module))
+        # A monitor puts a subclass over the classes of PyTorch.
+        kind = next((FUNCTIONS[base] for base in type(module).__mro__ if base in FUNCTIONS), 0)
         if isinstance(module, (stacked.Conv2d, stacked.Linear)):
             weight, bias = module.tensors()
             dense = isinstance(module, stacked.Linear)
