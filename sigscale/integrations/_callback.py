@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .._checks import warn
 from ..monitor import GradientMonitor
 from ._logger import Logger
 
@@ -35,6 +36,13 @@ class MonitorCallback:
         """Log the records from here on."""
         if self.monitor is not None and make_logger is not None:
             self._logger = make_logger(self.monitor)
+
+    def _begin_anew(self, step: int) -> None:
+        """Say that the records of a resumed training begin with step 0."""
+        warn(
+            f"the training resumes at step {step} from a checkpoint without a history of gradients: "
+            "the history begins anew, with step 0"
+        )
 
     def _step(self) -> None:
         if self.monitor is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from ..monitor import GradientMonitor
 from ..monitor._loss_scale import unscaled
 from ..sketch import Histogram, QuantileSketch
 from ._logger import ScalarLogger, tag
+
+BINS = 512  # at most, as W&B demands
 
 
 class Copy(NamedTuple):
@@ -29,12 +31,10 @@ class Copy(NamedTuple):
 
 
 class HistogramLogger(ScalarLogger):
-    """A logger that writes scalars, and histograms of at most `bins` bins every `histogram_every` steps.
+    """A logger that writes scalars, and histograms every `histogram_every` steps.
 
     A histogram takes one copy of the counts to the host, 32 KiB per row, which nothing waits for.
     """
-
-    bins: ClassVar[int]
 
     def __init__(
         self,
@@ -55,11 +55,6 @@ class HistogramLogger(ScalarLogger):
     def write_histograms(self, step: int, histograms: dict[str, Histogram]) -> None:
         """Write the histograms of a step."""
 
-    def step(self) -> None:
-        if self.writes and self._every is not None:
-            self._copy_if_due(self._every)
-        super().step()
-
     def _copy_if_due(self, every: int) -> None:
         """Copy the counts of the first step measured at or after each multiple of `every`."""
         step, measured_every = self.monitor._calls - 1, self.monitor._every
@@ -77,6 +72,8 @@ class HistogramLogger(ScalarLogger):
 
     def _pass_on(self, *, wait: bool) -> None:
         super()._pass_on(wait=wait)
+        if self._every is not None and not wait:
+            self._copy_if_due(self._every)
         while self._copies:
             copy = self._copies[0]
             if copy.arrived is not None and not copy.arrived.query():
@@ -92,5 +89,5 @@ class HistogramLogger(ScalarLogger):
             if scale == scale and counts.any():
                 state = {**sketch.state_dict(), "counts": unscaled(counts, scale, sketch.mantissa_bits)}
                 sketch.load_state_dict(state)
-                found[tag("histogram", name)] = sketch.to_histogram(bins=self.bins)
+                found[tag("histogram", name)] = sketch.to_histogram(bins=BINS)
         return found

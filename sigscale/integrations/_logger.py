@@ -16,7 +16,8 @@ class Logger(ABC):
     """Writes the records of a monitor; in a distributed training, the process of rank 0 does.
 
     Call step() after each monitor.step(), and close() at the end, or use the logger in a with block. step()
-    never waits for the device: it writes what has reached the host, which is every ring / 2 measured steps.
+    never waits for the device: it writes what has reached the host, which is every ring / 2 measured steps
+    (of a captured CUDA graph's replays, when monitor.history() is called).
     All processes must call monitor.step(); step() and close() do nothing in those of other ranks.
 
     Args:
@@ -35,11 +36,13 @@ class Logger(ABC):
 
     def step(self) -> None:
         """Write the records that have reached the host since the last call."""
-        self._pass_on(wait=False)
+        if self.writes and not self.monitor._recorder.capturing:
+            self._pass_on(wait=False)
 
     def close(self) -> None:
         """Write all records that are left; waits for the device."""
-        self._pass_on(wait=True)
+        if self.writes:
+            self._pass_on(wait=True)
 
     @abstractmethod
     def write(self, records: GradientHistory) -> None:
@@ -52,9 +55,8 @@ class Logger(ABC):
         self.close()
 
     def _pass_on(self, *, wait: bool) -> None:
-        if self.writes:
-            for records in self._arrived(wait):
-                self.write(records)
+        for records in self._arrived(wait):
+            self.write(records)
 
     def _arrived(self, wait: bool) -> Iterator[GradientHistory]:
         reader = self.monitor._reader

@@ -47,6 +47,8 @@ class GradientMonitorCallback(MonitorCallback, Callback):
         monitor = self._open(trainer.model, scaler=getattr(trainer.precision_plugin, "scaler", None))
         if state and trainer.global_step:
             monitor.load_state_dict(state)
+        elif trainer.global_step:
+            self._begin_anew(trainer.global_step)
         self._log_with(self._make_logger or (lambda monitor: TrainerLogger(monitor, trainer)))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:

@@ -35,8 +35,6 @@ class TensorBoardLogger(HistogramLogger):
         ...     log.step()
     """
 
-    bins = 128
-
     def __init__(
         self,
         monitor: GradientMonitor,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .._checks import warn
 from ._callback import MakeLogger, MonitorCallback
 
 HISTORY = "gradients.npz"
@@ -45,16 +45,18 @@ class GradientMonitorCallback(MonitorCallback, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if args.max_grad_norm and self._options.get("parameters", True):
-            warnings.warn(
+            warn(
                 "the gradients of parameters are recorded after the Trainer has clipped their norm to "
-                f"{args.max_grad_norm:g}; set TrainingArguments(max_grad_norm=0) to record them unclipped",
-                stacklevel=2,
+                f"{args.max_grad_norm:g}; set TrainingArguments(max_grad_norm=0) to record them unclipped"
             )
         group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else "auto"
         scaler = getattr(kwargs["optimizer"], "scaler", None)
         monitor = self._open(kwargs["model"], scaler=scaler, group=group)
-        if state.global_step:
-            monitor.load(checkpoint(args, state) / HISTORY)
+        history = checkpoint(args, state) / HISTORY
+        if state.global_step and history.exists():
+            monitor.load(history)
+        elif state.global_step:
+            self._begin_anew(state.global_step)
         self._log_with(self._make_logger)
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:

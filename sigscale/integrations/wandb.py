@@ -30,8 +30,6 @@ class WandbLogger(HistogramLogger):
         RuntimeError: there is no run.
     """
 
-    bins = wandb.Histogram.MAX_LENGTH
-
     def __init__(
         self,
         monitor: GradientMonitor,

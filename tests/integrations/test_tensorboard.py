@@ -6,9 +6,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import sigscale as ss
 from sigscale.integrations.tensorboard import TensorBoardLogger
-from tests.oracles.logged import scalars, train
+from tests.oracles.logged import histograms, scalars, train
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -31,3 +34,38 @@ def test_scalars(statistics, tmp_path):
     for tag in events.Tags()["scalars"]:
         found = {event.step: event.value for event in events.Scalars(tag)}
         assert found == {step: np.float32(number) for step, number in want[tag].items()}, tag
+
+
+@pytest.mark.parametrize(
+    ("every", "histogram_every", "steps"), [(1, 3, [0, 3, 6]), (2, 3, [0, 4, 6]), (3, 1, [0, 3, 6])]
+)
+def test_histograms(every, histogram_every, steps, tmp_path):
+    sketches = {}
+    with SummaryWriter(tmp_path) as writer:
+        make_logger = partial(TensorBoardLogger, writer=writer, histogram_every=histogram_every)
+        train(make_logger, every=every, sketches=sketches)
+    events, want = read(tmp_path), histograms(sketches, steps)
+    assert sorted(events.Tags()["histograms"]) == sorted(want)
+    for tag, expected in want.items():
+        assert [event.step for event in events.Histograms(tag)] == [*expected]
+        for event in events.Histograms(tag):
+            counts, edges = expected[event.step]
+            found = event.histogram_value
+            assert (found.bucket, found.bucket_limit) == (counts, edges[1:])
+            assert (found.min, found.max, found.num) == (edges[0], edges[-1], sum(counts))
+
+
+def test_moments_of_a_histogram(tmp_path):
+    model = nn.Linear(1000, 1, bias=False)
+    model.weight.grad = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0))
+    with (
+        ss.GradientMonitor(model, mantissa_bits=5) as monitor,
+        SummaryWriter(tmp_path) as writer,
+        TensorBoardLogger(monitor, writer, histogram_every=1) as log,
+    ):
+        monitor.step()
+        log.step()
+    (event,) = read(tmp_path).Histograms("gradients/histogram/weight")
+    g = model.weight.grad.double()
+    np.testing.assert_allclose(event.histogram_value.sum, g.sum(), atol=20)
+    np.testing.assert_allclose(event.histogram_value.sum_squares, g.square().sum(), rtol=0.1)

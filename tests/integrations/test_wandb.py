@@ -14,13 +14,15 @@ import pytest
 wandb = pytest.importorskip("wandb")
 from wandb.proto.wandb_internal_pb2 import Record
 
+import sigscale as ss
 from sigscale.integrations.wandb import WandbLogger
-from tests.oracles.logged import scalars, train
+from tests.oracles.logged import histograms, scalars, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BLOCK, FILE_HEADER, HEADER = 2**15, 7, struct.Struct("<IHB")  # checksum, length, kind
 WHOLE, LAST = 1, 4
+QUICK = wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=True)
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -49,15 +51,20 @@ def logged(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def test_records(tmp_path):
-    with wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(console="off")) as run:
-        history = train(partial(WandbLogger, run=run))
+    sketches: dict[int, dict[str, ss.QuantileSketch]] = {}
+    with wandb.init(mode="offline", dir=tmp_path, settings=QUICK) as run:
+        history = train(partial(WandbLogger, run=run, histogram_every=3), sketches=sketches)
     wandb.teardown()  # its process ends once everything is written
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[int, Any]] = {}
     for record in logged(tmp_path):
         for tag, number in record.items():
-            if tag.startswith("gradients/q"):
+            if tag.startswith(("gradients/q", "gradients/h")):
                 found.setdefault(tag, {})[record["gradients/step"]] = number
     want = scalars(history, ["q05", "q25", "q50", "q75", "q95"])
+    for tag, drawn in histograms(sketches, [0, 3, 6]).items():
+        for place, part in enumerate(("values", "bins")):
+            want[f"{tag}/{part}"] = {step: histogram[place] for step, histogram in drawn.items()}
+        want[f"{tag}/_type"] = dict.fromkeys(drawn, "histogram")
     assert found == {tag: numbers for tag, numbers in want.items() if numbers}
 
 

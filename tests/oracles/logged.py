@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -13,9 +13,16 @@ from sigscale.integrations._logger import Logger
 
 
 def train(
-    make_logger: Callable[[ss.GradientMonitor], Logger], *, steps: int = 7, **options
+    make_logger: Callable[[ss.GradientMonitor], Logger],
+    *,
+    steps: int = 7,
+    sketches: dict[int, dict[str, ss.QuantileSketch]] | None = None,
+    **options,
 ) -> ss.GradientHistory:
-    """The history of a logged training, whose records reach the host every second measured step."""
+    """The history of a logged training, whose records reach the host every second measured step.
+
+    Where there is a dict for them, the sketches of each row after each step are put there, which waits.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), ss.nn.Tanh(), nn.Linear(3, 1), nn.Linear(1, 1))
     model[3].weight.requires_grad_(False)
@@ -27,8 +34,23 @@ def train(
             out(torch.randn(8, 4)).sum().backward()
             monitor.step()
             log.step()
+            if sketches is not None:
+                names = monitor.history().names
+                sketches[step] = {name: monitor.sketch(name) for name in names}
     monitor.close()
     return monitor.history()
+
+
+def histograms(sketches: dict[int, dict[str, ss.QuantileSketch]], steps: Sequence[int]) -> dict[str, dict]:
+    """By tag and step, the counts and the edges of the histogram of each row that had a gradient."""
+    found: dict[str, dict[int, tuple[list[int], list[float]]]] = {}
+    for step in steps:
+        for name, sketch in sketches[step].items():
+            if sketch.count:
+                counts, edges = sketch.to_histogram(bins=512)
+                tag = f"gradients/histogram/{name.replace(' ', '_')}"
+                found.setdefault(tag, {})[step] = counts.tolist(), edges.tolist()
+    return found
 
 
 def scalars(history: ss.GradientHistory, statistics: list[str]) -> dict[str, dict[int, float]]:
