@@ -14,9 +14,11 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+from cpuinfo import get_cpu_info
 
 from bench.harness.providers import provider
 
@@ -24,12 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 NAME = "results.json"
 CODE = ("kernels", "sigscale")  # what results are of
-PLACES = (
-    "--benchmark-json",
-    "--data",
-    "--out",
-    "--commit",
-)  # options that say nothing about what was measured
+PLACES = r" --(benchmark-json|out|commit)[ =]\S*"  # options that say nothing about what was measured
 
 Results = list[dict[str, Any]]
 
@@ -48,42 +45,17 @@ def provenance(device: Any, words: Sequence[str], commit: str = "") -> dict[str,
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{processor()}, {torch.get_num_threads()} threads"
+        name = f"{get_cpu_info()['brand_raw']}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    found = {of.name: of.version for of in distributions()}
     return {
         "device": name,
         "kind": device.type,
         "commit": commit or measured_commit(),
-        **{package: installed(package) for package in ("sigscale", "torch", "triton")},
+        **{package: found.get(package, "absent") for package in ("sigscale", "torch", "triton")},
         "python": platform.python_version(),
-        "command": " ".join(without_places(words)),
+        "command": re.sub(PLACES, "", " ".join(words)),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def processor() -> str:
-    try:
-        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", about, re.MULTILINE)
-    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
-
-
-def installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-def without_places(words: Sequence[str]) -> list[str]:
-    """The words of a command without options that name files of one machine."""
-    kept, follows = [], False
-    for word in words:
-        if not follows and not word.startswith(PLACES):
-            kept.append(word)
-        follows = word in PLACES
-    return kept
 
 
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     results = root / RESULTS.relative_to(ROOT)
     if arguments.runs:
         report.store(results / arguments.name, report.merged([*map(report.load, arguments.runs)]))
-    runs = {path.parent: report.load(path) for path in sorted(results.glob(f"*/{NAME}"), key=_age)}
+    found = [(path.parent, report.load(path)) for path in sorted(results.glob(f"*/{NAME}"))]
+    runs = dict(sorted(found, key=lambda of: of[1].provenance["date"], reverse=True))
     texts = {root / "bench/README.md": page(runs), root / "README.md": front_page(root / "README.md", runs)}
     old = [path for path, text in texts.items() if not path.exists() or path.read_text("utf-8") != text]
     for folder, run in runs.items():
@@ -55,11 +56,6 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print(f"out of date: {', '.join(path.relative_to(root).as_posix() for path in old)}; `make report`")
         return 1
     return 0
-
-
-def _age(path: Path) -> tuple[str, str]:
-    """Latest first."""
-    return "".join(chr(0x10FFFF - ord(letter)) for letter in path.parent.name[-10:]), path.parent.name
 
 
 def page(runs: dict[Path, Run]) -> str:
