@@ -57,7 +57,6 @@ VALUES = {  # what stands in braces in commands; a rehearsal takes REHEARSED ins
     "cases": "",
 }
 REHEARSED = {
-    "install": "python -c 'import sigscale'",
     "tests": f"{PYTEST} -m gpu --collect-only",
     "memcheck": "",
     "racecheck": "",

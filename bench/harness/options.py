@@ -18,7 +18,6 @@ EXPONENTS = tuple(map(str, range(4, 41)))
 
 def add(parser: pytest.Parser) -> None:
     group = parser.getgroup("sigscale benchmarks")
-    group.addoption("--device", type=device, default=device(), help="cpu, cuda (if available) or cuda:N")
     group.addoption(
         "--dtypes", type=some_of(DTYPES), default=DTYPES[:2], help="float32,bfloat16; also others"
     )
@@ -51,21 +50,12 @@ class Settings:
 
 def settings(config: pytest.Config) -> Settings:
     return Settings(
-        config.getoption("--device"),
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         tuple(getattr(torch, name) for name in config.getoption("--dtypes")),
         tuple(map(int, config.getoption("--exponents"))),
         config.getoption("--seconds"),
         config.getoption("--modes"),
     )
-
-
-def device(text: str = "") -> torch.device:
-    """By default the GPU if there is one."""
-    available = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    names = [*["cuda"][: len(available)], "cpu", *available]
-    if (text or names[0]) not in names:
-        raise ArgumentTypeError(f"{text!r}: must be one of {', '.join(names)}, the devices PyTorch sees here")
-    return torch.device(text or names[0])
 
 
 def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

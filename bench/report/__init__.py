@@ -1,7 +1,7 @@
 """Runs of the benchmarks as files: what a run is of, how it is read, merged and stored.
 
-`pytest bench --out run.jsonl` writes one line per result, after a line of provenance. A stored run is one
-`results.json` in a folder of bench/results/, with its pictures beside it.
+`pytest bench --out run.jsonl` writes one line per result, after a line of provenance. A stored run is such a
+file, `results.jsonl` in a folder of bench/results/, with its pictures beside it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from typing import Any
 
 from cpuinfo import get_cpu_info
 
-from bench.harness.providers import provider
-
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
-NAME = "results.json"
+NAME = "results.jsonl"
 CODE = ("kernels", "sigscale")  # what results are of
 PLACES = r" --(benchmark-json|out|commit)[ =]\S*"  # options that say nothing about what was measured
 
@@ -78,22 +76,17 @@ def is_stale(run: Run) -> bool:
 
 
 def load(path: Path) -> Run:
-    """A run as `--out` writes it, or as `store` does; SystemExit where it is neither, or names a stranger."""
+    """A run as `--out` and `store` write it; SystemExit where it is none, or names a stranger."""
+    from bench.harness.providers import provider
+
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            first, *results = map(json.loads, text.splitlines())
-            run = Run(first["provenance"], results)
-        else:
-            found = json.loads(text)
-            run = Run(found["provenance"], found["results"])
-        for result in run.results:
+        first, *results = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        run = Run(first["provenance"], results)
+        for result in results:
             provider(result["provider"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SystemExit(
-            f"{path}: must be a file of `pytest bench --benchmark-only --out RUN.jsonl` "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        rule = "must be a file of `pytest bench --benchmark-only --out RUN.jsonl`"
+        raise SystemExit(f"{path}: {rule} ({type(error).__name__}: {error})") from error
     except LookupError as error:
         raise SystemExit(f"{path}: {error.args[0]}") from error
     return run
@@ -110,13 +103,12 @@ def merged(runs: Sequence[Run]) -> Run:
 
 
 def store(folder: Path, run: Run) -> None:
-    """Write results.json, one result a line for readable diffs, and the pictures."""
+    """Write the results, one a line, and the pictures."""
     from bench.report.pictures import PICTURES
 
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(result) for result in run.results)
-    about = json.dumps(run.provenance, indent=1)
-    (folder / NAME).write_text(f'{{"provenance": {about},\n"results": [\n{lines}\n]}}\n', encoding="utf-8")
+    lines = [json.dumps(line) + "\n" for line in ({"provenance": run.provenance}, *run.results)]
+    (folder / NAME).write_text("".join(lines), encoding="utf-8")
     for name, draw in PICTURES.items():
         if figure := draw(run.results):
             finish(figure, run.provenance, folder / name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -121,27 +121,28 @@ def sketch(records: Results) -> Figure | None:
     return figure
 
 
-def percents(ratio: Sequence[float]) -> list[float]:
-    return [100 * (r - 1) for r in ratio]
+def percent(ratio: float) -> float:
+    return 100 * (ratio - 1)
 
 
-def bars(parts: Mapping[str, Results], label: Callable[[dict[str, Any]], str]) -> Figure:
+def bars(parts: Mapping[str, Results], label: str) -> Figure:
     """A panel for each of these: what is added to a step, quartiles as lines, the paper's as diamonds."""
     figure, axes = panels(len(parts), 6.4, 4.0)
     for panel, (title, of) in zip(axes, parts.items(), strict=True):
-        drawn = [(r, percents(r["over"][name])) for r in of for name in r["over"] if provider(name).less]
+        drawn = [
+            (r, map(percent, ratio)) for r in of for name, ratio in r["over"].items() if provider(name).less
+        ]
         for row, (record, (middle, low, high)) in enumerate(drawn):
-            panel.barh(row, middle, color=provider(record["provider"]).color, height=0.7)
-            panel.plot([low, high], [row, row], color="#000000", linewidth=1)
-            text, ends = f"{middle:+.1f} %", [middle, high, 0.0]
+            color = provider(record["provider"]).color
+            bar = panel.barh(row, middle, color=color, xerr=[[middle - low], [high - middle]])
+            text = f"{middle:+.1f} %"
             if record.get("paper"):
-                ends.append(100 * record["paper"])
-                panel.plot(ends[-1], row, "D", color="#FFFFFF", markeredgecolor="#000000", zorder=3)
-                text += f" (paper {ends[-1]:+.1f} %)"
-            at = (max(ends), row)
-            panel.annotate(text, at, xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
-        panel.axvline(0, color="#999999", linewidth=1)
-        panel.set_yticks(range(len(drawn)), [label(record) for record, _ in drawn])
+                panel.plot(
+                    100 * record["paper"], row, "D", color="#FFFFFF", markeredgecolor="#000000", zorder=3
+                )
+                text += f" (paper {100 * record['paper']:+.1f} %)"
+            panel.bar_label(bar, [text], padding=7, fontsize=8)
+        panel.set_yticks(range(len(drawn)), [record[label] for record, _ in drawn])
         panel.invert_yaxis()
         panel.margins(x=0.25)
         panel.set(title=title, xlabel="added to a step, % (bars: median, lines: quartiles)")
@@ -153,11 +154,9 @@ def monitor(records: Results) -> Figure | None:
     parts = by(chosen(records, "monitor"), "network")
     if not parts:
         return None
-    figure = bars(
-        parts, lambda r: "GradientMonitor" if r["provider"] == OURS else provider(r["provider"]).label
-    )
+    figure = bars(parts, "provider")
     found = [
-        f"{percents(r['over']['no monitor'])[0]:.0f} % ({network})"
+        f"{percent(r['over']['no monitor'][0]):.0f} % ({network})"
         for network, of in parts.items()
         for r in chosen(of, "monitor", provider=OURS)
     ]
@@ -170,10 +169,10 @@ def table4(records: Results) -> Figure | None:
     parts = by(chosen(records, "table4"), "mode")
     if not parts:
         return None
-    figure = bars(parts, lambda r: str(r["model"]))
+    figure = bars(parts, "model")
     mode = [*parts][-1]
     (both,) = chosen(records, "table4", provider=OURS, mode=mode)
-    added = f"both remedies add {percents(both['over']['plain'])[0]:+.1f} % to a step"
+    added = f"both remedies add {percent(both['over']['plain'][0]):+.1f} % to a step"
     figure.suptitle(f"Table 4: {added} ({mode}; paper {100 * both['paper']:+.1f} %), {both['data']}")
     return figure
 

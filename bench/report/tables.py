@@ -89,7 +89,7 @@ KINDS = {
     "backward": Kind(
         ("function", "direction", "values", "dtype", "elements"),
         "Counting the gradient in the backward pass",
-        "Microseconds with `grad_sketch` and without, by values of the incoming gradient.",
+        "Microseconds with `grad_sketch` and without, by values of the gradient.",
     ),
     "learned": Kind(
         ("function", "direction", "alphas", "dtype", "elements"),

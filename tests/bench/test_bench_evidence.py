@@ -109,6 +109,11 @@ def test_every_step_has_a_rehearsal():
                 assert evidence.REHEARSED["small"] in text
 
 
+def test_the_first_step_installs_what_the_others_import():
+    code = "import sys; sys.modules['sigscale'] = None; import bench.evidence, bench.precompile"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_plan_is_printed(capsys):
     assert evidence.main(["--seconds", "20"]) == 0
     assert "15 s  LEFT OUT ceilings" in capsys.readouterr().out

@@ -8,7 +8,6 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench.harness import options
 
@@ -19,7 +18,6 @@ def test_what_is_taken(tmp_path):
     assert options.some_of(options.EXPONENTS)("10, 14,20") == ("10", "14", "20")
     assert options.some_of(options.MODES)("eager,graph") == ("eager", "graph")
     assert options.seconds("1e-3") == 1e-3
-    assert options.device("cpu") == torch.device("cpu")
     assert options.file_to_write(str(tmp_path / "new.json")) == tmp_path / "new.json"
 
 
@@ -38,9 +36,6 @@ def test_what_is_taken(tmp_path):
         (options.seconds, "-1", "a positive number of seconds"),
         (options.seconds, "nan", "a positive number of seconds"),
         (options.seconds, "soon", "a positive number of seconds"),
-        (options.device, "gpu", "must be one of .*cpu"),
-        (options.device, "cuda:77", "must be one of .*cpu"),
-        (options.device, "meta", "must be one of .*cpu"),
         (options.file_to_write, "/nowhere/x.json", "a file in a folder that exists"),
     ],
 )

@@ -49,7 +49,7 @@ def test_up_to_date():
 def test_runs_are_merged_stored_and_rendered(root):
     runs = [written(root / "a.jsonl", RESULT), written(root / "b.jsonl", {**RESULT, "values": "constant"})]
     assert __main__.main([*map(str, runs), "--name", "cpu-2026-11-28"], root) == 0
-    stored = report.load(root / "bench/results/cpu-2026-11-28/results.json")
+    stored = report.load(root / "bench/results/cpu-2026-11-28/results.jsonl")
     assert stored == Run(ABOUT, [RESULT, {**RESULT, "values": "constant"}])
     page = (root / "bench/README.md").read_text(encoding="utf-8")
     assert "| Gaussian | float32 | 2^10 | 10.0 | 0.50 (0.40-0.60) |" in page
