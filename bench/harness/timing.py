@@ -110,8 +110,13 @@ class Bench:
 
     def steady(self, group: str, call: Call) -> None:
         """Fill pytest-benchmark's own columns, for `--benchmark-compare`: calls that are waited for."""
+
+        def waiting() -> None:
+            call()
+            synchronize(self.device)
+
         self.fixture.group = group
-        self.fixture(waited_for(call, self.device))
+        self.fixture(waiting)
 
 
 def host_timer(device: torch.device) -> Timer:
@@ -141,16 +146,6 @@ def _elapsed(call: Call, repeats: int, device: torch.device) -> float:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def waited_for(call: Call, device: torch.device) -> Call:
-    """The call, and a wait for the work it gave the device."""
-
-    def waiting() -> None:
-        call()
-        synchronize(device)
-
-    return waiting
 
 
 def device_timer(device: torch.device) -> Timer:

@@ -11,6 +11,7 @@ With `--check` nothing is written, and a file that is out of date is an error.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -87,15 +88,9 @@ def front_page(readme: Path, runs: dict[Path, Run]) -> str:
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise SystemExit(f"{readme}: must have {BEGIN} and {END}, to write the table between")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    latest: dict[str, Run] = {}
-    for run in runs.values():
-        latest.setdefault(run.provenance["kind"], run)
-    parts = [
-        f"{summary(run.results)}\n\n{provenance(run)}" for _, run in sorted(latest.items(), reverse=True)
-    ]
-    return f"{before}{BEGIN}\n{chr(10).join(parts)}\n{END}{after}"
+    latest = {run.provenance["kind"]: run for run in reversed(runs.values())}
+    parts = [f"{summary(latest[kind].results)}\n\n{provenance(latest[kind])}\n" for kind in sorted(latest)]
+    return re.sub(f"(?s){BEGIN}.*{END}", lambda _: "\n".join([BEGIN, "\n".join(parts) + END]), text)
 
 
 if __name__ == "__main__":

@@ -70,60 +70,47 @@ def memory(record: dict[str, Any]) -> dict[str, str]:
 class Kind:
     """A kind of result: what names a row of its table, and what each record adds to its row."""
 
-    keys: tuple[str, ...]
+    names: str
     title: str
     explained: str = "Microseconds per call."
     cells: Cells = wide
 
+    @property
+    def keys(self) -> list[str]:
+        return self.names.split()
 
-_CASE = ("function", "direction", "dtype", "elements")
+
 KINDS = {
-    "activation": Kind(_CASE, "Activations", cells=with_bandwidth),
+    "activation": Kind("function direction dtype elements", "Activations", cells=with_bandwidth),
     "memory": Kind(
-        ("function", "dtype", "provider"),
+        "function dtype provider",
         "Memory of an activation",
         "Bytes per element: in use after a forward pass, y included, and at the peak of forward+backward.",
         memory,
     ),
-    "launch": Kind(("function", "call"), "Launch", "Microseconds of the host per call."),
+    "launch": Kind("function call", "Launch", "Microseconds of the host per call."),
     "backward": Kind(
-        ("function", "direction", "values", "dtype", "elements"),
-        "Counting the gradient in the backward pass",
-        "Microseconds with `grad_sketch` and without, by values of the gradient.",
+        "function direction values dtype elements", "Counting the gradient in the backward pass"
     ),
-    "learned": Kind(
-        ("function", "direction", "alphas", "dtype", "elements"),
-        "Learning alpha",
-        "Microseconds with one alpha for a layer, or one per channel.",
-    ),
-    "sketch": Kind(
-        ("values", "dtype", "elements"),
-        "Distribution of a tensor",
-        "Microseconds of QuantileSketch.update and others.",
-    ),
-    "warm sketch": Kind(("values", "dtype", "elements"), "Distribution of a tensor, warm caches"),
-    "exact": Kind(
-        ("quantiles", "values", "dtype", "elements"),
-        "Exact quantiles",
-        "Microseconds of quantile, foreach_quantile (many) and others.",
-    ),
-    "monitor": Kind(
-        ("network", "provider"), "Monitored training step", "What each way to monitor adds to a step.", tall
-    ),
+    "learned": Kind("function direction alphas dtype elements", "Learning alpha"),
+    "sketch": Kind("values dtype elements", "Distribution of a tensor"),
+    "warm sketch": Kind("values dtype elements", "Distribution of a tensor, warm caches"),
+    "exact": Kind("quantiles values dtype elements", "Exact quantiles"),
+    "monitor": Kind("network provider", "Monitored training step", "What monitoring adds to a step.", tall),
     "table4": Kind(
-        ("mode", "model"),
+        "mode model",
         "Table 4 of the paper",
         "What each model adds to the same network without remedies, batches of 32. The paper states neither "
         "epochs nor batch: compare percentages.",
         tall,
     ),
-    "growth": Kind(("series", "unit", "n"), "Growth", "Microseconds per call by size.", with_seeds),
+    "growth": Kind("series unit n", "Growth", "Microseconds per call by size.", with_seeds),
 }
 
 
 def table(records: Results, kind: str) -> pd.DataFrame:
     """The results of one kind; keys first, then providers that take part, then ratios."""
-    keys = [*KINDS[kind].keys]
+    keys = KINDS[kind].keys
     of = [record for record in records if record["kind"] == kind and "skipped" not in record]
     rows = [{key: cell(record[key]) for key in keys} | KINDS[kind].cells(record) for record in of]
     frame: pd.DataFrame = pd.DataFrame(rows)
