@@ -186,12 +186,12 @@ def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
 
 
 def takes_part(x: Tensor) -> bool:
-    """Whether a backward pass may come to x. Under vmap, x does not tell of one around it."""
-    if not torch.is_grad_enabled():
+    """Whether a backward pass may reach x and count. Under vmap, x does not show one around it."""
+    if torch.compiler.is_compiling():
+        return x.requires_grad and torch.is_grad_enabled()
+    if not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:  # what is traced is a copy
         return False
-    return x.requires_grad or (
-        not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    )
+    return x.requires_grad or torch._C._are_functorch_transforms_active()
 
 
 def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
