@@ -127,24 +127,22 @@ def percent(ratio: float) -> float:
 
 def bars(parts: Mapping[str, Results], label: str) -> Figure:
     """A panel for each of these: what is added to a step, quartiles as lines, the paper's as diamonds."""
-    figure, axes = panels(len(parts), 6.4, 4.0)
+    figure, axes = panels(len(parts), 8.4, 4.0)
     for panel, (title, of) in zip(axes, parts.items(), strict=True):
         drawn = [
             (r, map(percent, ratio)) for r in of for name, ratio in r["over"].items() if provider(name).less
         ]
         for row, (record, (middle, low, high)) in enumerate(drawn):
-            color = provider(record["provider"]).color
-            bar = panel.barh(row, middle, color=color, xerr=[[middle - low], [high - middle]])
-            text = f"{middle:+.1f} %"
-            if record.get("paper"):
-                panel.plot(
-                    100 * record["paper"], row, "D", color="#FFFFFF", markeredgecolor="#000000", zorder=3
-                )
-                text += f" (paper {100 * record['paper']:+.1f} %)"
-            panel.bar_label(bar, [text], padding=7, fontsize=8)
+            color, paper = provider(record["provider"]).color, record.get("paper") or 0.0
+            panel.barh(row, middle, color=color, xerr=[[middle - low], [high - middle]])
+            text, at = f"{middle:+.1f} %", (max(high, 100 * paper, 0.0), row)
+            if paper:
+                panel.plot(100 * paper, row, "D", color="#FFFFFF", markeredgecolor="#000000")
+                text += f" (paper {100 * paper:+.1f} %)"
+            panel.annotate(text, at, xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
         panel.set_yticks(range(len(drawn)), [record[label] for record, _ in drawn])
         panel.invert_yaxis()
-        panel.margins(x=0.25)
+        panel.margins(x=0.2)
         panel.set(title=title, xlabel="added to a step, % (bars: median, lines: quartiles)")
     return figure
 
