@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ._checks import Quantiles, check_input, check_quantiles, check_real
 from .kernels import summary
@@ -113,6 +114,10 @@ class QuantileSketch:
                 "take one sketch a device and merge them with sketch += other.to(device)"
             )
         return self._counts
+
+    def allocate(self, device: torch.device) -> None:
+        """Have counts on `device` if there are none yet, also while torch.compile traces the call."""
+        _allocate(self, device)
 
     @property
     def count(self) -> Tensor:
@@ -299,3 +304,13 @@ class QuantileSketch:
                 f"sketches with mantissa_bits={self.mantissa_bits} and {other.mantissa_bits} have different "
                 "bins: merge sketches of the same mantissa_bits"
             )
+
+
+def _allocate(sketch: QuantileSketch, device: torch.device) -> None:
+    with _disable_current_modes():
+        sketch.counts_on(device)
+
+
+# What torch.compiler.assume_constant_result sets, which takes seconds to import torch._dynamo: torch.compile
+# calls this while it traces.
+_allocate._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._autograd import count_gradient, counted, takes_part
 from .._checks import DTYPES
+from .._counting import count_gradient, counted, takes_part
 from .._overlay import class_over, uncover
 from ..kernels.device import is_capturing
 from ..nn.activation import Activation, check_free
@@ -31,6 +31,9 @@ class RowSketch(QuantileSketch):
         """Count there; `note_capture` is called when a CUDA graph is captured that does."""
         self._counts, self.note_capture = counts, note_capture
 
+    def allocate(self, device: torch.device) -> None:
+        """A row has its counts; and torch.compile is free to use one graph for several of them."""
+
     def counts_on(self, device: torch.device) -> Tensor:
         if is_capturing(device):
             self.note_capture()
@@ -46,26 +49,19 @@ def counting_class(base: type[nn.Module]) -> type[nn.Module]:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         sketch: RowSketch | None = self.grad_sketch  # type: ignore[assignment]
-        if sketch is not None:
-            args, kwargs = with_counted_input(self, sketch, args, kwargs)
-        return base.forward(self, *args, **kwargs)
+        x: Any = args[0] if args else kwargs.get("input")
+        if sketch is None or not measurable(x, sketch.name):
+            return base.forward(self, *args, **kwargs)
+        overwrites = getattr(self, "inplace", False)
+        if overwrites and not torch.compiler.is_compiling():
+            count_overwritten(x, sketch)
+            return base.forward(self, *args, **kwargs)
+        inside = counted(x, sketch)
+        inside = inside.clone() if overwrites else inside
+        y = base.forward(self, inside, *args[1:], **{n: v for n, v in kwargs.items() if n != "input"})
+        return x.copy_(y) if overwrites else y
 
     return class_over(base, {"forward": forward, "grad_sketch": None}, hidden=("grad_sketch",))
-
-
-def with_counted_input(
-    module: nn.Module, sketch: RowSketch, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a module's forward, such that the backward pass counts."""
-    x: Any = args[0] if args else kwargs.get("input")
-    if not measurable(x, sketch.name):
-        return args, kwargs
-    if getattr(module, "inplace", False):
-        count_overwritten(x, sketch)
-        return args, kwargs
-    if args:
-        return (counted(x, sketch), *args[1:]), kwargs
-    return args, {**kwargs, "input": counted(x, sketch)}
 
 
 def count_overwritten(x: Tensor, sketch: QuantileSketch) -> None:
@@ -74,8 +70,6 @@ def count_overwritten(x: Tensor, sketch: QuantileSketch) -> None:
     A hook of x keeps to these values, but for a view: overwriting it rewrites the history of its base, whose
     hooks stay.
     """
-    if torch.compiler.is_compiling():
-        torch._dynamo.graph_break()  # what is compiled together does not overwrite, and keeps no such hooks
     base = x._base
     if base is None or not base.requires_grad:
         x.register_hook(lambda g: count_gradient(sketch, g))
