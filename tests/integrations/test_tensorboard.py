@@ -98,3 +98,20 @@ def test_step_waits_for_nothing(tmp_path, monkeypatch):
 def test_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_example(TensorBoardLogger)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"statistics": ["mean", "q51"]},
+            r"statistics must be among count, .*; got 'q51': pass a list of them",
+        ),
+        ({"statistics": "mean"}, r"statistics must be among count, .*; got 'm': pass a list of them"),
+        ({"histogram_every": 0}, r"histogram_every must be an integer from 1 on; got 0: 100 writes one"),
+        ({"histogram_every": "10"}, r"histogram_every must be an integer from 1 on; got '10': 100 writes"),
+    ],
+)
+def test_refusals(options, message):
+    with ss.GradientMonitor(nn.Linear(2, 1)) as monitor, pytest.raises(ValueError, match=message):
+        TensorBoardLogger(monitor, None, **options)
