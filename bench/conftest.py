@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import IO, Any
 
 import pytest
@@ -25,8 +26,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORDS] = []
-    if config.getoption("--threads"):
-        torch.set_num_threads(config.getoption("--threads"))
     if path := config.getoption("--out"):
         config.stash[OUT] = path.open("w", encoding="utf-8")
         words = ["pytest", *map(str, config.invocation_params.args)]
@@ -37,6 +36,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if OUT in config.stash:
         config.stash[OUT].close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(max_time=0.02))  # of pytest-benchmark's own rounds
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    try:
+        return (yield)
+    except torch.OutOfMemoryError as error:
+        pytest.skip(str(error).split("\n")[0])
 
 
 def _write(config: pytest.Config, line: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@
 
 A step starts if the budget (`--seconds`) still has what it is expected to take, and is cut off at three times
 that or at the end of the budget. All results so far are packed to DIR/call-N.tar.xz after each step and every
-half minute; `python -m bench.report call-N/*.jsonl --name NAME` reads them. A cache of compiled kernels
-(.stage/cache.txz, for TRITON_CACHE_DIR) and halves of CIFAR-10's archive (.stage/cifar10.1, .2) are unpacked.
+half minute; `python -m bench.report call-N/*.jsonl --name NAME` reads them. In .stage/ may travel: compiled
+kernels (cache.txz, from `bench.precompile`) and halves of CIFAR-10's archive (cifar10.1, cifar10.2).
 """
 
 from __future__ import annotations
@@ -23,87 +23,97 @@ import tarfile
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.harness import options
+from bench.precompile import ENVIRONMENT
 from bench.report import ROOT, measured_commit
 
 SECONDS = {1: 150, 2: 580}  # the budget of each call
 GRACE, PACK_EVERY, LIMIT = 5, 30, 3  # seconds, seconds, times the expected seconds
 PACKED = (".json", ".jsonl", ".log", ".md", ".npz", ".png")
 EPOCHS, EPOCH_SECONDS, FIGURE_SECONDS = 100, 2.2, 25  # of Figure 3 with 25 seeds, and what else it takes
-SMALLEST = "--exponents 10 --seconds 0.01 --dtypes float32 --threads 1 --modes eager"
+PYTEST = "python -m pytest -q -p no:cacheprovider"
 KERNELS = (  # small tensors through every family of kernels
     "tests/activations/test_layout.py::test_around_a_block tests/activations/test_learned.py::test_counted "
     "tests/quantiles/test_grad_sketch.py::test_any_layout tests/kernels/test_multi_tensor.py::test_counts "
     "tests/quantiles/test_quantile.py::test_selection_from_many "
     "tests/kernels/test_penalty_kernel.py::test_small_factors"
 )
-FIGURE = "python -m examples.cifar10 --figure 3 --out {folder}/figure3"
-REHEARSED = {
-    "install": "python -c 'import sigscale'",
-    "figure3": f"{FIGURE} --quick --seeds 1 --epochs 1 --steps 2",
-}
-VALUES = {
-    "kernels": KERNELS,
-    "long": "every_fp32_input or more_than_2_to_the_31 or beyond_32_bits",
-    "cache": 'mkdir -p "$TRITON_CACHE_DIR" && tar -xJf .stage/cache.txz -C "$TRITON_CACHE_DIR"',
-    "figure": FIGURE,
+VALUES = {  # what stands in braces in commands; a rehearsal takes REHEARSED instead
+    "bench": f"{PYTEST} --benchmark-only --out {{folder}}/{{name}}.jsonl --commit '{{commit}}'",
+    "install": "python -m pip install -q --no-deps --no-build-isolation -e .",
+    "tests": f"{PYTEST} -m gpu -rf",
+    "memcheck": "compute-sanitizer --tool memcheck --error-exitcode 99",
+    "racecheck": "compute-sanitizer --tool racecheck --error-exitcode 99",
+    "figure": "python -m examples.cifar10 --figure 3 --out {folder}/figure3",
+    "seeds": "--seeds 25 --epochs {epochs} --data data",
     "archive": "data/cifar-10-binary.tar.gz",
+    "long": "every_fp32_input or more_than_2_to_the_31 or beyond_32_bits",
+    "kernels": KERNELS,
+    "small": "",
+    "cases": "",
+}
+REHEARSED = {
+    "tests": f"{PYTEST} -m gpu --collect-only",
+    "memcheck": "",
+    "racecheck": "",
+    "seeds": "--quick --seeds 1 --epochs 1 --steps 2",
+    "small": "--exponents 10 --seconds 0.01 --dtypes float32 --modes eager",
+    "cases": "--cases 1",
 }
 
-# Two lines per step: name, seconds expected on an H100, what it proves; command. `bench x` runs test_x.py,
-# `tests` tests that need a GPU, under a tool of compute-sanitizer if one is named; x & y run side by side.
+# Two lines per step: name, seconds expected on an H100, what it proves; the command. x & y run side by side.
 CALLS = {
     1: """
     install 6 s: the package installs
-        python -m pip install -q --no-deps --no-build-isolation -e .
-    cache 2 s: compiled kernels were carried
-        test ! -e .stage/cache.txz || ({cache})
+        {install}
+    cache 2 s: compiled kernels were carried and fit this Triton; else all are compiled, on every core
+        python -m bench.precompile .stage/cache.txz --unpack {cases}
     data-1 1 s: half of CIFAR-10 was carried
         test ! -e .stage/cifar10.1 || (mkdir -p data && cp .stage/cifar10.1 {archive})
-    smoke 15 s: every kernel agrees with its twin; takes minutes if the cache is missed
-        tests {kernels}
+    smoke 15 s: every kernel agrees with its twin
+        {tests} {kernels}
     ceilings 15 s: forward and backward run at 95 % of a copy's bandwidth
-        bench activations -k 'activation and tanh' --exponents 26,28 --without-compile
+        {bench} bench/test_activations.py -k tanh --exponents 26,28 --modes eager
     atomics 6 s: cycles per shared atomic, by sketches of what the L2 cache holds
-        bench quantiles -k 'sketch and (Gaussian or constant or distinct)' --exponents 23
+        {bench} bench/test_quantiles.py -k 'sketch and (Gaussian or constant or distinct)' --exponents 23
     counting 10 s: grad_sketch costs 1.02 (fp32), 1.03 (bf16) of a backward pass, a learned alpha 1.05
-        bench backward -k 'Gaussian or layer' --exponents 26,28 --seconds 0.1
+        {bench} bench/test_backward.py -k 'Gaussian or layer' --exponents 26,28 --seconds 0.1
     selection 12 s: five quantiles of 2^24 take 55 us, 64 gradients one launch, a sketch as long as a read
-        bench quantiles -k 'Gaussian and (sketch or five or many)' --exponents 16,24,28
+        {bench} bench/test_quantiles.py -k 'Gaussian and (sketch or five or many)' --exponents 16,24,28
     monitored 12 s: a monitored step takes 2 % more
-        bench training -k monitor
+        {bench} bench/test_training.py -k monitor
     seeds 10 s: a step of Figure 3 takes 0.33 ms
-        bench growth -k Table
+        {bench} bench/test_growth.py
     gpu-tests 60 s: all GPU tests but the exhaustive ones pass; no access is out of bounds
-        tests tests -n 8 -k 'not ({long})' & memcheck tests {kernels}
+        {tests} tests -n 8 -k 'not ({long})' & {memcheck} {tests} {kernels}
     """,
     2: """
     data-2 1 s: the other half of CIFAR-10 was carried
         test ! -e .stage/cifar10.2 || cat .stage/cifar10.2 >> {archive}
     bandwidth 75 s: GB/s of every function by size; memory kept, and peaks
-        bench activations --exponents 20,24,26,28 --without-compile
+        {bench} bench/test_activations.py --exponents 20,24,26,28 --modes eager
     sketches 45 s: what counting and learning cost by size
-        bench backward --exponents 22,26,28 --seconds 0.1
+        {bench} bench/test_backward.py --exponents 22,26,28 --seconds 0.1
     launch 10 s: the host's time is at or under eager's at 98,304 elements
-        bench launch
+        {bench} bench/test_launch.py
     quantiles 60 s: exact quantiles cost the same for all values
-        bench quantiles --exponents 16,22,26
+        {bench} bench/test_quantiles.py --exponents 16,22,26
     table4 75 s: both remedies add at most 0.5 % to a captured step
-        bench table4 --modes eager,graph --seconds 1.5
-    training 30 s: what monitor and penalty cost, by parameters and dtype
-        bench training
+        {bench} bench/table4 --modes eager,graph --seconds 1.5
+    training 30 s: what monitors cost
+        {bench} bench/test_training.py
     exhaustive 60 s: every fp32 input and tensors of more than 2^31 elements are right
-        tests tests -k '{long}'
+        {tests} tests -k '{long}'
     figure3 200 s: Figure 3 with 25 seeds, as many epochs as there is time for
-        {figure} --seeds 25 --epochs {epochs} --data data
+        {figure} {seeds}
     table4-compiled 90 s: what torch.compile makes of Table 4
-        bench table4 --modes compile --seconds 0.3
+        {bench} bench/table4 --modes compile --seconds 0.3
     racecheck 60 s: no race in shared memory
-        racecheck tests {kernels}
+        {racecheck} {tests} {kernels}
     """,
 }
 
@@ -115,26 +125,15 @@ class Step:
     proves: str
     command: str
 
-    def shell(self, rehearse: bool) -> str:
-        """The command as a shell takes it; at its smallest size if rehearsed."""
-        if " & " in self.command:
-            parts = (replace(self, command=part) for part in self.command.split(" & "))
-            one, other = (part.shell(rehearse) for part in parts)
-            return f"{one} & first=$!; {other}; second=$?; wait $first && exit $second"
-        first, _, rest = self.command.partition(" ")
-        if first in ("memcheck", "racecheck"):
-            tool = "" if rehearse else f"compute-sanitizer --tool {first} --error-exitcode 99 "
-            return tool + replace(self, command=rest).shell(rehearse)
-        pytest = "python -m pytest -q -p no:cacheprovider"
-        if first == "tests":
-            chosen = f"-m 'not gpu' {KERNELS.split()[-1]}" if rehearse else f"-m gpu -rf {rest}"
-            return f"{pytest} {chosen}"
-        if first == "bench":
-            what, _, more = rest.partition(" ")
-            path = f"bench/{what}" if (ROOT / "bench" / what).is_dir() else f"bench/test_{what}.py"
-            kept = f"--benchmark-only --out {{folder}}/{self.name}.jsonl --commit '{{commit}}'"
-            return f"{pytest} {path} {more} {SMALLEST if rehearse else ''} {kept}"
-        return REHEARSED.get(self.name, "true") if rehearse else self.command
+    def shell(self, rehearse: bool, **values: str) -> str:
+        """The command as a shell takes it, with this Python; x & y fails if one of both does."""
+        found = {**VALUES, **(REHEARSED if rehearse else {}), "name": self.name, **values}
+        text = self.command + " {small}" * self.command.startswith("{bench}")
+        while (filled := re.sub(r"{(\w+)}", lambda part: found[part[1]], text)) != text:
+            text = filled
+        text = re.sub(r"\bpython -", f"{shlex.quote(sys.executable)} -", text)
+        one, parallel, other = text.partition(" & ")
+        return f"{one} & first=$!; {other}; second=$?; wait $first && exit $second" if parallel else one
 
 
 def steps_of(call: int) -> list[Step]:
@@ -168,19 +167,16 @@ class Runner:
         if not self.rehearse and step.expected > left:
             self.keep(step, "left out", 0.0)
             return
-        start = packed = time.monotonic()
+        start = time.monotonic()
         limit = left - GRACE if self.rehearse else min(LIMIT * step.expected, left - GRACE)
         process, outcome = None, "cut off"
         try:
             process = self.start(step, left)
-            while time.monotonic() - start < limit:
-                if process.poll() is not None:
-                    outcome = "failed" if process.returncode else "passed"
-                    break
-                if time.monotonic() - packed > PACK_EVERY:
+            while outcome == "cut off" and (spent := time.monotonic() - start) < limit:
+                try:
+                    outcome = "failed" if process.wait(min(PACK_EVERY, limit - spent)) else "passed"
+                except subprocess.TimeoutExpired:
                     self.pack()
-                    packed = time.monotonic()
-                time.sleep(0.1)
         finally:
             if process is not None:
                 end(process)
@@ -190,14 +186,12 @@ class Runner:
     def start(self, step: Step, left: float) -> subprocess.Popen[bytes]:
         """Start a process group, which is ended as a whole."""
         epochs = f"{max(1, min(EPOCHS, (left - FIGURE_SECONDS) / EPOCH_SECONDS)):.0f}"
-        found = {"folder": shlex.quote(str(self.folder)), "commit": self.commit, "epochs": epochs}
-        command = step.shell(self.rehearse)
-        for name, value in {**VALUES, **found}.items():
-            command = command.replace(f"{{{name}}}", value)
-        command = re.sub(r"\bpython -", f"{shlex.quote(sys.executable)} -", command)
+        folder = shlex.quote(str(self.folder))
+        command = step.shell(self.rehearse, folder=folder, commit=self.commit, epochs=epochs)
         with (self.folder / f"{step.name}.log").open("wb") as log:
             where: dict[str, Any] = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            return subprocess.Popen(["sh", "-c", command], start_new_session=True, **where)
+            environment = {**os.environ, **ENVIRONMENT}
+            return subprocess.Popen(["sh", "-c", command], env=environment, start_new_session=True, **where)
 
     def keep(self, step: Step, outcome: str, seconds: float) -> None:
         self.outcomes.append({**asdict(step), "outcome": outcome, "seconds": round(seconds, 1)})
@@ -228,13 +222,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--call", type=int, choices=[*CALLS], help="which to run; by default print the plan")
     parser.add_argument("--seconds", type=options.seconds, help=f"the budget of a call; by default {SECONDS}")
-    parser.add_argument("--out", type=options.folder, default=Path(), help="folder for the archive")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the archive")
     parser.add_argument("--rehearse", action="store_true", help="every step at its smallest size")
     parser.add_argument("--commit", default="", help="the measured commit, where there is no git to ask")
     given = parser.parse_args(argv)
     if given.call is None:
         print("\n\n".join(plan(call, given.seconds or SECONDS[call]) for call in CALLS))
         return 0
+    given.out.mkdir(parents=True, exist_ok=True)
     seconds = given.seconds or (float("inf") if given.rehearse else SECONDS[given.call])
     runner = Runner(given.call, seconds, given.out, given.rehearse, given.commit or measured_commit())
     signal.signal(signal.SIGTERM, signal.default_int_handler)

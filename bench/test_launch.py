@@ -14,7 +14,7 @@ import torch
 
 import sigscale
 from bench.harness.activations import bind
-from bench.harness.internals import by_triton, launches_without_gpu
+from bench.harness.internals import launches_without_gpu
 from bench.harness.providers import made
 from bench.harness.timing import OURS, Bench, Call, host_timer
 
@@ -46,5 +46,4 @@ def providers(function: str, call: str, device: torch.device) -> dict[str, Call]
     if device.type == "cuda":
         for name in {*bound} - {"plain"}:
             torch.testing.assert_close(bound[name](), bound["eager"]())
-        bound["JIT launch"] = by_triton(bound[OURS])
     return bound

@@ -1,28 +1,16 @@
-"""What monitoring and the L2 penalty add to a training step, against other ways to the same.
+"""What monitoring adds to a training step, each way on its own copy of a network, all on the same data.
 
-Monitoring, each way on its own copy of a network, all on the same data:
-
-    no monitor                     forward, backward, Adam
-    sigscale                       and GradientMonitor.step(): all activations and parameters
-    sigscale, every tenth step     GradientMonitor(every=10)
-    sigscale, activations          GradientMonitor(parameters=False)
-    sigscale, parameters           GradientMonitor(activations=False)
-    sigscale, exact                foreach_quantile: five quantiles of the gradient of each parameter
-    wandb                          what wandb.watch does, for the gradient of each parameter
-    torch.quantile                 five quantiles of the gradient of each parameter, one after another
-
-The penalty by gradient, which works with any optimizer, here one that does nothing else:
-
-    sigscale                       step() with an attached penalty
-    torch._foreach_add_            g += r theta by hand: reads g and theta, writes g
-    in the loss                    penalty() and its backward pass
-
-and by weight_decay, with SGD: step() with an attached penalty, and with weight_decay=r.
+no monitor                     forward, backward, Adam
+sigscale                       and GradientMonitor.step(): all activations and parameters
+sigscale, every tenth step     GradientMonitor(every=10)
+sigscale, exact                foreach_quantile: five quantiles of the gradient of each parameter
+wandb                          what wandb.watch does, for the gradient of each parameter
+torch.quantile                 five quantiles of the gradient of each parameter, one after another
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -34,24 +22,16 @@ from torch.nn.functional import cross_entropy
 
 import sigscale
 from bench.harness.cifar10 import table_3
-from bench.harness.inputs import FIVE, dtype_name
-from bench.harness.options import settings
-from bench.harness.providers import WAITING
-from bench.harness.timing import OURS, Bench, Call, host_timer, replayed
+from bench.harness.inputs import FIVE
+from bench.harness.timing import OURS, Bench, host_timer
 from bench.test_quantiles import wandb_recipe
 
-MONITORS: Mapping[str, dict[str, Any]] = {
-    OURS: {},
-    "sigscale, every tenth step": {"every": 10},
-    "sigscale, activations": {"parameters": False},
-    "sigscale, parameters": {"activations": False},
-}
+MONITORS: Mapping[str, dict[str, Any]] = {OURS: {}, "sigscale, every tenth step": {"every": 10}}
 BASELINE, EXACT = "no monitor", "sigscale, exact"
 WAYS = (BASELINE, *MONITORS, EXACT, "wandb", "torch.quantile")
 CLASSES = 10
 STEPS = 10
 LONGER = 20  # times the seconds of other cases
-FACTOR = 2.0**-40  # of the penalty: gradients stay where they are, however often it is added
 
 
 def table_3_network() -> tuple[nn.Module, Tensor]:
@@ -150,83 +130,3 @@ def test_monitor(bench: Bench, network: str) -> None:
         about = {"kind": "monitor", "network": network}
         bench.longer(LONGER).compare(about, calls, baseline=BASELINE, timer=host_timer, repeats=counts)
         bench.steady("monitor", partial(made[OURS].steps, 1))
-
-
-PARAMETERS: Mapping[str, Callable[[], list[Tensor]]] = {
-    "50 of 64 elements": lambda: [torch.randn(64) for _ in range(50)],
-    "1,024 of 1,024 elements": lambda: [torch.randn(1024) for _ in range(1024)],
-    "12-layer MLP": lambda: [parameter.detach() for parameter in mlp()[0].parameters()],
-}
-
-
-class Nothing(torch.optim.Optimizer):
-    """A step costs nothing but its hooks."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters, {})
-
-    def step(self, closure: Any = None) -> Any:
-        return None
-
-
-def by_gradient(parameters: list[nn.Parameter]) -> dict[str, Call]:
-    optimizer = Nothing(parameters)
-    sigscale.WeightPenalty(parameters, l2=FACTOR).attach(optimizer)
-    copies = [parameter.detach().requires_grad_() for parameter in parameters]
-    written = sigscale.WeightPenalty(copies, l2=FACTOR)
-
-    @torch.no_grad()
-    def by_hand() -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_add_(gradients, copies, alpha=FACTOR)
-
-    return {
-        OURS: optimizer.step,
-        "torch._foreach_add_": by_hand,
-        "in the loss": lambda: torch.autograd.grad(written(), copies),
-    }
-
-
-def by_weight_decay(parameters: list[nn.Parameter]) -> dict[str, Call]:
-    attached, stock = torch.optim.SGD(parameters, lr=0.0), torch.optim.SGD(parameters, lr=0.0)
-    attachment = sigscale.WeightPenalty(parameters, l2=FACTOR).attach(attached)
-    assert attachment.ways == ("weight_decay",)
-    for group in stock.param_groups:
-        group["weight_decay"] = FACTOR
-    return {OURS: attached.step, "weight_decay": stock.step}
-
-
-PENALTIES: Mapping[str, Callable[[list[nn.Parameter]], dict[str, Call]]] = {
-    "gradient": by_gradient,
-    "weight_decay": by_weight_decay,
-}
-
-
-def check_penalty(parameters: list[nn.Parameter], call: Call) -> None:
-    """One call adds r theta to the gradients."""
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    call()
-    for parameter in parameters:
-        torch.testing.assert_close(parameter.grad, FACTOR * parameter.detach(), atol=0, rtol=1e-2)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "dtype" in metafunc.fixturenames:
-        metafunc.parametrize("dtype", settings(metafunc.config).dtypes, ids=str)
-
-
-@pytest.mark.parametrize("way", PENALTIES)
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_penalty(bench: Bench, name: str, way: str, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    parameters = [nn.Parameter(tensor.to(bench.device, dtype)) for tensor in PARAMETERS[name]()]
-    bound = PENALTIES[way](parameters)
-    if way == "gradient":
-        check_penalty(parameters, bound[OURS])
-        check_penalty(parameters, bound["torch._foreach_add_"])
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    about = {"kind": "penalty", "parameters": name, "way": way, "dtype": dtype_name(dtype)}
-    bench.compare(about, replayed(bound, bench.device, WAITING))
-    bench.steady("penalty", bound[OURS])

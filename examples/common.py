@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 
 from sigscale._files import atomic
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STYLE: Any = {"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False}
@@ -92,13 +95,22 @@ def picture(stem: Path, title: str, size: tuple[float, float], *, warning: str =
 
     with mpl.rc_context({**STYLE, "svg.hashsalt": stem.name}):
         figure = Figure(figsize=size, layout="constrained")
-        lines = f"{warning}\n{title}" if warning else title
+        symbols = re.sub(r"(?<!\\)\balpha\b", r"$\\alpha$", title)
+        lines = f"{warning}\n{symbols}" if warning else symbols
         color = "#B00020" if warning else "black"
-        figure.suptitle(lines.replace("alpha", r"$\alpha$"), x=0.01, ha="left", fontsize=10.5, color=color)
+        figure.suptitle(lines, x=0.01, ha="left", fontsize=10.5, color=color)
         yield figure
         for path, about in ((stem.with_suffix(".png"), None), (stem.with_suffix(".svg"), {"Date": None})):
             with durable(path) as part:
                 figure.savefig(part, format=path.suffix[1:], dpi=160, metadata=about)
+
+
+def draw_losses(axes: Axes, losses: Mapping[str, Sequence[float]], window: int) -> None:
+    """A curve of rolling means over `window` steps for each label."""
+    for (label, values), (color, _) in zip(losses.items(), STYLES, strict=False):
+        axes.plot(pd.Series(values).rolling(window, min_periods=1).mean(), color=color, label=label)
+    axes.set(xlabel="step", ylabel=f"training loss, mean of {window} steps")
+    axes.legend(frameon=False)
 
 
 def environment() -> dict[str, Any]:

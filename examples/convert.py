@@ -14,21 +14,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 
 import sigscale as ss
-from examples.cifar10.data import GENERATED, Split, load
-from examples.cifar10.runtime import DataError
-from examples.common import CAPTION, STYLES, count, parser, picture, positive, save_json
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from examples.cifar10.data import GENERATED, Split, asked_for
+from examples.common import STYLES, count, draw_losses, parser, picture, positive, save_json
 
 BATCH, RATE = 32, 1e-3
 FIRST = 20  # steps whose gradients are measured
@@ -70,22 +66,11 @@ def network(seed: int) -> nn.Sequential:
 
 
 class Training(NamedTuple):
-    """`gradients`: the median |gradient| of each weight in the first steps, (steps, weights)."""
+    """`medians`: of the absolute gradients of each layer's weights, over the first steps."""
 
     losses: list[float]
-    names: list[str]
-    gradients: npt.NDArray[np.float64]
+    medians: pd.Series[float]
     accuracy: float
-
-    @property
-    def medians(self) -> npt.NDArray[np.float64]:
-        result: npt.NDArray[np.float64] = np.median(self.gradients, axis=0)
-        return result
-
-
-def images(split: Split, chosen: Tensor) -> Tensor:
-    """Pixels from -1 to 1."""
-    return split.images[chosen].float() / 127.5 - 1
 
 
 def train(model: nn.Module, data: Split, test: Split, steps: int, seed: int) -> Training:
@@ -95,67 +80,42 @@ def train(model: nn.Module, data: Split, test: Split, steps: int, seed: int) -> 
     losses = []
     with ss.GradientMonitor(model, activations=False, exclude="*.bias") as monitor:
         for step in range(steps):
-            chosen = torch.randint(len(data.labels), (BATCH,), generator=generator)
+            x, labels = data.batch(torch.randint(len(data.labels), (BATCH,), generator=generator))
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images(data, chosen)), data.labels[chosen])
+            loss = F.cross_entropy(model(x), labels)
             loss.backward()
             if step < FIRST:
                 monitor.step()
             optimizer.step()
-            losses.append(loss.detach())
+            losses.append(loss.item())
         history = monitor.history()
     layers = [row for row, kind in enumerate(history.kinds) if kind == "parameter"]
+    medians = np.median(history.quantile(0.5)[:, layers], axis=0)
     names = [history.names[row].removesuffix(".weight") for row in layers]
-    gradients = history.quantile(0.5)[:, layers]
-    return Training([float(loss) for loss in losses], names, gradients, accuracy(model, test))
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, test: Split) -> float:
-    hits = model(images(test, torch.arange(len(test.labels)))).argmax(1) == test.labels
-    return float(hits.float().mean())
+    return Training(losses, pd.Series(medians, names), test.accuracy(model))
 
 
 def draw(stem: Path, runs: dict[str, Training], source: str) -> None:
     """Gradients by layer on the left, losses on the right."""
-    plain, converted = runs.values()
-    ratios = converted.medians / plain.medians
+    from matplotlib.ticker import LogLocator
+
+    plain, converted = (run.medians for run in runs.values())
+    ratios = converted / plain
     finding = f"After conversion, weights get {ratios.min():.2f} to {ratios.max():.2f} times the gradients"
     with picture(stem, f"{finding}\na residual tanh network on {source}, one seed", (10, 4.4)) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-        draw_gradients(left, runs)
-        draw_losses(right, runs)
-
-
-def draw_gradients(axes: Axes, runs: dict[str, Training]) -> None:
-    plain, converted = runs.values()
-    rows = np.arange(len(plain.names))
-    axes.hlines(rows, plain.medians, converted.medians, color="0.8", lw=3, zorder=1)
-    for (label, run), (color, marker) in zip(runs.items(), STYLES, strict=False):
-        axes.scatter(run.medians, rows, color=color, marker=marker, s=36, label=label, zorder=2)
-    axes.set_xscale("log")
-    axes.set_yticks(rows, plain.names)
-    axes.invert_yaxis()
-    axes.grid(axis="x", which="both", color="0.92")
-    axes.set_axisbelow(True)
-    axes.set_xlabel(f"median |gradient| of a layer's weights, first {len(plain.gradients)} steps")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-
-
-def draw_losses(axes: Axes, runs: dict[str, Training]) -> None:
-    every = [loss for run in runs.values() for loss in run.losses]
-    for (name, run), (color, _) in zip(runs.items(), STYLES, strict=False):
-        window = min(WINDOW, len(run.losses))
-        axes.plot(run.losses, color=color, lw=0.4, alpha=0.3)
-        smooth = np.convolve(run.losses, np.ones(window) / window, "valid")
-        middles = np.arange(len(smooth)) + (window - 1) / 2
-        axes.plot(middles, smooth, color=color, lw=2, label=f"{name}: test accuracy {run.accuracy:.1%}")
-    axes.set_ylim(0.95 * min(every), np.quantile(every, 0.995))
-    axes.grid(axis="y", color="0.92")
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss")
-    axes.set_title(f"thick: mean of {window} steps; one seed", **CAPTION)
-    axes.legend(loc="upper right", frameon=False)
+        left.hlines(plain.index, plain, converted, color="0.8", lw=3, zorder=1)
+        for (label, run), (color, marker) in zip(runs.items(), STYLES, strict=False):
+            left.scatter(run.medians, plain.index, 36, color, marker=marker, label=label, zorder=2)
+        left.set(xscale="log", xlabel=f"median |gradient| of a layer's weights, first {FIRST} steps")
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.xaxis.set_major_formatter("{x:g}")
+        left.minorticks_off()
+        left.invert_yaxis()
+        left.grid(axis="x", color="0.92")
+        left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        labels = {f"{name}: test accuracy {run.accuracy:.1%}": run.losses for name, run in runs.items()}
+        draw_losses(right, labels, WINDOW)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,11 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--steps", type=count, default=400, help="for each of the two networks")
     options.add_argument("--seed", type=int, default=0, help="of weights and batches")
     chosen = options.parse_args(argv)
-    try:
-        cifar10 = load(chosen.data, allow_generated=True)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cifar10 = asked_for(options, chosen.data)
     source = GENERATED if cifar10.generated else "CIFAR-10"
     test = Split(cifar10.test.images[:TESTED], cifar10.test.labels[:TESTED])
     model = network(chosen.seed)
@@ -200,17 +156,17 @@ def compare(runs: dict[str, Training], converted: nn.Module, test: Split) -> dic
     """Numbers of both networks, and of the converted one when the scale is folded into its weights."""
     folded = ss.fold(converted)
     with torch.no_grad():
-        x = images(test, torch.arange(min(500, len(test.labels))))
+        x, _ = test.batch(torch.arange(min(500, len(test.labels))))
         outputs = converted(x)
         difference = (folded(x) - outputs).abs().max().item()
     plain, scaled = runs.values()
     ratios = scaled.medians / plain.medians
-    accuracies = {"tanh": plain.accuracy, "converted": scaled.accuracy, "folded": accuracy(folded, test)}
+    accuracies = {"tanh": plain.accuracy, "converted": scaled.accuracy, "folded": test.accuracy(folded)}
     print(f"gradients of the weights, converted over tanh: {ratios.min():.2f} to {ratios.max():.2f} times")
     print("test accuracy: " + ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items()))
     print(f"fold: outputs up to {outputs.abs().max():.3g} differ by {difference:.2g} at most")
     return {
-        "median_gradient_ratio": dict(zip(plain.names, ratios.tolist(), strict=True)),
+        "median_gradient_ratio": ratios.to_dict(),
         "test_accuracy": accuracies,
         "mean_loss_last_50_steps": {name: fmean(run.losses[-50:]) for name, run in runs.items()},
         "fold_largest_difference": difference,

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sigscale as ss
-from examples.cifar10 import data
-from examples.cifar10.runtime import DataError
-from examples.common import CAPTION, STYLES, count, parser, picture, positive, save_json
+from examples.cifar10.data import GENERATED, Cifar10, asked_for
+from examples.common import CAPTION, count, draw_losses, parser, picture, positive, save_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +33,6 @@ WAYS: dict[str, Callable[[], nn.Module]] = {
     "alpha = 2": lambda: ss.nn.Tanh(alpha=2.0),
     LEARNED: lambda: ss.nn.Tanh(learnable=True),
 }
-DASHES = ("solid", "dashed", "solid")
 RECENT = 50  # steps over which the loss is averaged in the picture
 
 
@@ -57,11 +55,7 @@ def alphas(model: nn.Module) -> Tensor:
     return torch.stack([torch.as_tensor(layer.alpha).detach().reshape(()) for layer in layers])
 
 
-def pixels(images: Tensor) -> Tensor:
-    return images / 127.5 - 1.0
-
-
-def train(model: nn.Module, cifar: data.Cifar10, name: str, chosen: argparse.Namespace) -> dict[str, Any]:
+def train(model: nn.Module, cifar: Cifar10, name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """Train the model; its test accuracy, the loss of every step and the alphas before it (steps, layers)."""
     scales = [p for name, p in model.named_parameters() if name.endswith("log2_alpha")]
     weights = [p for name, p in model.named_parameters() if not name.endswith("log2_alpha")]
@@ -71,20 +65,14 @@ def train(model: nn.Module, cifar: data.Cifar10, name: str, chosen: argparse.Nam
     losses, history = torch.empty(chosen.steps), torch.empty(chosen.steps, len(NAMES))
     for step in tqdm(range(chosen.steps), desc=name, unit="step", disable=None):
         history[step] = alphas(model)
-        images = torch.randint(len(cifar.train.labels), (chosen.batch,), generator=generator)
-        loss = F.cross_entropy(model(pixels(cifar.train.images[images])), cifar.train.labels[images])
+        chosen_ones = torch.randint(len(cifar.train.labels), (chosen.batch,), generator=generator)
+        x, labels = cifar.train.batch(chosen_ones)
+        loss = F.cross_entropy(model(x), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses[step] = loss.detach()
-    return {"test_accuracy": accuracy(model, cifar.test), "losses": losses, "alphas": history}
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, split: data.Split) -> float:
-    parts = zip(split.images.split(1000), split.labels.split(1000), strict=True)
-    hits = [(model(pixels(x)).argmax(1) == y).sum() for x, y in parts]
-    return torch.stack(hits).sum().item() / len(split.labels)
+    return {"test_accuracy": cifar.test.accuracy(model), "losses": losses, "alphas": history}
 
 
 def draw(results: dict[str, dict[str, Any]], stem: Path, setting: str) -> None:
@@ -94,14 +82,8 @@ def draw(results: dict[str, dict[str, Any]], stem: Path, setting: str) -> None:
     finding += f" and {final.max():.2f} ({NAMES[final.argmax()]})"
     with picture(stem, f"{finding}\n{setting}", (10, 4.2)) as figure:
         left, right = figure.subplots(1, 2)
-        for (color, _), dashes, (name, result) in zip(STYLES, DASHES, results.items(), strict=False):
-            losses = result["losses"]
-            means = losses.unfold(0, min(RECENT, len(losses)), 1).mean(1)
-            label = f"{name}: test accuracy {result['test_accuracy']:.1%}"
-            steps = range(len(losses) - len(means), len(losses))
-            left.plot(steps, means, color=color, linestyle=dashes, label=label)
-        left.set(xlabel="step", ylabel=f"training loss, mean of {RECENT} steps")
-        left.legend(frameon=False)
+        labels = {f"{name}: test accuracy {r['test_accuracy']:.1%}": r for name, r in results.items()}
+        draw_losses(left, {label: result["losses"] for label, result in labels.items()}, RECENT)
         _draw_alphas(right, results[LEARNED]["alphas"])
 
 
@@ -129,11 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--alpha-lr", type=positive, default=1e-2, help="for log2(alpha)")
     options.add_argument("--seed", type=int, default=0, help="of weights and batches")
     chosen = options.parse_args(argv)
-    try:
-        cifar = data.load(chosen.data, allow_generated=True)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cifar = asked_for(options, chosen.data)
     results = {}
     for name, tanh in WAYS.items():
         torch.manual_seed(chosen.seed)
@@ -146,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "results": {name: _rounded(result) for name, result in results.items()},
     }
     save_json("learned_alpha", argv, chosen.out, content)
-    source = data.GENERATED if cifar.generated else "CIFAR-10"
+    source = GENERATED if cifar.generated else "CIFAR-10"
     draw(results, chosen.out / "learned_alpha", f"a tanh network on {source}, one seed")
     print(f"written to {chosen.out}: learned_alpha.json, learned_alpha.png, learned_alpha.svg")
     return 0

@@ -55,7 +55,11 @@ def is_gpu(device: torch.device) -> bool:
 
 def is_capturing(device: torch.device) -> bool:
     """Whether the device's work is being captured into a CUDA graph, so that it computes nothing now."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return (
+        device.type == "cuda"
+        and not torch.compiler.is_compiling()
+        and torch.cuda.is_current_stream_capturing()
+    )
 
 
 def is_current(index: int) -> bool:

@@ -63,9 +63,9 @@ class Function:
     `alpha_slope` is the derivative with respect to alpha, f(u) - u f'(u) at u = x / alpha, in fp32: for
     functions where the difference of value and slope cancels.
 
-    In PyTorch, `torch_value(u)` is f(u) and `torch_gradient_of_value(g, t)` is g f'(u) from t = f(u), both
-    differentiable and out of place. `torch_slope(u)` is f'(u); it owns u and may overwrite it, and so may
-    `torch_value_`, which is torch_value where that is faster in place.
+    In PyTorch, `torch_value(u)` is f(u), `torch_slope(u)` is f'(u), without cancellation, and
+    `torch_gradient_of_value(g, t)` is g f'(u) from t = f(u), all differentiable and out of place. Where that
+    is faster, `torch_value_` and `torch_slope_` are the same for a u that they own and may overwrite.
     `value_reach` (of -u) and `slope_reach` (of abs(u)) say how far their fp32 results are as accurate as the
     package promises; beyond, they are corrected or evaluated in fp64, f(u) by `torch_tail(u)` if torch_value
     underflows too early. Where alpha f(u) suffers too much from the rounding of u,
@@ -100,6 +100,7 @@ class Function:
     symmetry: str
     alpha_slope: Any = None
     torch_value_: Callable[[Tensor], Tensor] | None = None
+    torch_slope_: Callable[[Tensor], Tensor] | None = None
     torch_alpha_slope: Callable[[Tensor, Tensor], Tensor] | None = None
     torch_scaled_value: Callable[[Tensor, float | Tensor], Tensor] | None = None
     torch_tail: Callable[[Tensor], Tensor] | None = None
@@ -441,7 +442,8 @@ FUNCTIONS.register(
         torch_value=torch.tanh,
         torch_by_table=True,
         torch_value_=torch.tanh_,
-        torch_slope=lambda u: _logistic_slope(u.abs_().mul_(MINUS_TWO), FOUR),
+        torch_slope=lambda u: 4 * torch.sigmoid(2 * u) * torch.sigmoid(-2 * u),
+        torch_slope_=lambda u: _logistic_slope(u.abs_().mul_(MINUS_TWO), FOUR),
         torch_alpha_slope=_tanh_alpha_slope,
         torch_gradient_of_value=torch.ops.aten.tanh_backward.default,
         mp_value=lambda u: u.context.tanh(u),
@@ -466,7 +468,8 @@ FUNCTIONS.register(
         torch_value=torch.sigmoid,
         torch_tail=_logistic_tail,
         torch_value_=torch.sigmoid_,
-        torch_slope=lambda u: _logistic_slope(u.abs_().neg_(), ONE),
+        torch_slope=lambda u: torch.sigmoid(u) * torch.sigmoid(-u),
+        torch_slope_=lambda u: _logistic_slope(u.abs_().neg_(), ONE),
         torch_gradient_of_value=torch.ops.aten.sigmoid_backward.default,
         mp_value=lambda u: 1 / (1 + u.context.exp(-u)),
         mp_slope=lambda u: u.context.sech(u / 2) ** 2 / 4,
@@ -494,7 +497,8 @@ FUNCTIONS.register(
         torch_value=torch.arctan,
         torch_by_table=True,
         torch_value_=torch.arctan_,
-        torch_slope=lambda u: u.square_().add_(ONE).reciprocal_(),
+        torch_slope=lambda u: 1 / (1 + u * u),
+        torch_slope_=lambda u: u.square_().add_(ONE).reciprocal_(),
         torch_alpha_slope=_arctan_alpha_slope,
         torch_gradient_of_value=lambda g, t: t.cos().square() * g,
         mp_value=lambda u: u.context.atan(u),
@@ -519,7 +523,8 @@ FUNCTIONS.register(
         alpha_slope=softsign_alpha_slope,
         torch_value=_softsign,
         torch_scaled_value=_softsign_scaled,
-        torch_slope=lambda u: u.abs_().add_(ONE).square_().reciprocal_(),
+        torch_slope=lambda u: 1 / (1 + u.abs()).square(),
+        torch_slope_=lambda u: u.abs_().add_(ONE).square_().reciprocal_(),
         torch_alpha_slope=_softsign_alpha_slope,
         torch_gradient_of_value=lambda g, t: (t.abs() - 1).square() * g,
         mp_value=lambda u: u / (1 + abs(u)),

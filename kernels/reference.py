@@ -50,11 +50,11 @@ def backward(function: Function, g: Tensor, saved: Tensor, alpha: float, *, from
     for out, incoming, part in parts(True, dx, g, saved):
         u = scale.over_alpha(part, room.for_(out))
         if not from_output:
-            result = slope(function, part, u, scale).mul_(_widened(incoming))
+            result = slope(function, part, u, scale).mul_(widened(incoming))
         else:
             if not scale.is_exact:  # alpha may have been rounded up in y, and no slope is negative
                 u.clamp_(function.lower, function.upper)
-            result = function.torch_gradient_of_value(_widened(incoming), u)
+            result = function.torch_gradient_of_value(widened(incoming), u)
         dx = _put(result, out, dx)
     return dx
 
@@ -102,8 +102,8 @@ def parts(shared: bool, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def composed(function: Function, x: Tensor, alpha: float | Tensor) -> Tensor:
     """alpha f(x / alpha) in differentiable PyTorch operations, rounded once at the end."""
     if isinstance(alpha, Tensor):
-        alpha = by_channel(alpha, x).to(_widened(x).dtype)
-    return (function.torch_value(_widened(x) / alpha) * alpha).to(x.dtype)
+        alpha = by_channel(alpha, x).to(widened(x).dtype)
+    return (function.torch_value(widened(x) / alpha) * alpha).to(x.dtype)
 
 
 def by_channel(alpha: Tensor, x: Tensor) -> Tensor:
@@ -116,29 +116,9 @@ def composed_backward(
 ) -> Tensor:
     """g f'(x / alpha) in PyTorch operations, differentiable with respect to g and `saved` in grad mode."""
     if from_output:
-        t = (_widened(saved) / alpha).clamp(function.lower, function.upper)
-        return function.torch_gradient_of_value(_widened(g), t).to(g.dtype)
-    twice = torch.is_grad_enabled()
-    # A view or a copy, so that the hooks of `saved` itself do not see this inner backward pass.
-    x = saved.view_as(saved) if twice else saved.detach().requires_grad_()
-    with torch.enable_grad():
-        y = composed(function, x, alpha)
-    (dx,) = torch.autograd.grad(y, x, g, create_graph=twice)
-    return dx
-
-
-def composed_learned_backward(
-    function: Function, g: Tensor, x: Tensor, alpha: Tensor, *, dx: bool, dalpha: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """g f'(u) and the sum of g (f(u) - u f'(u)) in PyTorch operations, differentiable in grad mode."""
-    twice = torch.is_grad_enabled()
-    # Views, so that the hooks of x and alpha do not see this inner backward pass.
-    inputs = [t.view_as(t) if twice else t.detach().requires_grad_() for t in (x, alpha)]
-    with torch.enable_grad():
-        y = composed(function, *inputs)
-    wanted = [t for t, is_wanted in zip(inputs, (dx, dalpha), strict=True) if is_wanted]
-    found = list(torch.autograd.grad(y, wanted, g, create_graph=twice))
-    return found.pop(0) if dx else None, found.pop(0) if dalpha else None
+        t = (widened(saved) / alpha).clamp(function.lower, function.upper)
+        return function.torch_gradient_of_value(widened(g), t).to(g.dtype)
+    return (widened(g) * function.torch_slope(widened(saved) / alpha)).to(g.dtype)
 
 
 def _value(function: Function, x: Tensor, scale: Scale, room: Tensor) -> Tensor:
@@ -175,7 +155,7 @@ def slope(function: Function, x: Tensor, u: Tensor, scale: Scale) -> Tensor:
         least, greatest = (bound.item() for bound in u.aminmax())
         if not (least >= -scale.slope_reach and greatest <= scale.slope_reach):
             far = u.abs() > scale.slope_reach
-    result = function.torch_slope(u)
+    result = (function.torch_slope_ or function.torch_slope)(u)
     if far is not None:
         result[far] = function.torch_slope(scale.at(far, x)[0]).to(result.dtype)
     return result
@@ -246,5 +226,5 @@ def _computing(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize == 2 else x

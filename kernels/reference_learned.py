@@ -43,3 +43,19 @@ def _alpha_slope(function: Function, u: Tensor, s: Tensor) -> Tensor:
     if function.torch_alpha_slope is None or u.dtype == torch.float64:
         return torch.addcmul(function.torch_value(u), u, s, value=-1)
     return function.torch_alpha_slope(u, s)
+
+
+def composed_backward(
+    function: Function, g: Tensor, x: Tensor, alpha: Tensor, *, dx: bool, dalpha: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `backward`, in PyTorch operations that are differentiable in grad mode."""
+    wide, g_wide = reference.widened(x), reference.widened(g)
+    u = wide / reference.by_channel(alpha, x).to(wide.dtype)
+    slope = function.torch_slope(u)
+    in_x = (g_wide * slope).to(g.dtype) if dx else None
+    if not dalpha:
+        return in_x, None
+    u = u.clamp(-FAR, FAR)
+    terms = g_wide * (function.torch_value(u) - u * slope)
+    total = terms.sum([d for d in range(terms.ndim) if d != 1 or alpha.numel() == 1])
+    return in_x, total.to(alpha.dtype).view_as(alpha)

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _compiled as compiled
 from ._checks import is_plain
-from .kernels import activation, device, learned, reference
+from ._counting import count_gradient, counted, is_batched
+from .kernels import activation, learned, reference, reference_learned
 from .kernels.functions import Function
 from .sketch import QuantileSketch
-
-# Of PyTorch's first vmap, on which autograd.functional.jacobian(vectorize=True) still relies.
-is_legacy_batchedtensor = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
 
 
 class Activation(torch.autograd.Function):
@@ -88,7 +87,7 @@ class LearnedActivation(torch.autograd.Function):
         if g is None or direct is not None or not _by_kernel(g):
             dx, dalpha = direct, None
             if g is not None:
-                dx, dalpha = reference.composed_learned_backward(function, g, x, alpha, **wanted)
+                dx, dalpha = reference_learned.composed_backward(function, g, x, alpha, **wanted)
                 dx = dx if dx is None or direct is None else dx + direct
             if sketch is not None and dx is not None:
                 count_gradient(sketch, dx)
@@ -122,47 +121,31 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
         ) from error
 
 
-class CountGradient(torch.autograd.Function):
-    """x itself; the backward pass counts the gradient that arrives."""
-
-    @staticmethod
-    def forward(x: Tensor, sketch: QuantileSketch) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, QuantileSketch], output: Tensor) -> None:
-        ctx.sketch = inputs[1]
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, None], x: Tensor, sketch: QuantileSketch) -> tuple[Tensor, Any]:
-        return CountGradient.apply(x, sketch), in_dims[0]
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        count_gradient(ctx.sketch, g)
-        return g, None
-
-    @staticmethod
-    def jvp(ctx: Any, x_t: Tensor, _: None) -> Tensor:
-        return x_t.view_as(x_t)
-
-
 def activate(
     function: Function, x: Tensor, alpha: float | Tensor, save: str | None, sketch: QuantileSketch | None
 ) -> Tensor:
     """alpha f(x / alpha) of checked arguments, differentiable as often as wanted."""
     if not is_plain(x) or (isinstance(alpha, Tensor) and not is_plain(alpha)):
-        return reference.composed(function, x if sketch is None else counted(x, sketch), alpha)
+        if not compiled.is_compiled(x):
+            return reference.composed(function, x if sketch is None else counted(x, sketch), alpha)
+        if isinstance(alpha, Tensor):
+            return compiled.activate_learned(function, x, alpha, sketch)
+        return compiled.activate(function, x, alpha, _keeps_output(function, x.dtype, alpha, save), sketch)
     if isinstance(alpha, Tensor):
         if not ((x.requires_grad or alpha.requires_grad) and torch.is_grad_enabled()):
             return learned.forward(function, x, alpha)
         return _first(LearnedActivation.apply(x, alpha, function, sketch))
     if not (x.requires_grad and torch.is_grad_enabled()):
         return activation.forward(function, x, alpha)
-    keep_output = save == "output" if save else x.dtype.itemsize > 2
-    if keep_output and x.dtype is torch.float16:
-        keep_output = _is_exact_in_float16(function, alpha)
+    keep_output = _keeps_output(function, x.dtype, alpha, save)
     return _first(Activation.apply(x, function, alpha, keep_output, sketch))
+
+
+def _keeps_output(function: Function, dtype: torch.dtype, alpha: float, save: str | None) -> bool:
+    keep_output = save == "output" if save else dtype.itemsize > 2
+    if keep_output and dtype is torch.float16:
+        return _is_exact_in_float16(function, alpha)
+    return keep_output
 
 
 def _first(outputs: Any) -> Tensor:
@@ -175,60 +158,12 @@ def _is_exact_in_float16(function: Function, alpha: float) -> bool:
     return limits.smallest_normal <= alpha and alpha * max(-function.lower, function.upper) <= limits.max
 
 
-def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
-    """x, whose gradient the backward pass counts."""
-    if not takes_part(x):
-        return x
-    device.check_supported(x.device, "grad_sketch")
-    if torch.compiler.is_compiling():
-        torch._dynamo.graph_break()
-    return CountGradient.apply(x, sketch)  # type: ignore[no-any-return]
-
-
-def takes_part(x: Tensor) -> bool:
-    """Whether a backward pass may come to x. Under vmap, x does not tell of one around it."""
-    if not torch.is_grad_enabled():
-        return False
-    return x.requires_grad or (
-        not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    )
-
-
-def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
-    """Add a gradient to a sketch, unless it has no values: a fake tensor, or one on the meta device."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "a gradient cannot be counted under torch.func transforms, which see no single backward pass: "
-            "leave grad_sketch out, or close the monitor, for this call"
-        )
-    if is_batched(g):
-        raise RuntimeError(
-            "gradients batched by vmap (is_grads_batched, jacobian(vectorize=True)) cannot be counted: "
-            "leave grad_sketch out, or close the monitor, for this call"
-        )
-    if hasattr(g, "to_local"):  # this process's part of a DTensor
-        g = g.to_local()
-    if not (g.is_meta or _is_fake(g)):
-        sketch.update(g)
-
-
 def _by_kernel(g: Tensor) -> bool:
     """Whether kernels can take a gradient on.
 
-    In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients.
+    In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients; and
+    compiled autograd traces plain operations.
     """
-    return type(g) is Tensor and not (torch.is_grad_enabled() or is_batched(g) or g.is_neg())
-
-
-def _is_fake(g: Tensor) -> bool:
-    if type(g) is Tensor:
-        return False
-    from torch._subclasses.fake_tensor import is_fake  # takes a third of a second to import
-
-    return is_fake(g)
-
-
-def is_batched(g: Tensor) -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(g)
+    return not torch.compiler.is_compiling() and (
+        type(g) is Tensor and not (torch.is_grad_enabled() or is_batched(g) or g.is_neg())
+    )

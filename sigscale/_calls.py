@@ -144,7 +144,7 @@ def with_scaled_calls(plain: type[nn.Module]) -> type[nn.Module]:
         if settings is None or (mode is not None and mode.settings is settings):
             return plain.forward(self, *args, **kwargs)
         owner = getattr(self, OWNER, None)
-        with ScalingMode(settings, settings.alpha if owner is None else torch.exp2(owner.log2_alpha)):
+        with ScalingMode(settings, settings.alpha if owner is None else 2.0**owner.log2_alpha):
             return plain.forward(self, *args, **kwargs)
 
     def reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:

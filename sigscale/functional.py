@@ -99,8 +99,8 @@ Args:
         rounded output makes gradients vanish from |x / alpha| = 3.5 on, and where alpha is a tensor;
         "output" otherwise. In float16 the input is kept wherever the output overflows or is subnormal. A kept
         input must not be overwritten before the backward pass: y = f(x); x += y, which torch.tanh allows,
-        needs "output", or x = x + y. Has no effect under torch.compile, torch.func and create_graph=True,
-        where PyTorch's own derivatives take over.
+        needs "output", or x = x + y. torch.compile keeps to it, too, and differentiates once, whatever its
+        backend. Has no effect under torch.func, where PyTorch's own derivatives take over.
     grad_sketch: a `QuantileSketch` to which the backward pass adds the distribution of the gradient with
         respect to x, in the same kernel. It grows with every backward pass until its reset().
 

@@ -11,8 +11,8 @@ from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
 from ._attachment import ATTACHED, Attachment, check_attachable
-from ._autograd import is_batched
 from ._checks import warn
+from ._counting import is_batched
 from ._selection import PenalizedParameters, check_factors
 from ._step import steppable
 from .kernels import reference_penalty

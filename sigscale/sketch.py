@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ._checks import Quantiles, check_input, check_integer, check_quantiles, check_real
 from .kernels import summary
@@ -119,6 +120,10 @@ class QuantileSketch:
                 "take one sketch a device and merge them with sketch += other.to(device)"
             )
         return self._counts
+
+    def allocate(self, device: torch.device) -> None:
+        """Have counts on `device` if there are none yet, also while torch.compile traces the call."""
+        _allocate(self, device)
 
     @property
     def count(self) -> Tensor:
@@ -327,6 +332,16 @@ def _merged(first: int, last: int, limit: int) -> npt.NDArray[np.int64]:
         return np.array([first])
     width = next(n for n in itertools.count(1) if last // n - first // n < limit)
     return np.maximum(np.arange(first // width, last // width + 1) * width, first)
+
+
+def _allocate(sketch: QuantileSketch, device: torch.device) -> None:
+    with _disable_current_modes():
+        sketch.counts_on(device)
+
+
+# What torch.compiler.assume_constant_result sets, which takes seconds to import torch._dynamo: torch.compile
+# calls this while it traces.
+_allocate._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 torch.serialization.add_safe_globals([QuantileSketch])

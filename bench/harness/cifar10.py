@@ -19,6 +19,7 @@ from examples.cifar10.train import Run, Settings
 __all__ = ["ALPHA", "EAGER", "Captured", "R", "Split", "keep_memory", "large_uniform"]
 BATCH = 32
 RANDOM_IMAGES = 2000
+SMALL = 0.02  # times the initial parameters of `Seeds`, so that rounding does not grow from layer to layer
 
 keep_memory = runtime.keep_freed_memory
 
@@ -35,13 +36,8 @@ def random_images() -> Split:
     return Split(pixels.contiguous(memory_format=torch.channels_last), labels)
 
 
-def training_images(directory: Path | None, device: torch.device) -> tuple[Split, str]:
-    """The training images on the device, and what they are; nothing is downloaded.
-
-    Those in `directory`, in the example's cache folder or in ./data; else random ones.
-    """
-    if directory is not None:
-        return data.load(directory).train.to(device), "CIFAR-10"
+def training_images(device: torch.device) -> tuple[Split, str]:
+    """The images in the example's cache folder or ./data, else random ones, on the device; what they are."""
     for place in (data.cache_folder(), Path("data")):
         with suppress(DataError):
             return data.load(place).train.to(device), "CIFAR-10"
@@ -49,12 +45,19 @@ def training_images(directory: Path | None, device: torch.device) -> tuple[Split
 
 
 class Seeds:
-    """The Table 3 network with both remedies, gradients counted, all its seeds trained as one network."""
+    """The Table 3 network with both remedies, gradients counted, all its seeds trained as one network.
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+    With `native=False` PyTorch's operations make the steps on a CPU, too, not the compiled C++ ones.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device, *, native: bool = True) -> None:
         split = random_images()
         cifar = Cifar10(split, split, "random", "").to(device)
         self.run = Run(FIGURES["3"].pipelines[1], seeds, Settings(epochs=10**6, batch=BATCH), cifar, device)
+        self.run.native = self.run.native if native else None
+        with torch.no_grad():
+            for parameter in self.run.network.parameters():
+                parameter.mul_(SMALL)
         with self.run.on_device():
             self.run.begin_epoch()
 

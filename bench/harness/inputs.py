@@ -1,10 +1,13 @@
-"""Input values, typical and adversarial: what benchmarks count and select from."""
+"""The cases of benchmarks over tensors, and their values, typical and adversarial."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -65,3 +68,33 @@ def generate(values: str, n: int, dtype: torch.dtype, device: torch.device, seed
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation on one tensor; `what` names the operation as results do, kind first."""
+
+    what: tuple[tuple[str, str], ...]
+    dtype: torch.dtype
+    exponent: int
+    device: torch.device
+
+    def __getitem__(self, name: str) -> str:
+        return dict(self.what)[name]
+
+    @property
+    def elements(self) -> int:
+        return 1 << self.exponent
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is measured, as it stands in the results."""
+        return {**dict(self.what), "dtype": dtype_name(self.dtype), "elements": self.elements}
+
+    def __str__(self) -> str:
+        return "-".join([*(word for _, word in self.what), dtype_name(self.dtype), f"2^{self.exponent}"])
+
+
+def parametrize(metafunc: pytest.Metafunc, cases: Iterable[Case]) -> None:
+    chosen = [*cases]
+    metafunc.parametrize("case", chosen, ids=map(str, chosen))

@@ -1,52 +1,15 @@
-"""The only module of the benchmarks that names private parts of sigscale: kernels as they are launched."""
+"""The only module of the benchmarks that names private parts of sigscale: how its kernels are launched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import Tensor
 
-import sigscale
-from sigscale.kernels import activation, device, launcher, learned
-
-MANTISSA_BITS = 3
-Gradients = Callable[[], Sequence[Tensor]]
-
-
-def backward_launches(
-    function: str, x: Tensor, g: Tensor, alpha: float, sketch: sigscale.QuantileSketch
-) -> tuple[Gradients, Gradients]:
-    """The backward kernel without and with counting, from what is kept by default."""
-    entry, from_output = sigscale.FUNCTIONS[function], x.dtype.itemsize > 2
-    saved = activation.forward(entry, x, alpha) if from_output else x
-    counts = sketch.counts_on(x.device)
-    return (
-        lambda: (activation.backward(entry, g, saved, alpha, from_output=from_output),),
-        lambda: (
-            activation.backward(
-                entry, g, saved, alpha, from_output=from_output, counts=counts, m=MANTISSA_BITS
-            ),
-        ),
-    )
-
-
-def learned_launches(
-    function: str, x: Tensor, g: Tensor, alpha: float, alphas: Tensor
-) -> tuple[Gradients, Gradients]:
-    """The backward kernel from the input with a number for alpha, and with a tensor that learns."""
-    entry = sigscale.FUNCTIONS[function]
-
-    def learning() -> Sequence[Tensor]:
-        dx, dalpha = learned.backward(entry, g, x, alphas, dx=True, dalpha=True)
-        assert dx is not None
-        assert dalpha is not None
-        return dx, dalpha
-
-    return lambda: (activation.backward(entry, g, x, alpha, from_output=False),), learning
+from sigscale.kernels import device, launcher
 
 
 class _NoOps(dict[Any, Any]):
@@ -72,17 +35,3 @@ def launches_without_gpu() -> Iterator[None]:
         patch.setattr(device, "takes_kernel", lambda x: True)
         patch.setattr(launcher, "_launches", _NoOps())
         yield
-
-
-def by_triton(call: Callable[[], object]) -> Callable[[], None]:
-    """The call through Triton's own launcher, which runs when somebody observes launches."""
-    observed = launcher._observed
-
-    def wrapped() -> None:
-        launcher._observed = lambda: True
-        try:
-            call()
-        finally:
-            launcher._observed = observed
-
-    return wrapped

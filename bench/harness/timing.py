@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median, quantiles
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
 Timer = Callable[[Call], float]
 
 OURS = "sigscale"
@@ -25,7 +26,6 @@ HEAD_START_CYCLES, WARM_CALLS = 2_000_000, 20
 CAPTURE_AFTER = 3  # calls
 MIN_ROUNDS = 7
 TRIAL_SECONDS, TRIAL_ROUNDS = 0.1, 2  # a shorter run is a trial, with fewer rounds
-STEADY_SECONDS, STEADY_ROUNDS = 0.02, (5, 40)  # of pytest-benchmark's own columns
 
 
 @dataclass(frozen=True)
@@ -37,32 +37,27 @@ class Timings:
     def seconds(self, name: str) -> float:
         return median(self.samples[name])
 
-    def spread(self, name: str) -> list[float]:
-        """Seconds: median, lower and upper quartile."""
-        return _quartiles(self.samples[name])
-
     def ratio(self, name: str, to: str) -> list[float]:
         """Times of `name` to those of `to` in the same rounds: median, lower and upper quartile."""
-        return _quartiles([a / b for a, b in zip(self.samples[name], self.samples[to], strict=True)])
+        ratios = [a / b for a, b in zip(self.samples[name], self.samples[to], strict=True)]
+        low, middle, high = quantiles(ratios, n=4, method="inclusive")
+        return [middle, low, high]
 
-    def added(self, name: str, to: str) -> list[float]:
-        """Seconds that `name` took longer than `to` in the same rounds: median, quartiles."""
-        return _quartiles([a - b for a, b in zip(self.samples[name], self.samples[to], strict=True)])
-
-    def divided_by(self, repeats: Mapping[str, int]) -> Timings:
-        """Seconds of one of the `repeats` steps that each call makes."""
-        return Timings({name: [t / repeats[name] for t in times] for name, times in self.samples.items()})
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    low, middle, high = quantiles(values, n=4, method="inclusive")
-    return [middle, low, high]
+    def results(self, baseline: str | None = None) -> Iterator[dict[str, Any]]:
+        """A record per provider: sigscale over all others, these over the baseline, by default sigscale."""
+        for name in self.samples:
+            others = [*self.samples] if name == OURS else [baseline or OURS]
+            over = {other: self.ratio(name, other) for other in others if other != name}
+            yield {"provider": name, "seconds": self.seconds(name), "over": over}
 
 
-def interleaved(calls: Mapping[str, Call], timer: Timer, seconds: float) -> Timings:
+def interleaved(
+    calls: Mapping[str, Call], timer: Timer, seconds: float, repeats: Mapping[str, int] = MappingProxyType({})
+) -> Timings:
     """Time the calls in turn, A B C A B C ..., for about `seconds`; in each round one sample of each.
 
-    Every round starts with another call, so that none always comes first.
+    Every round starts with another call, so that none always comes first. A call that makes several steps
+    names their number in `repeats`, and its samples are seconds of one step.
     """
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -74,30 +69,9 @@ def interleaved(calls: Mapping[str, Call], timer: Timer, seconds: float) -> Timi
     while rounds < least or time.perf_counter() < end:
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(timer(calls[name]))
+            samples[name].append(timer(calls[name]) / repeats.get(name, 1))
         rounds += 1
     return Timings(samples)
-
-
-def compared(
-    timings: Timings, refused: Mapping[str, str], baseline: str | None, against: Container[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """A record per provider: sigscale's ratio to each alternative, every cost over the baseline, refusals.
-
-    Without a baseline, costs are those of sigscale's variants over sigscale.
-    """
-    names = list(timings.samples)
-    others = [name for name in names if not name.startswith(OURS) and name != baseline]
-    others = [name for name in others if against is None or name in against]
-    for name in names:
-        ratios = {other: timings.ratio(name, other) for other in others} if name == OURS else {}
-        result = {"provider": name, "seconds": timings.seconds(name), "ratios": ratios}
-        base = baseline or (OURS if name.startswith(OURS) else name)
-        if name != base:
-            result |= {"cost": {base: timings.ratio(name, base)}, "added": {base: timings.added(name, base)}}
-        yield result
-    for name, words in refused.items():
-        yield {"provider": name, "seconds": None, "ratios": {}, "refused": words}
 
 
 @dataclass(frozen=True)
@@ -124,26 +98,25 @@ class Bench:
         refused: Mapping[str, str] = MappingProxyType({}),
         *,
         baseline: str | None = None,
-        against: Container[str] | None = None,
         timer: Callable[[torch.device], Timer] | None = None,
-        repeats: Mapping[str, int] | None = None,
+        repeats: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Time checked calls in interleaved rounds, and record the comparison."""
-        timings = interleaved(calls, (timer or device_timer)(self.device), self.seconds)
-        timings = timings.divided_by(repeats) if repeats else timings
-        for result in compared(timings, refused, baseline, against):
+        timings = interleaved(calls, (timer or device_timer)(self.device), self.seconds, repeats)
+        for result in timings.results(baseline):
             self.record(**about, **result)
+        for name, words in refused.items():
+            self.record(**about, provider=name, seconds=None, over={}, refused=words)
 
     def steady(self, group: str, call: Call) -> None:
         """Fill pytest-benchmark's own columns, for `--benchmark-compare`: calls that are waited for."""
-        waiting = waited_for(call, self.device)
-        waiting()
-        once = _elapsed(waiting, 1, self.device)
-        iterations = 1 + int(SAMPLE_SECONDS["cpu"] / once)
-        least, most = STEADY_ROUNDS
-        rounds = 1 if self.trial else min(max(least, int(STEADY_SECONDS / (iterations * once))), most)
+
+        def waiting() -> None:
+            call()
+            synchronize(self.device)
+
         self.fixture.group = group
-        self.fixture.pedantic(waiting, rounds=rounds, iterations=iterations)  # type: ignore[no-untyped-call]
+        self.fixture(waiting)
 
 
 def host_timer(device: torch.device) -> Timer:
@@ -173,16 +146,6 @@ def _elapsed(call: Call, repeats: int, device: torch.device) -> float:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def waited_for(call: Call, device: torch.device) -> Call:
-    """The call, and a wait for the work it gave the device."""
-
-    def waiting() -> None:
-        call()
-        synchronize(device)
-
-    return waiting
 
 
 def device_timer(device: torch.device) -> Timer:
@@ -235,15 +198,9 @@ def replayed(calls: Mapping[str, Call], device: torch.device, waiting: Container
     return {name: call if name in waiting else _captured(call, device) for name, call in calls.items()}
 
 
-@dataclass(frozen=True)
-class _Replay:
-    """A captured call; `call` keeps the tensors that the graph reads alive."""
-
-    call: Call
-    graph: torch.cuda.CUDAGraph
-
-    def __call__(self) -> None:
-        self.graph.replay()
+def _replay(graph: torch.cuda.CUDAGraph, call: Call) -> None:
+    """Replay a graph; its call keeps the tensors that it reads alive."""
+    graph.replay()
 
 
 def _captured(call: Call, device: torch.device) -> Call:
@@ -256,4 +213,4 @@ def _captured(call: Call, device: torch.device) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="relaxed"):
         call()
-    return _Replay(call, graph)
+    return partial(_replay, graph, call)

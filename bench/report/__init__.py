@@ -1,7 +1,7 @@
 """Runs of the benchmarks as files: what a run is of, how it is read, merged and stored.
 
-`pytest bench --out run.jsonl` writes one line per result, after a line of provenance. A stored run is one
-`results.json` in a folder of bench/results/, with its pictures beside it.
+`pytest bench --out run.jsonl` writes one line per result, after a line of provenance. A stored run is such a
+file, `results.jsonl` in a folder of bench/results/, with its pictures beside it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,17 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from bench.harness.providers import provider
+from cpuinfo import get_cpu_info
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
-NAME = "results.json"
+NAME = "results.jsonl"
 CODE = ("kernels", "sigscale")  # what results are of
-PLACES = (
-    "--benchmark-json",
-    "--data",
-    "--out",
-    "--commit",
-)  # options that say nothing about what was measured
+PLACES = r" --(benchmark-json|out|commit)[ =]\S*"  # options that say nothing about what was measured
 
 Results = list[dict[str, Any]]
 
@@ -48,42 +43,17 @@ def provenance(device: Any, words: Sequence[str], commit: str = "") -> dict[str,
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{processor()}, {torch.get_num_threads()} threads"
+        name = f"{get_cpu_info()['brand_raw']}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    found = {of.name: of.version for of in distributions()}
     return {
         "device": name,
         "kind": device.type,
         "commit": commit or measured_commit(),
-        **{package: installed(package) for package in ("sigscale", "torch", "triton")},
+        **{package: found.get(package, "absent") for package in ("sigscale", "torch", "triton")},
         "python": platform.python_version(),
-        "command": " ".join(without_places(words)),
+        "command": re.sub(PLACES, "", " ".join(words)),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def processor() -> str:
-    try:
-        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", about, re.MULTILINE)
-    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
-
-
-def installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-def without_places(words: Sequence[str]) -> list[str]:
-    """The words of a command without options that name files of one machine."""
-    kept, follows = [], False
-    for word in words:
-        if not follows and not word.startswith(PLACES):
-            kept.append(word)
-        follows = word in PLACES
-    return kept
 
 
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -106,22 +76,17 @@ def is_stale(run: Run) -> bool:
 
 
 def load(path: Path) -> Run:
-    """A run as `--out` writes it, or as `store` does; SystemExit where it is neither, or names a stranger."""
+    """A run as `--out` and `store` write it; SystemExit where it is none, or names a stranger."""
+    from bench.harness.providers import provider
+
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            first, *results = map(json.loads, text.splitlines())
-            run = Run(first["provenance"], results)
-        else:
-            found = json.loads(text)
-            run = Run(found["provenance"], found["results"])
-        for result in run.results:
+        first, *results = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        run = Run(first["provenance"], results)
+        for result in results:
             provider(result["provider"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SystemExit(
-            f"{path}: must be a file of `pytest bench --benchmark-only --out RUN.jsonl` "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        rule = "must be a file of `pytest bench --benchmark-only --out RUN.jsonl`"
+        raise SystemExit(f"{path}: {rule} ({type(error).__name__}: {error})") from error
     except LookupError as error:
         raise SystemExit(f"{path}: {error.args[0]}") from error
     return run
@@ -138,13 +103,12 @@ def merged(runs: Sequence[Run]) -> Run:
 
 
 def store(folder: Path, run: Run) -> None:
-    """Write results.json, one result a line for readable diffs, and the pictures."""
+    """Write the results, one a line, and the pictures."""
     from bench.report.pictures import PICTURES
 
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(result) for result in run.results)
-    about = json.dumps(run.provenance, indent=1)
-    (folder / NAME).write_text(f'{{"provenance": {about},\n"results": [\n{lines}\n]}}\n', encoding="utf-8")
+    lines = [json.dumps(line) + "\n" for line in ({"provenance": run.provenance}, *run.results)]
+    (folder / NAME).write_text("".join(lines), encoding="utf-8")
     for name, draw in PICTURES.items():
         if figure := draw(run.results):
             finish(figure, run.provenance, folder / name)

@@ -11,6 +11,7 @@ With `--check` nothing is written, and a file that is out of date is an error.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     results = root / RESULTS.relative_to(ROOT)
     if arguments.runs:
         report.store(results / arguments.name, report.merged([*map(report.load, arguments.runs)]))
-    runs = {path.parent: report.load(path) for path in sorted(results.glob(f"*/{NAME}"), key=_age)}
+    found = [(path.parent, report.load(path)) for path in sorted(results.glob(f"*/{NAME}"))]
+    runs = dict(sorted(found, key=lambda of: of[1].provenance["date"], reverse=True))
     texts = {root / "bench/README.md": page(runs), root / "README.md": front_page(root / "README.md", runs)}
     old = [path for path, text in texts.items() if not path.exists() or path.read_text("utf-8") != text]
     for folder, run in runs.items():
@@ -55,11 +57,6 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print(f"out of date: {', '.join(path.relative_to(root).as_posix() for path in old)}; `make report`")
         return 1
     return 0
-
-
-def _age(path: Path) -> tuple[str, str]:
-    """Latest first."""
-    return "".join(chr(0x10FFFF - ord(letter)) for letter in path.parent.name[-10:]), path.parent.name
 
 
 def page(runs: dict[Path, Run]) -> str:
@@ -91,15 +88,9 @@ def front_page(readme: Path, runs: dict[Path, Run]) -> str:
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise SystemExit(f"{readme}: must have {BEGIN} and {END}, to write the table between")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    latest: dict[str, Run] = {}
-    for run in runs.values():
-        latest.setdefault(run.provenance["kind"], run)
-    parts = [
-        f"{summary(run.results)}\n\n{provenance(run)}" for _, run in sorted(latest.items(), reverse=True)
-    ]
-    return f"{before}{BEGIN}\n{chr(10).join(parts)}\n{END}{after}"
+    latest = {run.provenance["kind"]: run for run in reversed(runs.values())}
+    parts = [f"{summary(latest[kind].results)}\n\n{provenance(latest[kind])}\n" for kind in sorted(latest)]
+    return re.sub(f"(?s){BEGIN}.*{END}", lambda _: "\n".join([BEGIN, "\n".join(parts) + END]), text)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -13,16 +13,9 @@ from bench.harness.activations import gbps
 from bench.harness.providers import PROVIDERS, provider
 from bench.harness.timing import OURS
 from bench.report import Results, growth
-from bench.report.tables import ALONE, number, size
+from bench.report.tables import size
 
-Lines = dict[str, list[tuple[int, float]]]
-DTYPES = ("float32", "bfloat16")  # drawn filled, hollow
-
-
-def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A row of panels, width and height of each in inches."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    return figure, [*figure.subplots(1, count, squeeze=False, sharey=True)[0]]
+Lines = dict[str, list[tuple[int, float]]]  # points by provider
 
 
 def chosen(records: Results, kind: str, **about: str) -> Results:
@@ -31,68 +24,66 @@ def chosen(records: Results, kind: str, **about: str) -> Results:
     ]
 
 
-def lines(records: Results, value: Callable[[dict[str, Any]], float]) -> Lines:
-    """Points by provider."""
-    found: Lines = {}
+def by(records: Results, *names: str) -> dict[str, Results]:
+    """Records by their values of these names."""
+    found: dict[str, Results] = {}
     for record in records:
-        found.setdefault(record["provider"], []).append((record["elements"], value(record)))
+        found.setdefault(", ".join(record[name] for name in names), []).append(record)
     return found
 
 
-def plot(axes: Axes, title: str, of: Lines) -> None:
-    for name in of:
-        provider(name)
-    for name, look in PROVIDERS.items():
-        if name in of:
-            n, values = zip(*sorted(of[name]), strict=True)
+def lines(records: Results, value: Callable[[dict[str, Any]], float], n: str = "elements") -> Lines:
+    found: Lines = {}
+    for record in records:
+        found.setdefault(record["provider"], []).append((record[n], value(record)))
+    return found
+
+
+def panels(count: int, width: float, height: float, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of up to four, width and height of each in inches."""
+    columns, rows = min(4, count), -(-count // 4)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = [*figure.subplots(rows, columns, squeeze=False, **shared).flat]
+    for empty in axes[count:]:
+        empty.set_axis_off()
+    return figure, axes[:count]
+
+
+def curves(found: Mapping[str, Lines], ylabel: str, xlabel: str = "elements", **shared: Any) -> Figure:
+    """A panel for each of these, both axes logarithmic, and one legend for all."""
+    figure, axes = panels(len(found), 4.6, 4.2, **shared)
+    legend: dict[str, Artist] = {}
+    for panel, (title, of) in zip(axes, found.items(), strict=True):
+        for name in sorted(of, key=[*PROVIDERS].index):
+            look, (n, values) = provider(name), zip(*sorted(of[name]), strict=True)
             style: dict[str, Any] = {"color": look.color, "linestyle": look.line, "marker": look.marker}
-            axes.plot(n, values, label=look.label, markersize=5, **style)
-    dress(axes, title)
-
-
-def dress(axes: Axes, title: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("elements")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def legend(figure: Figure, axes: Iterable[Axes], columns: int = 4) -> None:
-    """One for all panels, below them."""
-    found: dict[str, Artist] = {}
-    for panel in axes:
-        found |= {text: handle for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)}
-    order = {look.label: place for place, look in enumerate(PROVIDERS.values())}
-    labels = sorted(found, key=lambda label: order.get(label.rsplit(", ", 1)[0], order.get(label, 99)))
-    handles = [found[label] for label in labels]
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8, borderpad=2
-    )
+            (legend[look.label],) = panel.plot(n, values, label=look.label, markersize=5, **style)
+        panel.set(xscale="log", yscale="log", xlabel=xlabel, title=title)
+        panel.set_xscale("log", base=2)
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel(ylabel)
+    figure.legend(legend.values(), [*legend], loc="outside lower center", ncols=4, frameon=False, borderpad=2)
+    return figure
 
 
 def bandwidth(records: Results) -> Figure | None:
     """Effective bandwidth of tanh in fp32 over size, a panel per direction; the roof is the fastest copy."""
     of = chosen(records, "activation", function="tanh", dtype="float32")
-    directions = [*dict.fromkeys(record["direction"] for record in of)]
-    if not directions:
+    if not of:
         return None
-    figure, axes = panels(len(directions), 4.6, 4.4)
+    found = {direction: lines(part, gbps) for direction, part in by(of, "direction").items()}
+    figure = curves(found, "effective bandwidth (GB/s)", sharey=True)
     roof = max(gbps(record) for record in of if record["provider"] == "copy")
-    for panel, direction in zip(axes, directions, strict=True):
-        plot(panel, direction, lines(chosen(of, "activation", direction=direction), gbps))
+    for panel in figure.axes:
         panel.axhline(roof, color="#000000", linewidth=0.8, linestyle=":")
-    axes[0].set_ylabel("effective bandwidth (GB/s)")
-    legend(figure, axes)
-    ours = [r for r in of if r["provider"] == OURS]
-    largest = max(ours, key=lambda r: (r["elements"], directions.index(r["direction"])))
-    over = number(largest["ratios"]["eager"][0])
+    last = max(
+        (r for r in of if r["provider"] == OURS),
+        key=lambda r: (r["elements"], [*found].index(r["direction"])),
+    )
     figure.suptitle(
-        f"Fused tanh, fp32: {over} of eager's time, {gbps(largest) / roof:.0%} of the fastest copy's "
-        f"bandwidth at {size(largest['elements'])}, {largest['direction']}",
-        fontsize=11,
+        f"Fused tanh, fp32: {last['over']['eager'][0]:.2f} of eager's time, {gbps(last) / roof:.0%} of the "
+        f"fastest copy's bandwidth at {size(last['elements'])}, {last['direction']}"
     )
     return figure
 
@@ -101,141 +92,103 @@ def quantiles(records: Results) -> Figure | None:
     """Time over size for Gaussian values in fp32: sketches, and five exact quantiles."""
     about = {"values": "Gaussian", "dtype": "float32"}
     exact = chosen(records, "exact", quantiles="five", **about)
-    found = {"distribution of a tensor": chosen(records, "sketch", **about), "five exact quantiles": exact}
-    found = {title: of for title, of in found.items() if of}
+    of = {"distribution of a tensor": chosen(records, "sketch", **about), "five exact quantiles": exact}
+    found = {title: lines(part, lambda r: 1e6 * r["seconds"]) for title, part in of.items() if part}
     if not found:
         return None
-    figure, axes = panels(len(found), 5.2, 4.4)
-    for panel, (title, of) in zip(axes, found.items(), strict=True):
-        plot(panel, title, lines(of, lambda r: 1e6 * r["seconds"]))
-    axes[0].set_ylabel("time (µs)")
-    legend(figure, axes)
-    figure.suptitle("Time of a distribution, and of exact quantiles", fontsize=11)
-    if ours := [r for r in exact if r["provider"] == OURS and "torch.quantile" in r["ratios"]]:
+    figure = curves(found, "time (µs)", sharey=True)
+    if ours := [r for r in exact if "torch.quantile" in r["over"]]:
         last = max(ours, key=lambda r: r["elements"])
-        over = 1 / last["ratios"]["torch.quantile"][0]
-        figure.suptitle(
-            f"Five exact quantiles of {size(last['elements'])} values: {over:.1f} times the speed of "
-            "torch.quantile",
-            fontsize=11,
-        )
+        speed = 1 / last["over"]["torch.quantile"][0]
+        values = f"Five exact quantiles of {size(last['elements'])} values"
+        figure.suptitle(f"{values}: {speed:.1f} times the speed of torch.quantile")
     return figure
 
 
 def sketch(records: Results) -> Figure | None:
-    """Time of a pass that counts over that of one that does not: Gaussian values, and the range of others."""
-    of = [record for record in chosen(records, "backward") if "cost" in record]
-    directions = [*dict.fromkeys(record["direction"] for record in of)]
-    if not directions:
+    """Time of a pass that counts over that of one that does not, for Gaussian values."""
+    of = [r for r in chosen(records, "backward", values="Gaussian") if "no sketch" in r["over"]]
+    if not of:
         return None
-    figure, axes = panels(len(directions), 5.2, 4.4)
-    for panel, direction in zip(axes, directions, strict=True):
-        for dtype in DTYPES:
-            _costs(panel, chosen(of, "backward", direction=direction, dtype=dtype), dtype)
-        panel.axhline(1, color="#999999", linewidth=1)
-        dress(panel, direction)
-    axes[0].set_ylabel("time over that without counting")
-    legend(figure, axes, 3)
-    ours = [r for r in of if r["provider"] == OURS and r["values"] == "Gaussian"]
-    last = max(ours, key=lambda r: (r["elements"], r["dtype"] == "float32"))
-    figure.suptitle(
-        f"Counting the gradient: {number(last['cost']['no sketch'][0])} times the {last['direction']} pass "
-        f"at {size(last['elements'])}, {last['dtype']} (bars: range over other values)",
-        fontsize=11,
+    parts = by(of, "direction", "dtype")
+    found = {title: lines(part, lambda r: r["over"]["no sketch"][0]) for title, part in parts.items()}
+    figure = curves(found, "time over that without counting", sharey=True)
+    last = max(
+        (r for r in of if r["provider"] == OURS), key=lambda r: (r["elements"], r["dtype"] == "float32")
     )
+    cost = f"{last['over']['no sketch'][0]:.2f} times the {last['direction']} pass"
+    figure.suptitle(f"Counting the gradient: {cost} at {size(last['elements'])}, {last['dtype']}")
     return figure
 
 
-def _costs(axes: Axes, of: Results, dtype: str) -> None:
-    hollow = DTYPES.index(dtype)
-    found = lines([r for r in of if r["values"] == "Gaussian"], lambda r: r["cost"]["no sketch"][0])
-    for name, points in found.items():
-        look = provider(name)
-        style: dict[str, Any] = {
-            "color": look.color,
-            "linestyle": "--" if hollow else "-",
-            "marker": look.marker,
-        }
-        fill = "none" if hollow else "full"
-        axes.plot(*zip(*sorted(points), strict=True), label=f"{look.label}, {dtype}", fillstyle=fill, **style)
-    by_size: dict[int, list[float]] = {}
-    for record in of:
-        if record["provider"] == OURS:
-            by_size.setdefault(record["elements"], []).append(record["cost"]["no sketch"][0])
-    for elements, costs in by_size.items():
-        if len(costs) > 1:
-            at = [elements * 1.08 ** (1 + hollow)] * 2  # beside the point
-            axes.plot(at, [min(costs), max(costs)], marker="_", linewidth=1, color=provider(OURS).color)
+def percent(ratio: float) -> float:
+    return 100 * (ratio - 1)
 
 
-def bars(axes: Axes, drawn: Sequence[tuple[str, str, Sequence[float], float | None]]) -> None:
-    """A bar from 0 per (label, provider, percents with quartiles, the paper's)."""
-    for row, (_, name, (middle, low, high), paper) in enumerate(drawn):
-        axes.barh(row, middle, color=provider(name).color, height=0.7)
-        axes.plot([low, high], [row, row], color="#000000", linewidth=1)
-        text = f"{middle:+.1f} %"
-        if paper is not None:
-            axes.plot(paper, row, "D", color="#FFFFFF", markeredgecolor="#000000", zorder=3)
-            text += f" (paper {paper:+.1f} %)"
-        at = (max(middle, high, paper or 0.0, 0.0), row)
-        axes.annotate(text, at, xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.axvline(0, color="#999999", linewidth=1)
-    axes.set_yticks(range(len(drawn)), [label for label, *_ in drawn], fontsize=8)
-    axes.set_ylim(len(drawn) - 0.4, -0.6)
-    axes.margins(x=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def percents(ratio: Sequence[float]) -> list[float]:
-    return [100 * (r - 1) for r in ratio]
+def bars(parts: Mapping[str, Results], label: str) -> Figure:
+    """A panel for each of these: what is added to a step, quartiles as lines, the paper's as diamonds."""
+    figure, axes = panels(len(parts), 8.4, 4.0)
+    for panel, (title, of) in zip(axes, parts.items(), strict=True):
+        drawn = [
+            (r, map(percent, ratio)) for r in of for name, ratio in r["over"].items() if provider(name).less
+        ]
+        for row, (record, (middle, low, high)) in enumerate(drawn):
+            color, paper = provider(record["provider"]).color, record.get("paper") or 0.0
+            panel.barh(row, middle, color=color, xerr=[[middle - low], [high - middle]])
+            text, at = f"{middle:+.1f} %", (max(high, 100 * paper, 0.0), row)
+            if paper:
+                panel.plot(100 * paper, row, "D", color="#FFFFFF", markeredgecolor="#000000")
+                text += f" (paper {100 * paper:+.1f} %)"
+            panel.annotate(text, at, xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
+        panel.set_yticks(range(len(drawn)), [record[label] for record, _ in drawn])
+        panel.invert_yaxis()
+        panel.margins(x=0.2)
+        panel.set(title=title, xlabel="added to a step, % (bars: median, lines: quartiles)")
+    return figure
 
 
 def monitor(records: Results) -> Figure | None:
     """What each way of monitoring adds to a step, a panel per network."""
-    of = [record for record in chosen(records, "monitor") if "cost" in record]
-    networks = [*dict.fromkeys(record["network"] for record in of)]
-    if not networks:
+    parts = by(chosen(records, "monitor"), "network")
+    if not parts:
         return None
-    figure, axes = panels(len(networks), 5.6, 3.4)
-    found = []
-    for panel, network in zip(axes, networks, strict=True):
-        drawn = []
-        for record in chosen(of, "monitor", network=network):
-            name, cost = record["provider"], percents(record["cost"]["no monitor"])
-            label = "GradientMonitor" if name == OURS else provider(name).label
-            drawn.append((label, name, cost, None))
-            found += [f"{cost[0]:.0f} % ({network})"] * (name == OURS)
-        bars(panel, drawn)
-        panel.set_title(network, fontsize=10)
-        panel.set_xlabel("added to a step, % (bars: median, lines: quartiles)", fontsize=8)
-    figure.suptitle(f"Monitoring every gradient adds {' and '.join(found)}", fontsize=11)
+    figure = bars(parts, "provider")
+    found = [
+        f"{percent(r['over']['no monitor'][0]):.0f} % ({network})"
+        for network, of in parts.items()
+        for r in chosen(of, "monitor", provider=OURS)
+    ]
+    figure.suptitle(f"Monitoring every gradient adds {' and '.join(found)}")
     return figure
 
 
 def table4(records: Results) -> Figure | None:
     """What each model adds to its baseline, beside what the paper reports; a panel per mode."""
-    of = chosen(records, "table4")
-    modes = [*dict.fromkeys(record["mode"] for record in of)]
-    if not modes:
+    parts = by(chosen(records, "table4"), "mode")
+    if not parts:
         return None
-    figure, axes = panels(len(modes), 6.4, 4.0)
-    for panel, mode in zip(axes, modes, strict=True):
-        drawn = []
-        for record in chosen(of, "table4", mode=mode):
-            for other, ratio in record["cost"].items():
-                cost, first = percents(ratio), other == record["baseline"]
-                paper = 100 * record["paper_overhead"] if first and record["paper_overhead"] else None
-                drawn.append((record["label"] if first else ALONE, record["provider"], cost, paper))
-        bars(panel, drawn)
-        panel.set_title(mode, fontsize=10)
-        panel.set_xlabel("overhead in % (bars: median, lines: quartiles, diamonds: the paper)", fontsize=8)
-    (both,) = chosen(of, "table4", provider=OURS, mode=modes[-1])
-    added = percents(both["cost"][both["baseline"]])[0]
-    figure.suptitle(
-        f"Table 4: both remedies add {added:+.1f} % to a step ({modes[-1]}; paper "
-        f"{100 * both['paper_overhead']:+.1f} %), {both['data']}",
-        fontsize=11,
-    )
+    figure = bars(parts, "model")
+    mode = [*parts][-1]
+    (both,) = chosen(records, "table4", provider=OURS, mode=mode)
+    added = f"both remedies add {percent(both['over']['plain'][0]):+.1f} % to a step"
+    figure.suptitle(f"Table 4: {added} ({mode}; paper {100 * both['paper']:+.1f} %), {both['data']}")
+    return figure
+
+
+def growing(records: Results) -> Figure | None:
+    """Time against elements and seeds, and the line that fits; where launch cost ends stands in the title."""
+    found = {
+        f"{series}\n{growth.end(of)}": (lines(of, lambda r: 1e6 * r["seconds"], "n"), of[0]["unit"])
+        for series, of in growth.series(records).items()
+    }
+    if not found:
+        return None
+    figure = curves({title: of for title, (of, _) in found.items()}, "time of a call (µs)")
+    for panel, (of, unit) in zip(figure.axes, found.values(), strict=False):
+        for name, points in of.items():
+            panel.plot(*growth.line(points), color=provider(name).color, linewidth=1, zorder=0)
+        panel.set_xlabel(unit)
+    figure.suptitle("At small sizes time is launch cost, which stays the same")
     return figure
 
 
@@ -245,5 +198,5 @@ PICTURES: Mapping[str, Callable[[Results], Figure | None]] = {
     "sketch.png": sketch,
     "monitor.png": monitor,
     "table4.png": table4,
-    "growth.png": growth.draw,
+    "growth.png": growing,
 }

@@ -14,27 +14,19 @@ from bench.harness.providers import PROVIDERS, provider
 from bench.harness.timing import OURS
 from bench.report import Results
 
-BANDWIDTH = ("activation", "warm")  # kinds that move the bytes of `gbps`
-ALONE = "... the monitoring alone, over both without"
+Cells = Callable[[dict[str, Any]], dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of result: what names a case, and its table."""
-
-    keys: tuple[str, ...]
-    title: str
-    explained: str = "Microseconds per call."
-    rows: Callable[[Results], list[dict[str, str]]] | None = None  # where a row is not a case
-
-
-def spread(ratio: Sequence[float] | None) -> str:
+def ratio(of: Sequence[float]) -> str:
     """Median and quartiles."""
-    return "" if ratio is None else f"{number(ratio[0])} ({number(ratio[1])}-{number(ratio[2])})"
+    middle, low, high = (f"{r:.2f}" if r >= 0.1 else f"{r:.2g}" for r in of)
+    return f"{middle} ({low}-{high})"
 
 
-def number(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+def overhead(of: Sequence[float]) -> str:
+    """A ratio of times, and its quartiles, as what is added."""
+    middle, low, high = (f"{100 * (r - 1):+.1f}" for r in of)
+    return f"{middle} % ({low} to {high})"
 
 
 def cell(value: Any) -> str:
@@ -45,152 +37,90 @@ def size(n: int) -> str:
     return f"2^{n.bit_length() - 1}" if n & (n - 1) == 0 and n > 1 else f"{n:,}"
 
 
-def overhead(ratio: Sequence[float] | None) -> str:
-    """A ratio of times and its quartiles as what is added."""
-    if ratio is None:
-        return ""
-    middle, low, high = (f"{100 * (r - 1):+.1f}" for r in ratio)
-    return f"{middle} % ({low} to {high})"
+def wide(record: dict[str, Any]) -> dict[str, str]:
+    """A provider's part of a row for the whole case: its time, and ratios of sigscale."""
+    name, seconds = record["provider"], record["seconds"]
+    cells = {provider(name).label: "refuses" if seconds is None else f"{1e6 * seconds:.1f}"}
+    ratios = {f"{name} / {o}": ratio(of) for o, of in record["over"].items() if not o.startswith("sigscale,")}
+    return cells | (ratios if name.startswith(OURS) else {})
 
 
-def cases(records: Results, kind: str) -> list[dict[str, str]]:
-    """A row per case: times of all providers, then sigscale's ratios, costs and bandwidth."""
-    rows: dict[tuple[Any, ...], dict[str, str]] = {}
-    keys = KINDS[kind].keys
-    for record in records:
-        key = tuple(record[name] for name in keys)
-        row = rows.setdefault(key, {name: cell(value) for name, value in zip(keys, key, strict=True)})
-        name, seconds = record["provider"], record["seconds"]
-        row[provider(name).label] = "refuses" if seconds is None else f"{1e6 * seconds:.1f}"
-        for other, ratio in record["ratios"].items():
-            row[f"sigscale / {other}"] = spread(ratio)
-        for other, ratio in record.get("cost", {}).items():
-            if name == OURS or other == OURS:
-                row[f"{name} / {other}"] = spread(ratio)
-        if name == OURS and "added" in record:
-            row["added us"] = f"{1e6 * next(iter(record['added'].values()))[0]:.1f}"
-        if name == OURS and kind in BANDWIDTH:
-            row["GB/s"] = f"{gbps(record):.3g}"
-    return [*rows.values()]
+def with_bandwidth(record: dict[str, Any]) -> dict[str, str]:
+    return wide(record) | ({"GB/s": f"{gbps(record):.3g}"} if record["provider"] == OURS else {})
 
 
-def steps(records: Results) -> list[dict[str, str]]:
-    """A row per way to monitor a step."""
-    return [
-        {
-            "network": record["network"],
-            "monitoring": {OURS: "GradientMonitor"}.get(
-                record["provider"], provider(record["provider"]).label
-            ),
-            "ms a step": f"{1e3 * record['seconds']:.3f}",
-            "ratio": spread(record.get("cost", {}).get("no monitor")),
-            "added us": f"{1e6 * record['added']['no monitor'][0]:.0f}" if "added" in record else "",
-        }
-        for record in records
-    ]
+def with_seeds(record: dict[str, Any]) -> dict[str, str]:
+    ms = f"{1e3 * record['seconds'] / record['n']:.2f}"
+    return wide(record) | ({f"{record['provider']}, ms a seed": ms} if record["unit"] == "seeds" else {})
 
 
-def memory(records: Results) -> list[dict[str, str]]:
-    """A row per provider, in bytes per element."""
-
-    def kept(record: dict[str, Any]) -> str:
-        parts = {name: count / record["elements"] for name, count in record["kept"].items()}
-        words = {"x": "{:.3g} (x)", "y": "{:.3g} (y)", "more": "{:.3g} more"}
-        return " + ".join(words[name].format(n) for name, n in parts.items() if round(n, 2)) or "nothing"
-
-    return [
-        {
-            "function": record["function"],
-            "dtype": record["dtype"],
-            "provider": provider(record["provider"]).label,
-            "kept": kept(record),
-            "peak forward": f"{record['peak_forward'] / record['elements']:.3g}",
-            "peak forward+backward": f"{record['peak_training'] / record['elements']:.3g}",
-        }
-        for record in records
-    ]
+def tall(record: dict[str, Any]) -> dict[str, str]:
+    """A row for each provider: its time, and what it adds to its baseline."""
+    added = {} if record["seconds"] is None else {"ms a step": f"{1e3 * record['seconds']:.3f}"}
+    baselines = [name for name in record["over"] if provider(name).less]
+    added |= {f"over {name}": overhead(record["over"][name]) for name in baselines}
+    return added | ({"paper": f"{100 * record['paper']:+.1f} %"} if record.get("paper") else {})
 
 
-def table4(records: Results) -> list[dict[str, str]]:
-    """A row per model, columns for each mode and for the paper."""
-    rows: dict[str, dict[str, str]] = {}
-    for record in records:
-        if record["seconds"] is None:
-            continue
-        row = rows.setdefault(record["label"], {"model": record["label"]})
-        middle, low, high = (f"{1e3 * seconds:.3g}" for seconds in record["quartiles"])
-        row[f"{record['mode']}, s / 1,000 steps"] = f"{middle} ({low}-{high})"
-        row[f"{record['mode']}, overhead"] = overhead(record["cost"].get(record["baseline"]))
-        row["paper, s"] = "" if record["paper"] is None else f"{record['paper']:,.1f}"
-        paper = record["paper_overhead"]
-        row["paper, overhead"] = "" if paper is None else f"{100 * paper:+.1f} %"
-        if OURS in record["cost"]:
-            alone = rows.setdefault(ALONE, {"model": ALONE})
-            alone[f"{record['mode']}, overhead"] = overhead(record["cost"][OURS])
-    return [*rows.values()]
+def memory(record: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{record[name] / record['elements']:.3g}" for name in ("kept", "peak")}
 
 
-_CASE = ("function", "direction", "dtype", "elements")
+@dataclass(frozen=True)
+class Kind:
+    """A kind of result: what names a row of its table, and what each record adds to its row."""
+
+    names: str
+    title: str
+    explained: str = "Microseconds per call."
+    cells: Cells = wide
+
+    @property
+    def keys(self) -> list[str]:
+        return self.names.split()
+
+
 KINDS = {
-    "activation": Kind(_CASE, "Activations"),
-    "warm": Kind(_CASE, "Activations, warm caches", "Microseconds per call, of twenty in a row."),
+    "activation": Kind("function direction dtype elements", "Activations", cells=with_bandwidth),
     "memory": Kind(
-        ("function", "dtype"),
+        "function dtype provider",
         "Memory of an activation",
-        "Bytes per element: kept for the backward pass (x and y, which other layers may keep too, and more), "
-        "peaks of a forward pass without a graph and of forward+backward, results included.",
+        "Bytes per element: in use after a forward pass, y included, and at the peak of forward+backward.",
         memory,
     ),
-    "launch": Kind(("function", "call"), "Launch", "Microseconds of the host per call."),
+    "launch": Kind("function call", "Launch", "Microseconds of the host per call."),
     "backward": Kind(
-        ("function", "direction", "values", "dtype", "elements"),
-        "Counting the gradient in the backward pass",
-        "Microseconds with `grad_sketch` and without, by values of the incoming gradient.",
+        "function direction values dtype elements", "Counting the gradient in the backward pass"
     ),
-    "learned": Kind(
-        ("function", "direction", "alphas", "dtype", "elements"),
-        "Learning alpha",
-        "Microseconds with one alpha for a layer, or one per channel.",
-    ),
-    "sketch": Kind(
-        ("values", "dtype", "elements"),
-        "Distribution of a tensor",
-        "Microseconds of QuantileSketch.update and others.",
-    ),
-    "warm sketch": Kind(("values", "dtype", "elements"), "Distribution of a tensor, warm caches"),
-    "exact": Kind(
-        ("quantiles", "values", "dtype", "elements"),
-        "Exact quantiles",
-        "Microseconds of quantile, foreach_quantile (many) and others.",
-    ),
-    "monitor": Kind(("network",), "Monitored training step", "Ratio to the step without a monitor.", steps),
-    "penalty": Kind(
-        ("parameters", "way", "dtype"), "L2 penalty of a step", "Microseconds with WeightPenalty.attach."
-    ),
+    "learned": Kind("function direction alphas dtype elements", "Learning alpha"),
+    "sketch": Kind("values dtype elements", "Distribution of a tensor"),
+    "warm sketch": Kind("values dtype elements", "Distribution of a tensor, warm caches"),
+    "exact": Kind("quantiles values dtype elements", "Exact quantiles"),
+    "monitor": Kind("network provider", "Monitored training step", "What monitoring adds to a step.", tall),
     "table4": Kind(
-        ("mode",),
+        "mode model",
         "Table 4 of the paper",
-        "Seconds per 1,000 training steps with batches of 32, and what each model adds to the same network "
-        "without remedies, by paired rounds. The paper states neither epochs nor batch: compare percentages.",
-        table4,
+        "What each model adds to the same network without remedies, batches of 32. The paper states neither "
+        "epochs nor batch: compare percentages.",
+        tall,
     ),
-    "growth": Kind(("series", "unit", "n"), "Growth", "Microseconds per call by size."),
+    "growth": Kind("series unit n", "Growth", "Microseconds per call by size.", with_seeds),
 }
 
 
 def table(records: Results, kind: str) -> pd.DataFrame:
     """The results of one kind; keys first, then providers that take part, then ratios."""
-    of = [record for record in records if record["kind"] == kind]
-    own = KINDS[kind].rows
-    rows = own(of) if own else cases(of, kind)
-    frame: pd.DataFrame = pd.DataFrame(rows, dtype=object).fillna("")
-    if own or frame.empty:
+    keys = KINDS[kind].keys
+    of = [record for record in records if record["kind"] == kind and "skipped" not in record]
+    rows = [{key: cell(record[key]) for key in keys} | KINDS[kind].cells(record) for record in of]
+    frame: pd.DataFrame = pd.DataFrame(rows)
+    if frame.empty:
         return frame
-    labels = [of.label for of in PROVIDERS.values()]
-    known = dict.fromkeys([*KINDS[kind].keys, *labels])
-    times = [name for name in known if name in frame and {*frame[name]} - {"", "refuses"}]
-    ordered: pd.DataFrame = frame[[*times, *(name for name in frame if name not in known)]]
-    return ordered
+    frame = frame.groupby(keys, sort=False).first().fillna("").reset_index()
+    taking_part = [name for name in frame if {*frame[name]} - {"", "refuses"}]
+    ranks = {name: place for place, name in enumerate([*keys, *(of.label for of in PROVIDERS.values())])}
+    frame = frame[sorted(taking_part, key=lambda name: ranks.get(str(name), len(ranks)))]
+    return frame
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -211,56 +141,59 @@ def text_tables(records: Results) -> Iterator[tuple[str, str]]:
 
 def losses(records: Results) -> str:
     """How often sigscale was slower than what it replaces, and where; who refused; what was skipped."""
-    ours = [record for record in records if record["provider"] == OURS and "ratios" in record]
-    lines = []
-    for other in dict.fromkeys(name for record in ours for name in record["ratios"]):
-        pairs = [record for record in ours if other in record["ratios"]]
-        slower = [record for record in pairs if record["ratios"][other][0] > 1]
-        lines.append(f"slower than {other} in {len(slower)} of {len(pairs)}" + ":" * bool(slower))
-        lines += [f"  {_name(record)}: {record['ratios'][other][0]:.2f}" for record in slower]
-    refused: dict[tuple[str, str], int] = {}
+    slower: dict[str, list[str]] = {}
+    count: dict[str, int] = {}
+    words: dict[str, int] = {}
     for record in records:
-        if "refused" in record:
-            key = record["provider"], record["refused"]
-            refused[key] = refused.get(key, 0) + 1
-    lines += [f"{name} refuses {count} cases: {words}" for (name, words), count in refused.items()]
-    lines += [f"{r['provider']} is not timed: {r['skipped']}" for r in records if "skipped" in r]
-    return "\n".join(lines)
-
-
-def _name(record: dict[str, Any]) -> str:
-    kind = record["kind"]
-    return " ".join([kind, *(cell(record[name]) for name in KINDS[kind].keys)])
+        case = " ".join(
+            cell(record[key]) for key in ("kind", *KINDS[record["kind"]].keys) if key != "provider"
+        )
+        for other, (median, *_) in record["over"].items():
+            if record["provider"] == OURS and not other.startswith(OURS) and not provider(other).less:
+                count[other] = count.get(other, 0) + 1
+                slower.setdefault(other, []).extend([f"  {case}: {median:.2f}"] * (median > 1))
+        for why in ("refused", "skipped"):
+            if why in record:
+                key = f"{record['provider']}, {why}: {record[why]}"
+                words[key] = words.get(key, 0) + 1
+    lines = []
+    for other, where in slower.items():
+        lines += [f"slower than {other} in {len(where)} of {count[other]}{':' * bool(where)}", *where]
+    return "\n".join(lines + [f"{key} ({n} cases)" for key, n in words.items()])
 
 
 SUMMARY = (  # what the README shows: in words, what its results have, alternative
-    ("tanh, forward + backward", {"activation", "tanh", "forward+backward"}, "eager"),
-    ("QuantileSketch.update", {"sketch", "Gaussian"}, "torch.histc"),
-    ("quantile, five", {"exact", "five", "Gaussian"}, "torch.quantile"),
-    ("quantile, five", {"exact", "five", "Gaussian"}, "torch.sort"),
-    ("foreach_quantile, five of 64", {"exact", "many"}, "torch.quantile"),
+    ("tanh, forward + backward", {"activation", "tanh", "forward+backward", "float32"}, "eager"),
+    ("tanh, forward + backward", {"activation", "tanh", "forward+backward", "bfloat16"}, "eager"),
+    ("distribution of a tensor", {"sketch", "Gaussian", "float32"}, "torch.histc"),
+    ("five exact quantiles", {"exact", "five", "Gaussian", "float32"}, "torch.quantile"),
+    ("five exact quantiles of 64 tensors", {"exact", "many", "float32"}, "torch.quantile"),
 )
 
 
 def summary(records: Results) -> str:
     """The README's table: sigscale's time over that of each alternative, by size; steps in a sentence."""
     ours = [record for record in records if record["provider"] == OURS]
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    rows = []
     for words, about, other in SUMMARY:
-        for record in ours:
-            found = {value for value in record.values() if isinstance(value, str)}
-            if about <= found and other in record["ratios"]:
-                key = words, provider(other).label, record["dtype"]
-                row = rows.setdefault(key, dict(zip(("time of", "over", "dtype"), key, strict=True)))
-                row[size(record["elements"])] = number(record["ratios"][other][0])
-    text = markdown(pd.DataFrame([*rows.values()], dtype=object).fillna(""))
-    monitored = [r for r in ours if r["kind"] == "monitor"]
-    sentences = [f"{r['cost']['no monitor'][0]:.2f} times as long ({r['network']})" for r in monitored]
-    if sentences:
-        text += f"\n\nA monitored training step takes {' and '.join(sentences)}."
-    return text + "".join(
-        f" Both remedies add {100 * (r['cost']['plain'][0] - 1):+.1f} % to a training step ({r['mode']}; "
-        f"the paper's Table 4: {100 * r['paper_overhead']:+.1f} %)."
-        for r in ours
-        if r["kind"] == "table4"
+        of = [
+            r for r in ours if about <= {v for v in r.values() if isinstance(v, str)} and other in r["over"]
+        ]
+        for r in of:
+            row = {"time of": words, "over": provider(other).label, "dtype": r["dtype"]}
+            rows.append(row | {size(r["elements"]): ratio(r["over"][other]).split()[0]})
+    if not rows:
+        return ""
+    keys = ["time of", "over", "dtype"]
+    text = markdown(pd.DataFrame(rows).groupby(keys, sort=False).first().fillna("").reset_index())
+    monitored = [f"{r['over']['no monitor'][0]:.2f} ({r['network']})" for r in ours if r["kind"] == "monitor"]
+    sentences = [f"A monitored training step takes {' and '.join(monitored)} times as long."] * bool(
+        monitored
     )
+    sentences += [
+        f"Both remedies add {100 * (r['over']['plain'][0] - 1):+.1f} % to a training step ({r['mode']}; the "
+        f"paper's Table 4: {100 * r['paper']:+.1f} %)."
+        for r in ours
+        if r["kind"] == "table4" and r["over"]
+    ]
+    return f"{text}\n\n{' '.join(sentences)}"

@@ -1,20 +1,7 @@
 """Table 4 of the paper, what the remedies cost a training, and what one would write instead.
 
 The network of Table 3 (conv conv pool three times, dense 8, 8, 8, 10) in the combined regime: parameters from
-[-10, 10), Adam with learning rate 0.001, batches of 32.  The models:
-
-    plain                      tanh without a remedy: what all with tanh are compared with
-    sigscale                   both remedies: ss.nn.Tanh(2), WeightPenalty.attach(Adam)
-    sigscale, scaled           the one only
-    sigscale, regularized      the other only
-    sigscale, monitored        both, and GradientMonitor.step() in every step, all rows
-    sigscale, in the loss      both, but the penalty is WeightPenalty(...)() in the loss
-    eager                      both by hand: 2 * torch.tanh(x / 2), r / 2 * sum(theta^2) summed in the loss
-    batch norm                 regularized, and batch normalization ahead of tanh instead of scaling
-    relu                       without a remedy: what the next one is compared with
-    sigscale, relu             regularized by WeightPenalty.attach(Adam)
-
-and the ways to run each of them (modes):
+[-10, 10), Adam with learning rate 0.001, batches of 32.  The models are in `MODELS`, the modes:
 
     eager      as it is written
     compile    torch.compile of forward pass and loss
@@ -25,15 +12,12 @@ Images lie on the device as bytes, which ones come next is known there, and no s
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from types import FunctionType
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
@@ -44,25 +28,20 @@ from bench.harness.options import MODES
 LEARNING_RATE = 0.001
 RING = 2048  # steps a monitor keeps on the device where a graph hides from the host that they were made
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class Model:
-    """`baseline` is what it is compared with, `paper` its seconds in Table 4.
-
-    `penalty` says how it gets to the gradient: "attached", "in the loss" or, as the paper writes it, "sum".
-    """
+    """`baseline` is what it is compared with, `paper` its seconds in Table 4."""
 
     label: str
     baseline: str = "plain"
     paper: float | None = None
     relu: bool = False
     alpha: float = 1.0
-    by_hand: bool = False
-    penalty: str = ""
-    normalize: bool = False
-    monitored: bool = False
+    regularized: bool = False
+    by_hand: bool = False  # scaling as one writes it, the penalty summed in the loss as the paper writes it
+    normalize: bool = False  # batch normalization ahead of the activation
+    monitored: bool = False  # every gradient, in every step
 
     def activation(self) -> nn.Module:
         if self.relu:
@@ -73,7 +52,7 @@ class Model:
 
     def twin(self) -> Model:
         """The same training with nothing of sigscale in it."""
-        return replace(self, by_hand=True, penalty=self.penalty and "sum", monitored=False)
+        return replace(self, by_hand=True, monitored=False)
 
 
 class ByHand(nn.Module):
@@ -87,23 +66,19 @@ class ByHand(nn.Module):
         return self.alpha * torch.tanh(x / self.alpha)
 
 
-_both = Model("tanh, regularized and scaled", alpha=ALPHA, penalty="attached", paper=1385.2)
+_both = Model("tanh, regularized and scaled", alpha=ALPHA, regularized=True, paper=1385.2)
 MODELS = {
     "plain": Model("tanh, no remedy", paper=1057.8, by_hand=True),
     "sigscale": _both,
     "sigscale, scaled": Model("tanh, scaled", alpha=ALPHA),
-    "sigscale, regularized": Model("tanh, regularized", penalty="attached"),
-    "sigscale, monitored": replace(
-        _both, label="tanh, both, every gradient monitored", monitored=True, paper=None
-    ),
-    "sigscale, in the loss": replace(
-        _both, label="tanh, both, penalty() in the loss", penalty="in the loss", paper=None
-    ),
-    "eager": replace(_both, label="tanh, both by hand", penalty="sum", by_hand=True, paper=None),
-    "batch norm": Model("tanh, regularized, batch normalization", penalty="attached", normalize=True),
+    "sigscale, regularized": Model("tanh, regularized", regularized=True),
+    "sigscale, monitored": replace(_both, label="tanh, both, monitored", monitored=True, paper=None),
+    "eager": replace(_both, label="tanh, both by hand", by_hand=True, paper=None),
+    "batch norm": Model("tanh, regularized, batch normalization", regularized=True, normalize=True),
     "relu": Model("relu, unregularized", "relu", paper=986.8, relu=True, by_hand=True),
-    "sigscale, relu": Model("relu, regularized", "relu", paper=1339.1, relu=True, penalty="attached"),
+    "sigscale, relu": Model("relu, regularized", "relu", paper=1339.1, relu=True, regularized=True),
 }
+torch._dynamo.config.recompile_limit = 4 * len(MODELS)  # losses share their code, and with it this limit
 
 
 class Training:
@@ -113,22 +88,17 @@ class Training:
         self, model: Model, mode: str, split: Split, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         """`split` is on `device`.  Parameters are PyTorch's own at first, which are small: see `begin`."""
-        self.model, self.split = model, split
+        self.model, self.split, self.dtype = model, split, dtype
         self.network = self._network().to(device, dtype)
         self.initial = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), LEARNING_RATE, fused=True, capturable=device.type == "cuda"
         )
-        penalty: Callable[[], Tensor] | None = None
-        if model.penalty == "sum":
-            penalty = partial(half_r_times_squares, [*self.network.parameters()])
-        elif model.penalty:
-            penalty = ss.WeightPenalty(self.network, l2=R)
-            if model.penalty == "attached":
-                penalty.attach(self.optimizer)
-                penalty = None
-        loss = loss_of(self.network, dtype, penalty)
-        self.loss = torch.compile(by_itself(loss), dynamic=False) if mode == "compile" else loss
+        if model.regularized and not model.by_hand:
+            ss.WeightPenalty(self.network, l2=R).attach(self.optimizer)
+        self.loss: Callable[[Tensor, Tensor], Tensor] = self._loss
+        if mode == "compile":
+            self.loss = torch.compile(self._loss, dynamic=False)
         ring = RING if mode == "graph" else 64
         self.monitor = ss.GradientMonitor(self.network, ring=ring) if model.monitored else None
         self.step = Captured(self._step, device) if mode == "graph" else self._step
@@ -140,6 +110,12 @@ class Training:
     def _network(self) -> nn.Sequential:
         torch.manual_seed(0)
         return table_3(self.model.activation, normalize=self.model.normalize)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(self.network(images.to(self.dtype) / 255), labels)
+        if self.model.regularized and self.model.by_hand:  # r / 2 * sum(theta^2), Section 2.2
+            loss = loss + R / 2 * torch.stack([p.square().sum() for p in self.network.parameters()]).sum()
+        return loss
 
     def _step(self) -> None:
         chosen = self._order.index_select(0, self._at)[0]
@@ -170,50 +146,18 @@ class Training:
             self.monitor.close()
 
 
-def half_r_times_squares(parameters: list[nn.Parameter]) -> Tensor:
-    """r / 2 * sum(theta^2), Section 2.2."""
-    return R / 2 * torch.stack([parameter.square().sum() for parameter in parameters]).sum()
-
-
-def loss_of(network: nn.Module, dtype: torch.dtype, penalty: Callable[[], Tensor] | None) -> Loss:
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        value = F.cross_entropy(network(images.to(dtype) / 255), labels)
-        return value if penalty is None else value + penalty()
-
-    return loss
-
-
-def by_itself(function: Loss) -> Loss:
-    """The function with a code object of its own.
-
-    torch.compile keeps what it makes with the code, which closures share: each call would look through that
-    of all models, and from the ninth on they would run as they are.
-    """
-    assert isinstance(function, FunctionType)
-    code = function.__code__.replace()
-    return FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-
-
 def choose_modes(
-    given: tuple[str, ...] | None, device: torch.device, *, trial: bool
+    given: Sequence[str], device: torch.device, *, trial: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """The modes to be timed and, by name, why others are not.
-
-    On a CPU a compiler of C++ works for minutes, longer than all other benchmarks together.
-    """
-    asked = given or MODES
-    reasons = {mode: "not among --modes" for mode in MODES if mode not in asked}
-    if given is None and (trial or device.type == "cpu"):
+    """The modes to be timed and, by name, why others are not."""
+    reasons = {mode: "not among --modes" for mode in MODES if mode not in (given or MODES)}
+    if not given and (trial or device.type == "cpu"):
         reasons["compile"] = "takes minutes; --modes=eager,compile has it"
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++")):
-        reasons["compile"] = "needs a C++ compiler, and there is none"
     if device.type != "cuda":
         reasons["graph"] = "needs a GPU, and there is none"
     chosen = [mode for mode in MODES if mode not in reasons]
     if not chosen:
-        raise ValueError(
-            f"--modes {','.join(asked)}: {'; '.join(f'{mode} {reasons[mode]}' for mode in asked)}"
-        )
+        raise ValueError(f"--modes {','.join(given)}: {reasons[given[0]]}; --modes eager runs everywhere")
     return chosen, reasons
 
 

@@ -21,14 +21,13 @@ from bench.table4.check import check
 STEPS = {"cpu": 5, "cuda": 50}  # per round
 LONGER = 30  # times the seconds of other cases, since steps are long and unsteady
 MODE_LABELS = {"eager": "eager", "compile": "torch.compile", "graph": "CUDA graph"}
-ALTERNATIVES = ("eager", "batch norm")
-"""What both remedies are compared with besides their baseline, for the list of losses."""
+ALTERNATIVES = ("eager", "batch norm")  # what both remedies are compared with besides their baseline
 
 
 def test_table4(bench: Bench, pytestconfig: pytest.Config) -> None:
     device = bench.device
     modes, skipped = choose_modes(pytestconfig.getoption("--modes"), device, trial=bench.trial)
-    split, data = training_images(pytestconfig.getoption("--data"), device)
+    split, data = training_images(device)
     keep_memory()
     steps = 1 if bench.trial else STEPS[device.type]
     with ExitStack() as stack:
@@ -44,13 +43,13 @@ def test_table4(bench: Bench, pytestconfig: pytest.Config) -> None:
         for training in made.values():
             training.begin()
         calls = {named(*key): partial(training.steps, steps) for key, training in made.items()}
-        timings = interleaved(calls, host_timer(device), bench.longer(LONGER).seconds)
-        timings = timings.divided_by(dict.fromkeys(calls, steps))
+        repeats, seconds = dict.fromkeys(calls, steps), bench.longer(LONGER).seconds
+        timings = interleaved(calls, host_timer(device), seconds, repeats)
         for result in results(timings, [*made]):
             bench.record(kind="table4", batch=BATCH, data=data, steps=steps, **result)
         for mode, why in skipped.items():
-            about = {"mode": MODE_LABELS[mode], "provider": MODE_LABELS[mode], "skipped": why}
-            bench.record(kind="table4", **about, seconds=None, ratios={})
+            about = {"mode": MODE_LABELS[mode], "provider": OURS, "model": MODELS[OURS].label}
+            bench.record(kind="table4", **about, seconds=None, over={}, skipped=f"{mode} {why}")
         bench.steady("Table 4", made[modes[0], OURS].step)
 
 
@@ -62,20 +61,14 @@ def named(mode: str, name: str) -> str:
 def results(timings: Timings, keys: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """A record for each of these modes and models, each compared with others in the same mode."""
     for mode, name in keys:
-        model = MODELS[name]
-        this, others = named(mode, name), [model.baseline] * (name != model.baseline)
+        model, this = MODELS[name], named(mode, name)
         base = MODELS[model.baseline].paper
-        alternatives = ALTERNATIVES if name == OURS else ()
+        others = [model.baseline] * (name != model.baseline) + [*ALTERNATIVES] * (name == OURS)
         yield {
             "mode": MODE_LABELS[mode],
             "provider": name,
-            "label": model.label,
+            "model": model.label,
             "seconds": timings.seconds(this),
-            "quartiles": timings.spread(this),
-            "rounds": len(timings.samples[this]),
-            "baseline": model.baseline,
-            "cost": {o: timings.ratio(this, named(mode, o)) for o in [*others, *[OURS] * model.monitored]},
-            "ratios": {o: timings.ratio(this, named(mode, o)) for o in alternatives},
-            "paper": model.paper,
-            "paper_overhead": model.paper / base - 1 if model.paper and base and others else None,
+            "over": {other: timings.ratio(this, named(mode, other)) for other in others},
+            "paper": model.paper / base - 1 if model.paper and base and model.baseline != name else None,
         }

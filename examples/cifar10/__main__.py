@@ -36,9 +36,8 @@ from examples.common import count, positive
 QUICK = Settings(epochs=12, lr=0.015, steps=400)
 """Adam moves a weight by about `lr` a step, and the penalty must shrink weights of 10 before anything is
 learned.  Fifteen times the paper's rate shows in 4,800 steps what the paper's rate shows in some 20,000."""
-DEFAULTS: dict[str, Any] = {"figure": ["3"], "seeds": (0,)}
-QUICK_DEFAULTS: dict[str, Any] = {"figure": ["1"], "seeds": (0, 1, 2, 3)}
-"""Figure 1 is the one whose remedy shows that early, for each of these seeds."""
+QUICK_SEEDS = (0, 1, 2, 3)
+"""For each of them the remedy of Figure 1 shows that early."""
 TRIAL_STEPS = 5
 """Steps of each pipeline that are timed to estimate how long a run takes."""
 
@@ -174,18 +173,15 @@ def _estimate(
 def _check_batch(settings: Settings, cifar: Cifar10) -> None:
     images = len(cifar.train.labels)
     if settings.batch > images:
-        raise CommandError(
-            f"--batch {settings.batch}: a batch cannot have more than the {images:,} training images. "
-            f"Choose at most {images}; the default is {Settings.batch}."
-        )
+        rule = f"a batch cannot have more than the {images:,} training images"
+        raise CommandError(f"--batch {settings.batch}: {rule}. The default is {Settings.batch}.")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with the defaults that depend on --quick."""
     arguments = parser().parse_args(argv)
-    defaults = QUICK_DEFAULTS if arguments.quick else DEFAULTS
-    arguments.figure = arguments.figure or defaults["figure"]
-    arguments.seeds = arguments.seeds or defaults["seeds"]
+    arguments.figure = arguments.figure or ["1" if arguments.quick else "3"]
+    arguments.seeds = arguments.seeds or (QUICK_SEEDS if arguments.quick else (0,))
     return arguments
 
 
@@ -206,50 +202,35 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m examples.cifar10",
         usage="%(prog)s [options]",
-        description="Train the pipelines of the paper's Figures 1 to 4 on CIFAR-10, all seeds of a pipeline "
-        "at once; draw the figures, check the paper's claims, and keep every number.",
+        description="Train the paper's Figures 1 to 4 on CIFAR-10, draw them, and check the paper's claims.",
         epilog="Without --data, the data is looked for in ~/.cache/sigscale/cifar10 (or XDG_CACHE_HOME) "
         "and in ./data, and otherwise downloaded (162 MB).  Under torchrun, the processes share --out and "
         "divide the seeds.",
         allow_abbrev=False,
     )
     add: Callable[..., Any] = result.add_argument
-    add(
-        "--figure", type=_figures, metavar="F", help="1, 2, 3, 4, several such as 1,2, or all (3; --quick: 1)"
-    )
+    add("--figure", type=_figures, metavar="F", help="1 to 4, several such as 1,2, or all (3; --quick: 1)")
     add("--also", action="store_true", help="add our own comparisons: batch norm, other alphas and functions")
     add(
         "--seeds",
-        type=_seeds,
+        type=store.parse_seeds,
         metavar="N",
-        help="how many, or which: 25, or 10-24 (1; --quick: 4; paper: 25)",
+        help="how many, or which: 25, or 10-24 (1; --quick: 4)",
+    )
+    quick = (
+        f"at most 3 minutes on two CPU cores: {QUICK.epochs} epochs of {QUICK.steps} steps, --lr {QUICK.lr}"
     )
     add(
-        "--quick",
-        action="store_true",
-        help=f"a trial of at most 3 minutes on two CPU cores: {QUICK.epochs} epochs of {QUICK.steps} steps, "
-        f"learning rate {QUICK.lr}; generated images if there is neither data nor network",
+        "--quick", action="store_true", help=f"{quick}; generated images if there is neither data nor network"
     )
     folder = {"type": Path, "metavar": "DIR"}
     layouts = "cifar-10-batches-bin, cifar-10-batches-py, or the .tar.gz of either"
     add("--data", **folder, help=f"folder that is or holds {layouts}")
     add("--out", **folder, help="output folder (runs/cifar10; with --quick runs/cifar10-quick)")
     add("--resume", action="store_true", help="go on in --out, or add figures, seeds or epochs to it")
-    add(
-        "--merge",
-        **folder,
-        nargs="+",
-        default=(),
-        help="first copy the finished runs of these folders to --out",
-    )
-    gpu = "cuda" if torch.cuda.is_available() else "cpu"
-    add(
-        "--device",
-        type=_device,
-        default=gpu,
-        metavar="D",
-        help="cpu, cuda or cuda:N (the GPU if there is one)",
-    )
+    add("--merge", **folder, nargs="+", default=(), help="first copy these folders' finished runs to --out")
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=_device, default=best, metavar="D", help=f"cpu, cuda or cuda:N ({best})")
     add("--together", type=count, default=25, metavar="N", help="train at most N seeds at once (25)")
     add("--epochs", type=count, metavar="N", help=f"passes over the data ({Settings.epochs})")
     add("--batch", type=count, metavar="N", help=f"images in a step ({Settings.batch})")
@@ -267,18 +248,9 @@ def parser() -> argparse.ArgumentParser:
 def _figures(text: str) -> Sequence[str]:
     keys = text.split(",")
     if unknown := [key for key in keys if key not in (*FIGURES, "all")]:
-        raise argparse.ArgumentTypeError(
-            f"{unknown[0]!r}: the paper's figures are {', '.join(FIGURES)}; "
-            "name one, several such as 1,2, or all"
-        )
+        rule = f"the paper's figures are {', '.join(FIGURES)}; name one, several such as 1,2, or all"
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}: {rule}")
     return keys
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return store.parse_seeds(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _device(text: str) -> torch.device:
@@ -287,10 +259,8 @@ def _device(text: str) -> torch.device:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
     if text in ("cpu", *(f"cuda:{index}" for index in range(count))):
         return torch.device(text)
-    raise argparse.ArgumentTypeError(
-        f"{text!r}: must be cpu, or cuda or cuda:N for one of the {count} GPUs PyTorch sees here; "
-        "leave --device out for the best there is"
-    )
+    rule = f"must be cpu, or cuda or cuda:N for one of the {count} GPUs PyTorch sees here"
+    raise argparse.ArgumentTypeError(f"{text!r}: {rule}; leave --device out for the best there is")
 
 
 if __name__ == "__main__":

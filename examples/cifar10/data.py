@@ -6,15 +6,17 @@ differ from the official one, so data the user brings needs no particular checks
 
 from __future__ import annotations
 
-import errno
+import argparse
 import hashlib
 import io
 import logging
 import os
 import pickle
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from examples.cifar10.runtime import DataError, DownloadError
 
@@ -32,6 +34,7 @@ MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 TIMEOUT_SECONDS = 20
 GENERATED = "generated images, not CIFAR-10"
 
+Array = npt.NDArray[Any]
 Records = npt.NDArray[np.uint8]
 """(n, 1 + PIXELS): the label, then the pixels, channel by channel."""
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
@@ -51,6 +54,16 @@ class Split:
 
     images: Tensor
     labels: Tensor
+
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels from -1 to 1, and the labels."""
+        return self.images[chosen] / 127.5 - 1, self.labels[chosen]
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module) -> float:
+        """Of a model that takes what `batch` gives."""
+        batches = [self.batch(chosen) for chosen in torch.arange(len(self.labels)).split(1000)]
+        return sum(int((model(x).argmax(1) == labels).sum()) for x, labels in batches) / len(self.labels)
 
     def to(self, device: torch.device) -> Split:
         """A copy there; on a GPU, contiguous."""
@@ -84,8 +97,8 @@ class Layout:
     folder: str
     suffix: str
     archive: str
-    decode: Callable[[bytes, str], Records]
-    """File content and the name for error messages -> (RECORDS, 1 + PIXELS)."""
+    decode: Callable[[bytes], tuple[Array, Array]]
+    """File content -> labels (n,) and pixels (n, PIXELS)."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -98,9 +111,15 @@ def load(directory: Path | None, *, allow_generated: bool = False) -> Cifar10:
     With `allow_generated`, a download that fails is replaced by generated images; nothing else is.
     Raises DataError for everything missing, incomplete or damaged.
     """
-    places = [cache_folder(), Path("data")] if directory is None else [directory]
-    if found := [source for place in places for source in _sources(place)]:
-        return _first_whole(found)
+    errors = []
+    for place in [cache_folder(), Path("data")] if directory is None else [directory]:
+        for layout, path in _sources(place):
+            try:
+                return _from_records(*read(layout, path), str(path))
+            except DataError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
     if directory is not None:
         names = ", ".join(name for layout in LAYOUTS for name in (layout.folder, layout.archive))
         raise DataError(
@@ -116,6 +135,14 @@ def load(directory: Path | None, *, allow_generated: bool = False) -> Cifar10:
     return _from_records(*read(BINARY, archive), str(archive))
 
 
+def asked_for(parser: argparse.ArgumentParser, directory: Path | None) -> Cifar10:
+    """What `load` finds, or generated images; its error is the parser's."""
+    try:
+        return load(directory, allow_generated=True)
+    except DataError as error:
+        parser.error(str(error))
+
+
 def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sigscale" / "cifar10"
 
@@ -127,19 +154,17 @@ def download(folder: Path) -> Path:
 
     pooch.get_logger().setLevel(logging.WARNING)
     downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=True)
-    elsewhere = "or fetch the archive elsewhere and name the folder that holds it with --data DIR."
+    remedy = "Try again, or fetch the archive elsewhere and name the folder that holds it with --data DIR."
     try:
         return Path(pooch.retrieve(URL, f"md5:{MD5}", BINARY.archive, folder, downloader=downloader))
     except requests.RequestException as error:
-        raise DownloadError(f"{URL}: download failed ({error}). Try again, {elsewhere}") from error
+        raise DownloadError(f"{URL}: download failed ({error}). {remedy}") from error
     except ValueError as error:
-        raise DataError(f"{URL}: not the official archive ({error}). Try again, {elsewhere}") from error
+        raise DataError(f"{URL}: not the official archive ({error}). {remedy}") from error
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "Free 170 MB there" if full else "Set XDG_CACHE_HOME to a folder that can be written"
         raise DataError(
-            f"{folder}: cannot write there ({error.strerror or error}), and the download needs it. {remedy}, "
-            "or name a folder that has CIFAR-10 with --data DIR."
+            f"{folder}: cannot write there ({error.strerror or error}), and the download needs 170 MB. Make "
+            "room, set XDG_CACHE_HOME to another folder, or name one that has CIFAR-10 with --data DIR."
         ) from error
 
 
@@ -155,113 +180,73 @@ def _sources(place: Path) -> Iterator[tuple[Layout, Path]]:
                 yield layout, inner
 
 
-def _first_whole(sources: list[tuple[Layout, Path]]) -> Cifar10:
-    """The first source that can be read; if none can, the first one's DataError."""
-    errors = []
-    for layout, path in sources:
-        try:
-            return _from_records(*read(layout, path), str(path))
-        except DataError as error:
-            errors.append(error)
-    raise errors[0]
-
-
 def read(layout: Layout, path: Path) -> tuple[Records, Records]:
     """The training and the test records in `path`, a folder or an archive; raises DataError."""
-    files = dict(_folder_files(layout, path) if path.is_dir() else _archive_files(layout, path))
-    if missing := [file for file in layout.files if file not in files]:
+    try:
+        files = dict(_folder_files(layout, path) if path.is_dir() else _archive_files(layout, path))
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(
-            f"{path}: {', '.join(missing)} missing. CIFAR-10 in this layout is the {len(layout.files)} files "
-            f"{', '.join(layout.files)}. {REPLACE}"
-        )
-    *train, test = [layout.decode(files[file], str(path / file)) for file in layout.files]
+            f"{path}: cannot be read, or not a whole .tar.gz archive ({error}). {REPLACE}"
+        ) from error
+    if missing := [file for file in layout.files if file not in files]:
+        raise DataError(f"{path}: {', '.join(missing)} missing, of {', '.join(layout.files)}. {REPLACE}")
+    *train, test = [_records(layout, files[file], path / file) for file in layout.files]
     return np.concatenate(train), test
 
 
 def _folder_files(layout: Layout, folder: Path) -> Iterator[tuple[str, bytes]]:
     for file in layout.files:
-        try:
+        with suppress(FileNotFoundError):
             yield file, (folder / file).read_bytes()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise DataError(
-                f"{folder / file}: cannot be read ({error.strerror}). Make it readable."
-            ) from error
 
 
 def _archive_files(layout: Layout, archive: Path) -> Iterator[tuple[str, bytes]]:
     wanted = {f"{layout.folder}/{file}": file for file in layout.files}
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            name = wanted.get(member.name.removeprefix("./"))
+            if name and (content := tar.extractfile(member)):
+                yield name, content.read()
+
+
+def _records(layout: Layout, content: bytes, path: Path) -> Records:
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                name = wanted.get(member.name.removeprefix("./"))
-                if name and (content := tar.extractfile(member)):
-                    yield name, content.read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(
-            f"{archive}: not a whole .tar.gz archive ({error}; {archive.stat().st_size:,} bytes). {REPLACE}"
-        ) from error
-
-
-def _decode_binary(content: bytes, name: str) -> Records:
-    size = RECORDS * (1 + PIXELS)
-    if len(content) != size:
-        raise DataError(
-            f"{name}: {len(content):,} bytes; a batch is {RECORDS:,} records x {1 + PIXELS:,} bytes "
-            f"= {size:,} bytes. {REPLACE}"
-        )
-    records = np.frombuffer(content, dtype=np.uint8).reshape(RECORDS, 1 + PIXELS)
-    _check_labels(records[:, 0], name)
-    return records
-
-
-def _decode_pickle(content: bytes, name: str) -> Records:
-    rule = f"a batch is a pickled dict of data, uint8 ({RECORDS:,}, {PIXELS:,}), and {RECORDS:,} labels"
-    try:
-        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        labels, pixels = layout.decode(content)
     except Exception as error:  # a damaged pickle raises almost anything
-        raise DataError(f"{name}: {len(content):,} bytes, unreadable ({error}); {rule}. {REPLACE}") from error
-    try:
-        fields = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-        pixels, labels = np.asarray(fields["data"]), np.asarray(fields["labels"])
-    except (AttributeError, KeyError, ValueError) as error:
-        raise DataError(f"{name}: data and labels not found; {rule}. {REPLACE}") from error
-    whole = pixels.shape == (RECORDS, PIXELS) and labels.shape == (RECORDS,)
-    if not whole or pixels.dtype != np.uint8 or labels.dtype.kind != "i":
+        raise DataError(f"{path}: {len(content):,} bytes, unreadable ({error}). {REPLACE}") from error
+    if pixels.dtype != np.uint8 or pixels.shape != (RECORDS, PIXELS) or labels.shape != (RECORDS,):
         raise DataError(
-            f"{name}: data is {pixels.dtype} {pixels.shape}, labels are {labels.dtype} {labels.shape}; "
-            f"{rule}. {REPLACE}"
+            f"{path}: labels {labels.shape}, pixels {pixels.dtype} {pixels.shape}; a batch is labels "
+            f"({RECORDS},), pixels uint8 ({RECORDS}, {PIXELS}). {REPLACE}"
         )
-    _check_labels(labels, name)
+    if (bad := (labels < 0) | (labels >= CLASSES)).any():
+        record = int(bad.argmax())
+        rule = f"labels run from 0 to {CLASSES - 1}"
+        raise DataError(f"{path}: record {record} has label {labels[record]}; {rule}. {REPLACE}")
     return np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
 
 
-def _check_labels(labels: npt.NDArray[Any], name: str) -> None:
-    bad = (labels < 0) | (labels >= CLASSES)
-    if bad.any():
-        record = int(bad.argmax())
-        raise DataError(
-            f"{name}: record {record} has label {labels[record]}; "
-            f"labels run from 0 to {CLASSES - 1}. {REPLACE}"
-        )
+def _decode_binary(content: bytes) -> tuple[Array, Array]:
+    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + PIXELS)
+    return records[:, 0], records[:, 1:]
+
+
+def _decode_pickle(content: bytes) -> tuple[Array, Array]:
+    batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    fields = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    return np.asarray(fields["labels"]), np.asarray(fields["data"])
 
 
 class _BatchUnpickler(pickle.Unpickler):
     """Unpickles NumPy arrays and built-in containers, and refuses every other name."""
 
-    ALLOWED = frozenset(
-        {
-            *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
-            *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
-            "numpy.ndarray",
-            "numpy.dtype",
-            "_codecs.encode",
-        }
+    ALLOWED = re.compile(
+        r"numpy\._?core\.(multiarray\._reconstruct|numeric\._frombuffer)"
+        r"|numpy\.(ndarray|dtype)|_codecs\.encode"
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" in self.ALLOWED:
+        if self.ALLOWED.fullmatch(f"{module}.{name}"):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs")
 

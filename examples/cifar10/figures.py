@@ -102,7 +102,8 @@ def _finding(figure: pipelines.Figure, groups: Mapping[str, Runs]) -> str:
     starts = [logarithms(runs, "gradient_q50").mean().iloc[0] for runs in pair]
     found = f"{remedied.label} reaches {one:.1f} % accuracy, {plain.label} {other:.1f} %"
     if np.isfinite(starts).all():
-        found += f"; its gradients start {10 ** (starts[0] - starts[1]):.2g} times as large"
+        ratio = 10 ** (starts[0] - starts[1])
+        found += f"; its gradients start {ratio:{',.0f' if ratio >= 10 else '.2g'}} times as large"
     return f"{found}\n{figure.title}"
 
 
@@ -227,7 +228,7 @@ def cells(groups: Sequence[GradientHistory], names: Sequence[str], kind: str) ->
     q = LAYER_QUANTILES[kind]
     tables = [pd.DataFrame(h.quantile(q), h.steps * columns // h.step_count, h.names) for h in groups]
     medians: pd.DataFrame = pd.concat(tables).groupby(level=0).median().clip(LOWEST / 10, HIGHEST * 10)
-    return medians.reindex(index=range(columns), columns=names)  # type: ignore[no-any-return]
+    return medians.reindex(index=range(columns), columns=list(names))  # type: ignore[no-any-return]
 
 
 def _heat_map(axes: Axes, epochs: int, table: pd.DataFrame) -> Any:

@@ -6,8 +6,9 @@ gradients are kept apart: `gradient_*` is that of the objective, penalty include
 and Theorem 1 speaks about; `loss_gradient_*` is that of the cross-entropy alone.  Without a penalty they are
 the same.
 
-The numbers are estimates from the counts of sketches, one for each network and epoch, which take the same
-memory however long the epoch is: see `sigscale.QuantileSketch`, of which `MANTISSA_BITS` is the resolution.
+The numbers are estimates from the counts of sketches, one for each network and epoch: see
+`sigscale.QuantileSketch`, of which `MANTISSA_BITS` is the resolution.  Its kernels are used directly, since a
+GPU then counts for all networks in one launch of the captured step, instead of one for each.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ MANTISSA_BITS = 5
 
 STATISTICS = ("mean", *(f"q{round(100 * q):02d}" for q in QUANTILES), "vanished", "nonfinite")
 COLUMNS = tuple(f"{name}_{statistic}" for name in ("gradient", "loss_gradient") for statistic in STATISTICS)
-
 
 KEPT = 32
 """Steps whose gradients a CPU counts together, which takes a tenth of the time; a GPU counts each step's."""

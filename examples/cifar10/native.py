@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import sigscale as ss
-from examples.cifar10 import stacked
+from examples.cifar10 import networks
 
 SOURCE = Path(__file__).with_name("step.cpp")
 CONVOLUTION, POOL, DENSE = range(3)
@@ -81,7 +81,7 @@ def library() -> ctypes.CDLL:
 
 
 class Step:
-    """Losses, hits and gradients of one batch of every network of a `stacked.join`.
+    """Losses, hits and gradients of one batch of every network of a `networks.join`.
 
     Args:
         network: made of layers that `layers_of` knows.
@@ -135,20 +135,21 @@ class Step:
         return self._losses, self._hits
 
 
-def layers_of(network: nn.Sequential) -> tuple[ctypes.Array[Layer], list[stacked.Stacked], int]:
+def layers_of(network: nn.Sequential) -> tuple[ctypes.Array[Layer], list[networks.Stacked], int]:
     """The layers of a joined network, those with weights and biases, and how many numbers these are.
 
     Raises:
         NotNativeError: names the first layer that is not known.
     """
     layers: list[Layer] = []
-    sources: list[stacked.Stacked] = []
+    sources: list[networks.Stacked] = []
     size, side = 0, 32
     for name, module in network.named_children():
-        kind = FUNCTIONS.get(type(module))
-        if isinstance(module, (stacked.Conv2d, stacked.Linear)):
+        # A monitor puts a subclass over the classes of PyTorch.
+        kind = next((FUNCTIONS[base] for base in type(module).__mro__ if base in FUNCTIONS), None)
+        if isinstance(module, (networks.StackedConv2d, networks.StackedLinear)):
             weight, bias = module.tensors()
-            dense = isinstance(module, stacked.Linear)
+            dense = isinstance(module, networks.StackedLinear)
             what = (DENSE, 0, weight.shape[2], weight.shape[1]) if dense else (CONVOLUTION, 0, side, side)
             biases = -1 if bias is None else size + weight[0].numel()
             layers.append(Layer(*what, size, biases, 1.0))
@@ -159,6 +160,6 @@ def layers_of(network: nn.Sequential) -> tuple[ctypes.Array[Layer], list[stacked
         elif isinstance(module, nn.MaxPool2d):
             layers.append(Layer(POOL, 0, side, side // 2, 0, -1, 1.0))
             side //= 2
-        elif not isinstance(module, stacked.Flatten):
+        elif not isinstance(module, networks.StackedFlatten):
             raise NotNativeError(f"no native code for {name}, {module}")
     return (Layer * len(layers))(*layers), sources, size

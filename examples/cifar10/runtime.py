@@ -80,10 +80,9 @@ def _check_gpus(device: torch.device) -> None:
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     processes = int(os.environ["LOCAL_WORLD_SIZE"])
     if processes > gpus or device.index != local:
-        raise CommandError(
-            f"process {local} of {processes} has {device}; there are {gpus} GPUs, and each process needs one "
-            f"of its own: start at most {gpus} with --nproc-per-node, and leave --device out."
-        )
+        rule = f"there are {gpus} GPUs, and each process needs one of its own"
+        rest = f"Start at most {gpus} with --nproc-per-node, and leave --device out."
+        raise CommandError(f"process {local} of {processes} has {device}; {rule}. {rest}")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import re
 import tempfile
 import zipfile
 import zlib
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -100,23 +101,17 @@ class Folder:
                 f"{self.path}: {existing} is not a folder to write in. Name another with --out."
             )
         if not self._identity.exists():
-            if foreign := [name for name in ("runs", "runs.npz", "state") if (self.path / name).exists()]:
+            foreign = [name for name in ("runs", "runs.npz", "state") if (self.path / name).exists()]
+            if foreign or resume:
+                why = f"{foreign[0]} is there, but not its run.json" if foreign else "no run.json to resume"
                 raise FolderError(
-                    f"{self.path}: {foreign[0]} is there, but not the run.json of the run that wrote it. "
-                    "Name another folder with --out."
-                )
-            if resume:
-                raise FolderError(
-                    f"{self.path}: no run.json there, so there is nothing to resume. Correct --out, or leave "
-                    "--resume out to start."
+                    f"{self.path}: {why}. Name another folder with --out, or start without --resume."
                 )
             return
         self._check_same(experiment, more_epochs=resume)
         if not resume:
-            raise FolderError(
-                f"{self.path}: holds runs of these settings. Continue, extend or report them with "
-                "--resume, or name another folder with --out."
-            )
+            rest = "Continue, extend or report them with --resume, or name another folder with --out."
+            raise FolderError(f"{self.path}: holds runs of these settings. {rest}")
 
     def begin(self, experiment: Mapping[str, Any]) -> None:
         """Make the folder and record `experiment`, ahead of all else: a folder without it is foreign."""
@@ -158,10 +153,8 @@ class Folder:
             return
         state = self._load(path)
         if state["about"]["device"] != (now := device_name(run.device)):
-            raise FolderError(
-                f"{path}: was begun on {state['about']['device']}, this is {now}, and the result would be "
-                "that of neither. Go on there (--device), or delete the file: its runs then start anew."
-            )
+            rest = "Go on there (--device), or delete the file: its runs then start anew."
+            raise FolderError(f"{path}: was begun on {state['about']['device']}, this is {now}. {rest}")
         with self._blaming(path), tempfile.TemporaryDirectory() as folder:
             run.load_state_dict(state)
             _history(state["monitor"]).save(Path(folder) / "history.npz")
@@ -178,16 +171,11 @@ class Folder:
 
     def outcomes(self, pipelines: Iterable[str] | None = None, *, epochs: int) -> list[Outcome]:
         """All finished runs (of these pipelines), each seed once."""
-        wanted = None if pipelines is None else list(pipelines)
-        found = {
-            (outcome.pipeline, outcome.seed): outcome
-            for group in self.groups.values()
-            if len(group.numbers) == epochs
-            for outcome in group.outcomes()
-            if wanted is None or outcome.pipeline in wanted
-        }
-        order = {name: rank for rank, name in enumerate(wanted or [])}
-        return sorted(found.values(), key=lambda outcome: (order.get(outcome.pipeline, 0), outcome.seed))
+        groups = [group for group in self.groups.values() if len(group.numbers) == epochs]
+        found = {(o.pipeline, o.seed): o for group in groups for o in group.outcomes()}
+        order = list(dict.fromkeys(name for name, _ in found) if pipelines is None else pipelines)
+        chosen = [outcome for outcome in found.values() if outcome.pipeline in order]
+        return sorted(chosen, key=lambda outcome: (order.index(outcome.pipeline), outcome.seed))
 
     def histories(self, pipeline: str, epochs: int) -> list[ss.GradientHistory]:
         """What the monitors of a pipeline's finished groups recorded."""
@@ -207,10 +195,8 @@ class Folder:
                 for new in group.outcomes():
                     old, where = known.setdefault((new.pipeline, new.seed), (new, other.path))
                     if not all(np.array_equal(old.curves[n], new.curves[n], equal_nan=True) for n in NUMBERS):
-                        raise FolderError(
-                            f"{other.path} and {where} have different results for {new.pipeline}, seed "
-                            f"{new.seed}. Keep the ones you trust."
-                        )
+                        what = f"different results for {new.pipeline}, seed {new.seed}"
+                        raise FolderError(f"{other.path} and {where} have {what}. Keep the ones you trust.")
         return list(merged.values())
 
     def read_groups(self) -> list[Group]:
@@ -232,10 +218,8 @@ class Folder:
                         part.unlink(missing_ok=True)
                 yield
         except Timeout as error:
-            raise FolderError(
-                f"{self.path}: another command is at work here. Wait for it, or give this one its own "
-                "--out, which --merge can add later."
-            ) from error
+            rest = "Wait for it, or give this one its own --out, which --merge can add later."
+            raise FolderError(f"{self.path}: another command is at work here. {rest}") from error
 
     @property
     def _identity(self) -> Path:
@@ -276,14 +260,13 @@ class Folder:
         try:
             found = dict(json.loads(self._identity.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise FolderError(
-                f"{self._identity}: not readable as JSON ({error}). Name another folder with --out."
-            ) from error
+            why = f"not readable as JSON ({error})"
+            raise FolderError(f"{self._identity}: {why}. Name another folder with --out.") from error
         if "groups" not in found:
-            raise FolderError(
-                f"{self.path}: written by an earlier version (runs/, gradients/, checkpoints/), whose files "
-                "this one cannot read. Name another folder with --out."
+            why = (
+                "written by an earlier version (runs/, gradients/, checkpoints/), which this one cannot read"
             )
+            raise FolderError(f"{self.path}: {why}. Name another folder with --out.")
         return found
 
     def _write_json(self, content: Mapping[str, Any]) -> None:
@@ -298,10 +281,8 @@ class Folder:
             if there.get(key) != value and not (key == "epochs" and more_epochs and there[key] < value)
         ]
         if changed:
-            raise FolderError(
-                f"{self.path}: holds another run ({'; '.join(changed)}). "
-                "Name another folder with --out, or repeat that run's options."
-            )
+            rest = "Name another folder with --out, or repeat that run's options."
+            raise FolderError(f"{self.path}: holds another run ({'; '.join(changed)}). {rest}")
 
     @contextmanager
     def _blaming(self, path: Path) -> Iterator[None]:
@@ -310,10 +291,8 @@ class Folder:
         except FolderError:
             raise
         except DAMAGED as error:
-            raise FolderError(
-                f"{path}: missing or damaged ({type(error).__name__}). Delete it: with --resume its runs are "
-                "made again."
-            ) from error
+            why = f"missing or damaged ({type(error).__name__})"
+            raise FolderError(f"{path}: {why}. Delete it: with --resume its runs are made again.") from error
 
 
 def plan(
@@ -345,14 +324,14 @@ def plan(
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """The seeds of "3" (0, 1, 2) or "0-1,7-7" (0, 1, 7); ValueError if the text names none."""
+    """The seeds of "3" (0, 1, 2) or "0-1,7-7" (0, 1, 7); ArgumentTypeError if the text names none."""
     number, ranges = re.fullmatch(r"[0-9]{1,9}", text), re.fullmatch(r"([0-9]{1,9}-[0-9]{1,9},?\b)+", text)
     bounds = [(0, int(text) - 1)] if number else []
     if ranges:
         bounds = [(int(first), int(last)) for first, last in re.findall(r"(\d+)-(\d+)", text)]
     count = sum(last - first + 1 for first, last in bounds)
     if not bounds or any(last < first for first, last in bounds) or count > SEEDS_LIMIT:
-        raise ValueError(f"{text!r}: {SEEDS_RULE}; from 1 to {SEEDS_LIMIT:,} of them")
+        raise ArgumentTypeError(f"{text!r}: {SEEDS_RULE}; from 1 to {SEEDS_LIMIT:,} of them")
     return tuple(sorted({seed for first, last in bounds for seed in range(first, last + 1)}))
 
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import sigscale as ss
-from examples.cifar10 import native, networks, stacked
+from examples.cifar10 import native, networks
 from examples.cifar10.data import Cifar10, Split
 from examples.cifar10.gradients import COLUMNS, QUANTILES, VANISHED, EpochGradients
 from examples.cifar10.pipelines import Pipeline
@@ -78,7 +78,7 @@ class Run:
         """`data` is on `device` already."""
         self.pipeline, self.seeds, self.settings, self.data = pipeline, tuple(seeds), settings, data
         self.device = device
-        self.network = stacked.join([single(pipeline, settings, seed) for seed in seeds]).to(device)
+        self.network = networks.join([single(pipeline, settings, seed) for seed in seeds]).to(device)
         parameters = list(self.network.parameters())
         self.optimizer = torch.optim.Adam(
             parameters, lr=settings.lr, fused=True, capturable=device.type == "cuda"
@@ -235,7 +235,7 @@ class Run:
 
     def _logits(self, images: Tensor) -> Tensor:
         """uint8 images (b, seeds, 3, h, h) -> (seeds, b, classes)."""
-        x = stacked.images(self.to_floats(images)).to(getattr(torch, self.pipeline.dtype))
+        x = networks.images(self.to_floats(images)).to(getattr(torch, self.pipeline.dtype))
         return self.network(x).float()  # type: ignore[no-any-return]
 
     def _numbers(self) -> Tensor:

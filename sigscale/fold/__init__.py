@@ -149,6 +149,7 @@ def _as_graph(model: nn.Module, traced: Trace) -> fx.GraphModule:
     graph = fx.Graph()  # which, unlike the traced one, does not remember sigscale's tracer
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(traced.graph, copies))
+    _protect_writes(graph, model, {copies[node].name for node in traced.written})
     needless = {copies[node].name for node in traced.constants - traced.written}
     for node in graph.nodes:
         if node.op == "get_attr" and not hasattr(model, str(node.target).split(".")[0]):
@@ -161,6 +162,16 @@ def _as_graph(model: nn.Module, traced: Trace) -> fx.GraphModule:
             node.replace_all_uses_with(call)
             _erase(graph, [node], needless)
     return fx.GraphModule(model, graph, type(model).__name__)
+
+
+def _protect_writes(graph: fx.Graph, model: nn.Module, written: set[str]) -> None:
+    """Pass buffers that are written into through a module, whose calls pickle records when it traces."""
+    for node in graph.find_nodes(op="get_attr"):
+        if node.name in written:
+            model.add_module(name := "folded_buffer", nn.Identity())
+            with graph.inserting_after(node):
+                same = graph.call_module(name, (node,))
+            node.replace_all_uses_with(same, delete_user_cb=lambda user, same=same: user is not same)
 
 
 def _erase(graph: fx.Graph, nodes: list[fx.Node], needless: set[str]) -> None:

@@ -74,9 +74,9 @@ def trace(model: nn.Module, inputs: tuple[Any, ...] | None) -> Trace:
     root, graph, changes, read = _traced(model, inputs, ())
     arguments = graph.find_nodes(op="placeholder")
     defaults = tuple(node.target for node in arguments if node.args and not node.target.startswith("*"))
-    written = [change.name for change in changes if change.is_written_buffer]
-    if written and needs_graph(root, graph, defaults):
-        root, graph, changes, read = _traced(model, inputs, written)  # since the copy will be a graph
+    buffers = [change.name for change in changes if change.is_written_buffer]
+    if buffers and needs_graph(root, graph, defaults):
+        root, graph, changes, read = _traced(model, inputs, buffers)  # since the copy will be a graph
     for position, node in enumerate(graph.find_nodes(op="placeholder")):
         if position < len(inputs or ()):
             node.args = ()  # what was passed has to be passed to the copy

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Target
 
 from .._calls import call_scaling, method_as_scaled
+from ..kernels.device import SUPPORTED
 from ..kernels.functions import FUNCTIONS, Function
 from ..nn.activation import Activation, module
 from ..nn.recurrent import Recurrent
@@ -149,7 +150,7 @@ class Tracer(fx.Tracer):
 
 
 def _mode() -> tuple[bool, ...]:
-    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in SUPPORTED)
 
 
 def _place() -> tuple[str, int] | None:

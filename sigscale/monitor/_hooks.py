@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._autograd import count_gradient, counted, takes_part
 from .._checks import DTYPES
+from .._counting import count_gradient, counted, takes_part
 from .._overlay import class_over
 from ..sketch import QuantileSketch
 
@@ -29,26 +29,19 @@ def counting_class(base: type[nn.Module]) -> type[nn.Module]:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         sketch: NamedSketch | None = self.grad_sketch  # type: ignore[assignment]
-        if sketch is not None:
-            args, kwargs = with_counted_input(self, sketch, args, kwargs)
-        return base.forward(self, *args, **kwargs)
+        x: Any = args[0] if args else kwargs.get("input")
+        if sketch is None or not measurable(x, sketch.name):
+            return base.forward(self, *args, **kwargs)
+        overwrites = getattr(self, "inplace", False)
+        if overwrites and not torch.compiler.is_compiling():
+            count_overwritten(x, sketch)
+            return base.forward(self, *args, **kwargs)
+        inside = counted(x, sketch)
+        inside = inside.clone() if overwrites else inside
+        y = base.forward(self, inside, *args[1:], **{n: v for n, v in kwargs.items() if n != "input"})
+        return x.copy_(y) if overwrites else y
 
     return class_over(base, {"forward": forward, "grad_sketch": None}, hidden=("grad_sketch",))
-
-
-def with_counted_input(
-    module: nn.Module, sketch: NamedSketch, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a module's forward, such that the backward pass counts."""
-    x: Any = args[0] if args else kwargs.get("input")
-    if not measurable(x, sketch.name):
-        return args, kwargs
-    if getattr(module, "inplace", False):
-        count_overwritten(x, sketch)
-        return args, kwargs
-    if args:
-        return (counted(x, sketch), *args[1:]), kwargs
-    return args, {**kwargs, "input": counted(x, sketch)}
 
 
 def count_overwritten(x: Tensor, sketch: QuantileSketch) -> None:
@@ -57,8 +50,6 @@ def count_overwritten(x: Tensor, sketch: QuantileSketch) -> None:
     A hook of x keeps to these values, but for a view: overwriting it rewrites the history of its base, whose
     hooks stay.
     """
-    if torch.compiler.is_compiling():
-        torch._dynamo.graph_break()  # what is compiled together does not overwrite, and keeps no such hooks
     base = x._base
     if base is None or not base.requires_grad:
         x.register_hook(lambda g: count_gradient(sketch, g))

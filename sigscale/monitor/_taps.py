@@ -29,6 +29,9 @@ class RowSketch(NamedSketch):
 
     note_capture: Callable[[], None]
 
+    def allocate(self, device: torch.device) -> None:
+        """A row has its counts; and torch.compile is free to use one graph for several of them."""
+
     def counts_on(self, device: torch.device) -> Tensor:
         if is_capturing(device):
             self.note_capture()

@@ -40,7 +40,8 @@ class GradientMonitor:
     Call step() once after the last backward pass of a training step, before zero_grad() and the next forward
     pass; otherwise the next step counts both. Nothing waits for the device until history(), summary(),
     vanishing(), sketch() or save() is called; step() can be captured in a CUDA graph. Counts take 64 KiB of
-    device memory per row (mantissa_bits=3), records 8 bytes of host memory per number.
+    device memory per row (mantissa_bits=3), records 8 bytes of host memory per number. While it
+    is open, activation modules of PyTorch are of a subclass of their class; copies of them are not.
 
     A quantile is off by a factor of at most 1 + 2^-mantissa_bits (see `QuantileSketch`), typically by 1 %.
     The mean takes each value at the middle of its bin, and is off by at most 2^-(mantissa_bits + 1) of the

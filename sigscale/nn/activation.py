@@ -66,7 +66,7 @@ class Scaled(nn.Module):
         """The scale: a number or, if it is learned, a tensor (num_parameters,) that carries its gradient."""
         if self._parameters.get("log2_alpha", self) is None:  # without nn.Module.__getattr__, which is slow
             return self._alpha
-        return torch.exp2(cast(Tensor, self.log2_alpha))
+        return 2.0 ** cast(Tensor, self.log2_alpha)
 
     @alpha.setter
     def alpha(self, alpha: Any) -> None:

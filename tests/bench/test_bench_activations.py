@@ -1,36 +1,35 @@
-"""The benchmark of activations: who takes part, what its check finds, memory, and the timers of a GPU."""
+"""The benchmark of activations: who takes part, what its check finds, and the timers of a GPU."""
 
 from __future__ import annotations
 
-import sys
 import types
-from dataclasses import replace
 
 import pytest
 import torch
 
 import sigscale as ss
-from bench import test_activations as memory
-from bench.harness import activations as cases
-from bench.harness import providers, timing
+from bench.harness import activations, providers, timing
+from bench.harness.inputs import Case
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-CASE = cases.Case("tanh", cases.BACKWARD, torch.float32, 10, CPU, compiles=False)
-BYTES = 4 << 10
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def case(direction, function="tanh", dtype=torch.float32, exponent=10):
+    what = (("kind", "activation"), ("function", function), ("direction", direction))
+    return Case(what, dtype, exponent, CPU)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("direction", [cases.FORWARD, cases.BACKWARD, cases.TRAINING])
+@pytest.mark.parametrize("direction", [activations.FORWARD, activations.BACKWARD, activations.TRAINING])
 @pytest.mark.parametrize("function", ss.FUNCTIONS)
 def test_everyone_computes_the_same(function, direction, dtype):
-    case = replace(CASE, function=function, direction=direction, dtype=dtype)
-    bound, refused = cases.calls(case)
-    assert set(bound) == set(case.providers)
-    assert ("sigscale, sketch" in bound) == (direction != cases.FORWARD)
+    bound, refused = activations.calls(case(direction, function, dtype))
+    assert {"sigscale", "eager", "plain", "copy"} <= set(bound)
+    assert ("sigscale, sketch" in bound) == (direction != activations.FORWARD)
     assert all(call().shape == (1 << 10,) for call in bound.values())
-    assert refused.keys() == ({*providers.PEERS} if function == "tanh" else set())
+    assert not refused
 
 
 @pytest.mark.parametrize("where", [3, -3])
@@ -43,27 +42,30 @@ def test_a_wrong_result_is_found_at_both_ends(monkeypatch, where):
         return y
 
     monkeypatch.setattr(ss, "tanh", wrong)
-    monkeypatch.setattr(cases, "CHECKED", 4)
-    with pytest.raises(AssertionError, match=r"sigscale is further than .* from fp64 in tanh-forward"):
-        cases.calls(replace(CASE, direction=cases.FORWARD))
+    monkeypatch.setattr(activations, "CHECKED", 4)
+    with pytest.raises(
+        AssertionError, match=r"sigscale is further than .* from fp64 in activation-tanh-forward"
+    ):
+        activations.calls(case(activations.FORWARD))
 
 
 def test_a_wrong_gradient_is_found():
-    x, g = cases.tensors(CASE)
-    call = cases.bind(lambda x: ss.tanh(x, 1.999), x, g, backward_alone=True)
+    of = case(activations.BACKWARD)
+    x, g = activations.tensors(of)
+    call = activations.bind(lambda x: ss.tanh(x, 1.999), x, g, backward_alone=True)
     with pytest.raises(AssertionError, match="sigscale is further"):
-        cases.check(CASE, {"sigscale": call}, x, g)
+        activations.check(of, "sigscale", call(), x, g)
 
 
 def test_a_backward_pass_alone_does_not_run_the_forward_pass_again():
-    x, g = cases.tensors(CASE)
+    x, g = activations.tensors(case(activations.BACKWARD))
     ran = []
 
     def counted(x):
         ran.append(1)
         return torch.tanh(x)
 
-    call = cases.bind(counted, x, g, backward_alone=True)
+    call = activations.bind(counted, x, g, backward_alone=True)
     torch.testing.assert_close(call(), g / torch.cosh(x.detach()) ** 2)
     call()
     assert len(ran) == 1
@@ -71,119 +73,18 @@ def test_a_backward_pass_alone_does_not_run_the_forward_pass_again():
 
 @pytest.mark.parametrize(("direction", "moved"), [("forward", 2), ("backward", 3), ("forward+backward", 5)])
 def test_bytes(direction, moved):
-    record = {**replace(CASE, direction=direction).about, "seconds": 1e-6}
-    assert cases.gbps({**record, "provider": "eager"}) == pytest.approx(moved * 4 * 1024 / 1e3)
-    assert cases.gbps({**record, "provider": "copy"}) == pytest.approx(2 * 4 * 1024 / 1e3)
+    record = {**case(direction).about, "seconds": 1e-6}
+    assert activations.gbps({**record, "provider": "eager"}) == pytest.approx(moved * 4 * 1024 / 1e3)
+    assert activations.gbps({**record, "provider": "copy"}) == pytest.approx(2 * 4 * 1024 / 1e3)
 
 
-def test_what_does_not_fit():
-    assert CASE.too_large() == ""
-    assert "GiB of memory, but only" in replace(CASE, exponent=45).too_large()
-
-
-class Dyt:
-    """As in liger-kernel: gamma tanh(slope x) + beta."""
-
-    @staticmethod
-    def apply(x, slope, gamma, beta):
-        assert x.ndim == 2
-        assert gamma.shape == x.shape[1:]
-        return torch.tanh(slope * x) * gamma
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    """Modules of the peers that hold what is asked of them."""
-
-    def tanh_backward(g, y):
-        return g * (1 - y * y)
-
-    for name, members in {
-        "liger_kernel.ops.dyt": {"LigerDyTFunction": Dyt},
-        "flag_gems.ops.tanh": {"tanh": torch.tanh, "tanh_backward": tanh_backward},
-    }.items():
-        parts = name.split(".")
-        for depth in range(1, len(parts)):
-            monkeypatch.setitem(sys.modules, ".".join(parts[:depth]), types.ModuleType(parts[depth - 1]))
-        module = types.ModuleType(name)
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, name, module)
-
-
-@pytest.fixture(autouse=True)
-def _peers_of_each_test():
-    absent = providers.absent
-    absent.cache_clear()
-    yield
-    absent.cache_clear()
-
-
-@pytest.mark.usefixtures("installed")
-def test_peers_compute_what_is_asked_of_them(monkeypatch):
-    monkeypatch.setattr(providers, "absent", lambda device: {})
-    for direction in (cases.FORWARD, cases.BACKWARD, cases.TRAINING):
-        bound, refused = cases.calls(replace(CASE, direction=direction, exponent=12))
-        assert {"liger", "flag_gems"} <= set(bound)
-        assert not refused
-    assert "liger" not in cases.calls(replace(CASE, function="sigmoid", exponent=12))[0]
-    assert "liger" not in cases.calls(CASE)[0]  # less than a row
-
-
-@pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("name", ["flag_gems", "compile"])
-def test_a_peer_that_is_wrong_is_named_and_spoils_nothing(name, monkeypatch):
-    monkeypatch.setattr(providers, "absent", lambda device: {})
-    monkeypatch.setattr(sys.modules["flag_gems.ops.tanh"], "tanh", torch.sin)
+def test_a_compiler_that_is_wrong_is_named_and_spoils_nothing(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: torch.sin)
-    bound, refused = cases.calls(replace(CASE, direction=cases.FORWARD, compiles=True))
+    monkeypatch.setattr(activations, "COMPILED", {"cpu": {10}})
+    bound, refused = activations.calls(case(activations.FORWARD), compiles=True)
     assert {"sigscale", "eager", "copy"} <= set(bound)
-    assert name not in bound
-    assert f"{name} is further than" in refused[name]
-
-
-@pytest.mark.usefixtures("installed")
-def test_a_peer_that_fails_is_named_with_its_words(monkeypatch):
-    def fails(*arguments):
-        raise RuntimeError("no such device\nand more")
-
-    monkeypatch.setattr(Dyt, "apply", fails)
-    monkeypatch.setattr(providers, "absent", lambda device: {})
-    bound, refused = cases.calls(replace(CASE, exponent=12))
-    assert "liger" not in bound
-    assert refused["liger"].startswith("RuntimeError('no such device")
-
-
-def test_peers_that_are_absent_are_named(monkeypatch):
-    monkeypatch.setattr(torch, "empty", lambda *arguments, **options: None)
-    monkeypatch.setitem(sys.modules, "flag_gems", None)
-    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
-    absent = providers.absent(CUDA)
-    assert "liger-kernel is not installed" in absent["liger"]
-    assert "flag-gems is not installed" in absent["flag_gems"]
-    assert "runs on GPUs only" in providers.absent(CPU)["liger"]
-
-
-def test_what_is_kept_for_the_backward_pass():
-    x = torch.randn(1 << 10, requires_grad=True)
-
-    def kept(function):
-        return tuple(memory.kept(function, x).values())
-
-    assert kept(torch.tanh) == (0, BYTES, 0)
-    assert kept(torch.sin) == (BYTES, 0, 0)
-    assert kept(torch.clone) == (0, 0, 0)
-    assert kept(lambda x: 2 * torch.tanh(x / 2)) == (0, 0, BYTES)
-    assert kept(lambda x: torch.sin(x) * torch.sin(x.flip(0))) == (BYTES, 0, 3 * BYTES)
-    assert kept(ss.tanh) == (0, BYTES, 0)
-    assert kept(lambda x: ss.tanh(x, save="input")) == (BYTES, 0, 0)
-
-
-def test_peaks():
-    x = torch.randn(1 << 10)
-    assert memory.peak(x.exp, CPU) == BYTES
-    assert memory.peak(lambda: x.exp().exp(), CPU) == 2 * BYTES
-    assert memory.peak(lambda: x.exp().exp().exp(), CPU) == 2 * BYTES
-    assert memory.peak(x.exp_, CPU) == 0
+    assert "compile" not in bound
+    assert "compile is further than" in refused["compile"]
 
 
 class Gpu:
@@ -232,11 +133,9 @@ def test_only_what_does_not_wait_is_captured(monkeypatch):
 
 def test_comparison():
     """Ratios of paired rounds: a slow round cancels."""
-    timings = timing.Timings(
-        {name: [t, 3 * t, t] for name, t in (("sigscale", 2.0), ("eager", 1.0), ("read", 4.0))}
-    )
-    ours, eager, read, refused = timing.compared(timings, {"numpy": "no bfloat16"}, "read")
-    assert ours["ratios"] == {"eager": [2.0, 2.0, 2.0]}
-    assert ours["cost"] == {"read": [0.5, 0.5, 0.5]}
-    assert (eager["ratios"], eager["cost"], read.get("cost")) == ({}, {"read": [0.25] * 3}, None)
-    assert (refused["seconds"], refused["refused"]) == (None, "no bfloat16")
+    samples = {name: [t, 3 * t, t] for name, t in (("sigscale", 2.0), ("eager", 1.0), ("read", 4.0))}
+    ours, eager, read = timing.Timings(samples).results("read")
+    assert ours["over"] == {"eager": [2.0, 2.0, 2.0], "read": [0.5, 0.5, 0.5]}
+    assert (eager["over"], read["over"]) == ({"read": [0.25] * 3}, {})
+    _, eager, _ = timing.Timings(samples).results()
+    assert eager["over"] == {"sigscale": [0.5, 0.5, 0.5]}

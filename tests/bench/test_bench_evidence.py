@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from bench import evidence
+from bench import evidence, precompile
 from bench.evidence import ROOT, Runner, Step
 
 
@@ -88,7 +88,9 @@ def test_plan(call):
     text = evidence.plan(call, evidence.SECONDS[call])
     assert int(text.splitlines()[-1].split()[0]) <= evidence.SECONDS[call]
     for word in (
-        " ".join(step.shell(False) + " " + step.shell(True) for step in steps).replace(";", "").split()
+        " ".join(step.shell(of, folder="f", commit="c", epochs="1") for step in steps for of in (False, True))
+        .replace(";", "")
+        .split()
     ):
         if word.startswith(("bench/", "tests/")):
             path, _, name = word.partition("::")
@@ -99,12 +101,36 @@ def test_plan(call):
 def test_every_step_has_a_rehearsal():
     for call in evidence.CALLS:
         for step in evidence.steps_of(call):
-            assert "-m gpu" not in step.shell(True)
-            assert "compute-sanitizer" not in step.shell(True)
-            if step.command.startswith("bench"):
-                assert evidence.SMALLEST in step.shell(True)
+            text = step.shell(True, folder="f", commit="c", epochs="1")
+            assert "compute-sanitizer" not in text
+            assert "{" not in text
+            assert ("-m gpu" in text) == ("--collect-only" in text)
+            if step.command.startswith("{bench}"):
+                assert evidence.REHEARSED["small"] in text
+
+
+def test_the_first_step_installs_what_the_others_import():
+    code = "import sys; sys.modules['sigscale'] = None; import bench.evidence, bench.precompile"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_plan_is_printed(capsys):
     assert evidence.main(["--seconds", "20"]) == 0
     assert "15 s  LEFT OUT ceilings" in capsys.readouterr().out
+
+
+def test_a_carried_cache_of_another_triton_is_not_used(tmp_path, monkeypatch, capsys):
+    compiled = []
+    monkeypatch.setattr(precompile, "FOLDER", tmp_path / "cache")
+    monkeypatch.setattr(precompile, "KEY", tmp_path / "cache/key")
+    monkeypatch.setattr(precompile, "ENVIRONMENT", {})
+    monkeypatch.setattr(precompile, "triton_key", lambda: "triton 3.6")
+    monkeypatch.setattr(precompile, "compile_all", lambda cases: compiled.append(cases) or 7)
+    file = tmp_path / "cache.txz"
+    assert precompile.main([str(file)]) == 0
+    assert precompile.main([str(file), "--unpack"]) == 0
+    assert compiled == [None]
+    monkeypatch.setattr(precompile, "triton_key", lambda: "triton 3.9")
+    assert precompile.main([str(file), "--unpack", "--cases", "1"]) == 0
+    assert compiled == [None, 1]
+    assert "is of triton 3.6, not triton 3.9: compiling" in capsys.readouterr().out

@@ -8,20 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-import sigscale as ss
 from bench import test_growth as cases
-from bench.report import growth
+from bench.report import growth, pictures
+from bench.report.tables import table
 
 SIZES = [4**e for e in range(4, 11)]
 FIXED, EACH = 3e-5, 2e-9  # equal at 15,000
-CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def made(series, n):
-    with ExitStack() as stack:
-        return dict(cases.SERIES[series][1](n, CPU, stack))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -34,57 +28,52 @@ def test_fit(fixed, each, seed):
 
 
 def records(times, provider="sigscale"):
-    about = {"kind": "growth", "series": "step of an MLP", "unit": "layers", "provider": provider}
-    return [{**about, "n": n, "seconds": t, "ratios": {}} for n, t in times.items()]
+    about = {"kind": "growth", "series": cases.SERIES, "unit": "seeds", "provider": provider}
+    return [{**about, "n": n, "seconds": t, "over": {}} for n, t in times.items()]
 
 
 @pytest.mark.parametrize(
     ("times", "words"),
     [
-        ({2: 3.0, 8: 6.0}, "launch cost ends at 4 layers"),
+        ({2: 3.0, 8: 6.0}, "launch cost ends at 4 seeds"),
         ({2: 1.0, 4: 4.0}, ""),
         ({2: 2.0, 4: 2.1}, ""),
         ({2: 4.0, 4: 2.0}, ""),
     ],
 )
 def test_where_launch_cost_ends_if_measured(times, words):
-    assert growth.draw(records(times)).axes[0].get_title() == f"step of an MLP\n{words}"
+    assert growth.end(records(times)) == words
 
 
 def test_series_of_elements_come_from_other_benchmarks():
     about = {"kind": "activation", "function": "tanh", "direction": "forward+backward", "dtype": "float32"}
     measured = [{**about, "elements": n, "provider": "eager", "seconds": 1e-6 * n} for n in SIZES]
     found = growth.series([*measured, {**measured[0], "provider": "compile"}, {**measured[0], "dtype": "x"}])
-    assert found == {("tanh, training", "elements"): {"eager": [(n, 1e-6 * n) for n in SIZES]}}
+    assert found == {"tanh, training": [{**of, "n": of["elements"], "unit": "elements"} for of in measured]}
 
 
-def test_picture(tmp_path):
-    assert growth.draw([]) is None
-    figure = growth.draw([*records({2: 3.0, 8: 6.0}), *records({2: 1.0, 8: 2.0}, "plain")])
+def test_picture_and_table(tmp_path):
+    assert pictures.growing([]) is None
+    measured = [*records({2: 3.0, 8: 6.0}), *records({2: 5.0, 8: 20.0}, "PyTorch")]
+    figure = pictures.growing(measured)
+    assert figure.axes[0].get_title().endswith("launch cost ends at 4 seeds")
     figure.savefig(tmp_path / "growth.png")
+    row, _ = table(measured, "growth").to_dict("records")
+    assert (row["sigscale, ms a seed"], row["PyTorch, ms a seed"]) == ("1500.00", "2500.00")
 
 
-def test_every_series():
-    assert {*made("step of an MLP", 2)} == {"plain", "sigscale", "sigscale, monitored"}
-    assert {*made("step of the Table 3 network", 2)} == {"sigscale", "one by one"}
+def made(seeds):
+    with ExitStack() as stack:
+        return cases.calls(seeds, torch.device("cpu"), stack)
 
 
-TANH, MONITOR, SEEDS = ss.nn.Tanh, ss.GradientMonitor, cases.Seeds
-WRONG = [
-    ("step of an MLP", ss.nn, "Tanh", lambda alpha: TANH(1.99), "sigscale, 2 layers"),
-    ("step of an MLP", ss, "GradientMonitor", lambda m, q: MONITOR(m, q, exclude="0.bias"), "has not seen"),
-    (
-        "step of the Table 3 network",
-        cases,
-        "Seeds",
-        lambda seeds, device: SEEDS(seeds if len(seeds) == 1 else [0, 0], device),
-        "2 seeds",
-    ),
-]
+def test_old_against_new():
+    assert {*made(2)} == {"sigscale", "PyTorch"}
 
 
-@pytest.mark.parametrize(("series", "where", "name", "wrong", "words"), WRONG)
-def test_what_is_wrong_is_not_timed(series, where, name, wrong, words, monkeypatch):
-    monkeypatch.setattr(where, name, wrong)
-    with pytest.raises(AssertionError, match=words):
-        made(series, 2)
+def test_what_is_wrong_is_not_timed(monkeypatch):
+    right = cases.Seeds
+    wrong = lambda seeds, device, native=True: right(seeds if native else [0, 0], device, native=native)  # noqa: E731
+    monkeypatch.setattr(cases, "Seeds", wrong)
+    with pytest.raises(AssertionError, match="2 seeds: the gradients differ"):
+        made(2)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import report
 from bench.harness.providers import PROVIDERS
@@ -22,8 +23,8 @@ ABOUT = {
     },
     **{"triton": "3.9", "python": "3.12", "command": "pytest bench", "date": "2026-11-28 12:00 UTC"},
 }
-CASE = {"kind": "penalty", "parameters": "some", "way": "gradient", "dtype": "float32"}
-RESULT = {**CASE, "provider": "sigscale", "seconds": 1e-5, "ratios": {"loop": [0.5, 0.4, 0.6]}}
+CASE = {"kind": "sketch", "values": "Gaussian", "dtype": "float32", "elements": 1024}
+RESULT = {**CASE, "provider": "sigscale", "seconds": 1e-5, "over": {"torch.histc": [0.5, 0.4, 0.6]}}
 
 
 def written(path, *results, about=ABOUT):
@@ -46,12 +47,12 @@ def test_up_to_date():
 
 
 def test_runs_are_merged_stored_and_rendered(root):
-    runs = [written(root / "a.jsonl", RESULT), written(root / "b.jsonl", {**RESULT, "way": "weight_decay"})]
+    runs = [written(root / "a.jsonl", RESULT), written(root / "b.jsonl", {**RESULT, "values": "constant"})]
     assert __main__.main([*map(str, runs), "--name", "cpu-2026-11-28"], root) == 0
-    stored = report.load(root / "bench/results/cpu-2026-11-28/results.json")
-    assert stored == Run(ABOUT, [RESULT, {**RESULT, "way": "weight_decay"}])
+    stored = report.load(root / "bench/results/cpu-2026-11-28/results.jsonl")
+    assert stored == Run(ABOUT, [RESULT, {**RESULT, "values": "constant"}])
     page = (root / "bench/README.md").read_text(encoding="utf-8")
-    assert "| some | gradient | float32 | 10.0 | 0.50 (0.40-0.60) |" in page
+    assert "| Gaussian | float32 | 2^10 | 10.0 | 0.50 (0.40-0.60) |" in page
     assert "a processor, 2 cores, 1 threads; sigscale 0.2.0" in page
     front = (root / "README.md").read_text(encoding="utf-8")
     assert front.startswith("# Name")
@@ -74,7 +75,7 @@ def test_an_unknown_provider_is_an_error(root):
     with pytest.raises(SystemExit, match="unknown provider 'stranger': add it to PROVIDERS"):
         report.load(path)
     with pytest.raises(LookupError, match="unknown provider 'stranger'"):
-        tables.table([{**RESULT, "provider": "stranger"}], "penalty")
+        tables.table([{**RESULT, "provider": "stranger"}], "sketch")
 
 
 def test_an_unknown_kind_is_an_error():
@@ -105,31 +106,34 @@ def test_staleness():
 
 
 def test_commands_name_no_places():
-    given = ["bench", "--data", "/somewhere", "-q", "--out=/x.jsonl", "--data=/y", "--seconds", "1"]
-    assert report.without_places(given) == ["bench", "-q", "--seconds", "1"]
-
-
-def test_memory_in_words():
-    about = {"kind": "memory", "function": "tanh", "dtype": "float32", "provider": "eager", "elements": 1024}
-    of = {"kept": {"x": 0, "y": 4096, "more": 4}, "peak_forward": 8192, "peak_training": 16384}
-    (row,) = tables.memory([{**about, **of}])
-    assert row["kept"] == "4 (y)"
-    assert (row["peak forward"], row["peak forward+backward"]) == ("8", "16")
+    given = ["pytest", "bench", "-q", "--out=/x.jsonl", "--commit", "c0ffee", "--seconds", "1", "--out", "/y"]
+    about = report.provenance(torch.device("cpu"), given, "c0ffee")
+    assert (about["command"], about["commit"]) == ("pytest bench -q --seconds 1", "c0ffee")
+    assert "threads" in about["device"]
 
 
 def test_costs_and_refusals():
-    cost = {"cost": {"sigscale": [2.0, 1.9, 2.1]}, "ratios": {}}
-    counted = {**RESULT, **cost, "provider": "sigscale, sketch"}
-    refused = {**CASE, "provider": "wandb", "seconds": None, "ratios": {}, "refused": "no time"}
-    other = {**RESULT, "provider": "wandb", "way": "weight_decay"}
-    row, _ = tables.table([RESULT, counted, refused, other], "penalty").to_dict("records")
-    assert row["sigscale, sketch / sigscale"] == "2.00 (1.90-2.10)"
+    over = {"torch.histc": [2.0, 1.9, 2.1], "read": [4.0, 3.9, 4.1]}
+    refused = {**CASE, "provider": "wandb", "seconds": None, "over": {}, "refused": "no time"}
+    other = {**RESULT, "provider": "wandb", "values": "constant", "over": {"read": [3.0, 3.0, 3.0]}}
+    row, _ = tables.table([{**RESULT, "over": over}, refused, other], "sketch").to_dict("records")
+    assert row["sigscale / read"] == "4.00 (3.90-4.10)"
     assert row["recipe of wandb.watch"] == "refuses"
-    assert "recipe of wandb.watch" not in tables.table([RESULT, refused], "penalty")
-    slower = {**RESULT, "ratios": {"loop": [2.0, 1.9, 2.1]}}
-    lost = tables.losses([RESULT, slower, refused])
-    assert "slower than loop in 1 of 2:\n  penalty some gradient float32: 2.00" in lost
-    assert "wandb refuses 1 cases: no time" in lost
+    assert "recipe of wandb.watch" not in tables.table([RESULT, refused], "sketch")
+    lost = tables.losses([RESULT, {**RESULT, "over": over}, refused])
+    assert "slower than torch.histc in 1 of 2:\n  sketch Gaussian float32 2^10: 2.00" in lost
+    assert "slower than read" not in lost
+    assert "wandb, refused: no time (1 cases)" in lost
+
+
+def test_summary():
+    monitor = {"kind": "monitor", "network": "MLP", "provider": "sigscale", "seconds": 1.0}
+    steps = {**monitor, "over": {"no monitor": [1.25, 1.2, 1.3]}}
+    table4 = {"kind": "table4", "mode": "eager", "model": "both", "provider": "sigscale", "seconds": 1.0}
+    text = tables.summary([RESULT, steps, {**table4, "over": {"plain": [1.1, 1.0, 1.2]}, "paper": 0.31}])
+    assert "| distribution of a tensor | torch.histc of log2 abs(x) | float32 | 0.50 |" in text
+    assert "A monitored training step takes 1.25 (MLP) times as long." in text
+    assert "Both remedies add +10.0 % to a training step (eager; the paper's Table 4: +31.0 %)." in text
 
 
 def test_options_belong_together(capsys):

@@ -16,26 +16,11 @@ from examples.cifar10.verdicts import Verdict
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 C1, C2, C3, C4 = CLAIMS
-EXPERIMENT = {
-    "epochs": 15,
-    "batch": 32,
-    "lr": 0.001,
-    "steps": None,
-    "pixels": "unit",
-    "conv": None,
-    "bias": None,
-    "data_sha256": "5e1f",
-    "data_generated": False,
-}
-ABOUT = {
-    "device": "a device",
-    "platform": "a platform",
-    "versions": {"torch": "2.14.0"},
-    "date": "2026-01-02T03:04:05+00:00",
-    "commit": "c0ffee",
-    "seconds": 60.0,
-    "seeds": [0, 1],
-}
+REPRODUCED, NOT, DIFFERS, FEW = Verdict.REPRODUCED, Verdict.NOT_REPRODUCED, Verdict.DIFFERS, Verdict.TOO_FEW
+READING = {"pixels": "unit", "conv": None, "bias": None, "data_sha256": "5e1f", "data_generated": False}
+EXPERIMENT = {"epochs": 15, "batch": 32, "lr": 0.001, "steps": None, **READING}
+MADE = {"date": "2026-01-02T03:04:05+00:00", "commit": "c0ffee", "seconds": 60.0, "seeds": [0, 1]}
+ABOUT = {"device": "a device", "platform": "a platform", "versions": {"torch": "2.14.0"}, **MADE}
 
 
 def runs(key, gains, *, early=0.0, larger=10.0, start=0.1, late=0.5, epochs=15, plain=0.12):
@@ -66,6 +51,8 @@ def verdicts_of(claim, outcomes):
 
 
 GAINS = (4, 5, 6, 7, 8, 9, 10, 11)
+NOTHING = (1, -1, 2, -2, 3, -3, 4, -4)
+SMALL = [1.0 + 0.1 * seed for seed in range(8)]
 
 
 class TestRules:
@@ -99,15 +86,15 @@ class TestRules:
     @pytest.mark.parametrize(
         ("differences", "margin", "verdict"),
         [
-            ([1, 2, 3, 4, 5, 6], 0, Verdict.REPRODUCED),
-            ([1, 2, 3, 4, 5, 6], 3.5, Verdict.REPRODUCED),
-            ([1, 2, 3, 4, 5, 6], 3.6, Verdict.NOT_REPRODUCED),
-            ([1, -2, 3, -4, 5, -6], 0, Verdict.NOT_REPRODUCED),
-            ([0] * 25, 0, Verdict.NOT_REPRODUCED),
-            ([-1, -2, -3, -4, -5, -6], 0, Verdict.DIFFERS),
-            ([1, 2, 3, 4, 5], 0, Verdict.TOO_FEW),
-            ([1, 2, 3, 4, 5, math.nan, math.inf], 0, Verdict.TOO_FEW),
-            ([], 0, Verdict.TOO_FEW),
+            ([1, 2, 3, 4, 5, 6], 0, REPRODUCED),
+            ([1, 2, 3, 4, 5, 6], 3.5, REPRODUCED),
+            ([1, 2, 3, 4, 5, 6], 3.6, NOT),
+            ([1, -2, 3, -4, 5, -6], 0, NOT),
+            ([0] * 25, 0, NOT),
+            ([-1, -2, -3, -4, -5, -6], 0, DIFFERS),
+            ([1, 2, 3, 4, 5], 0, FEW),
+            ([1, 2, 3, 4, 5, math.nan, math.inf], 0, FEW),
+            ([], 0, FEW),
         ],
     )
     def test_above(self, differences, margin, verdict):
@@ -116,19 +103,19 @@ class TestRules:
     def test_seeds_that_do_not_differ_are_no_evidence(self):
         """Of six, one tie leaves five, with which the level cannot be reached; all tied, nothing differs."""
         judgment = verdicts.above([3.0, 2.0, 4.0, 5.0, 6.0, 0.0], 0.0)
-        assert (judgment.verdict, judgment.seeds) == (Verdict.TOO_FEW, 6)
+        assert (judgment.verdict, judgment.seeds) == (FEW, 6)
         assert "n = 5; fewer than 6 seeds that differ" in judgment.why
-        assert verdicts.above([0.0] * 6, 0.0).verdict == Verdict.NOT_REPRODUCED
+        assert verdicts.above([0.0] * 6, 0.0).verdict == NOT
 
     @pytest.mark.parametrize(
         ("differences", "verdict"),
         [
-            ([0] * 6, Verdict.REPRODUCED),
-            ([0.5, -0.5, 0.4, -0.3, 0.2, 0.6], Verdict.REPRODUCED),
-            ([2, -2, 2, -2, 2, -2], Verdict.NOT_REPRODUCED),
-            ([2, 2, 2, 3, 3, 3], Verdict.DIFFERS),
-            ([-2, -2, -2, -3, -3, -3], Verdict.DIFFERS),
-            ([0] * 5, Verdict.TOO_FEW),
+            ([0] * 6, REPRODUCED),
+            ([0.5, -0.5, 0.4, -0.3, 0.2, 0.6], REPRODUCED),
+            ([2, -2, 2, -2, 2, -2], NOT),
+            ([2, 2, 2, 3, 3, 3], DIFFERS),
+            ([-2, -2, -2, -3, -3, -3], DIFFERS),
+            ([0] * 5, FEW),
         ],
     )
     def test_alike(self, differences, verdict):
@@ -137,12 +124,12 @@ class TestRules:
     @pytest.mark.parametrize(
         ("events", "verdict"),
         [
-            ([False] * 6, Verdict.REPRODUCED),
-            ([True, *[False] * 5], Verdict.NOT_REPRODUCED),
-            ([True] * 3 + [False] * 3, Verdict.NOT_REPRODUCED),
-            ([True] * 4 + [False] * 2, Verdict.DIFFERS),
-            ([False] * 5, Verdict.TOO_FEW),
-            ([], Verdict.TOO_FEW),
+            ([False] * 6, REPRODUCED),
+            ([True, *[False] * 5], NOT),
+            ([True] * 3 + [False] * 3, NOT),
+            ([True] * 4 + [False] * 2, DIFFERS),
+            ([False] * 5, FEW),
+            ([], FEW),
         ],
     )
     def test_never(self, events, verdict):
@@ -154,9 +141,9 @@ class TestRules:
         factors = verdicts.holm(ps)
         assert [f * p for f, p in zip(factors, ps, strict=True)] == pytest.approx([0.06, 0.04, 0.06, 0.06])
         differences = [1, 2, 3, 4, 5, 6]  # p = 1 / 32
-        assert verdicts.above(differences, factor=1.5).verdict == Verdict.REPRODUCED
-        assert verdicts.above(differences, factor=1.7).verdict == Verdict.NOT_REPRODUCED
-        assert verdicts.alike([0] * 6, 1.0, factor=4).verdict == Verdict.NOT_REPRODUCED
+        assert verdicts.above(differences, factor=1.5).verdict == REPRODUCED
+        assert verdicts.above(differences, factor=1.7).verdict == NOT
+        assert verdicts.alike([0] * 6, 1.0, factor=4).verdict == NOT
 
     def test_never_bounds_the_share(self):
         judgment = verdicts.never([False] * 25)
@@ -164,7 +151,7 @@ class TestRules:
         assert judgment.high == pytest.approx(1 - 0.025 ** (1 / 25))
 
     def test_the_worst_of_several(self):
-        order = [Verdict.DIFFERS, Verdict.NOT_REPRODUCED, Verdict.TOO_FEW, Verdict.REPRODUCED]
+        order = [DIFFERS, NOT, FEW, REPRODUCED]
         for place, verdict in enumerate(order):
             assert verdicts.worst(reversed(order[place:])) == verdict
 
@@ -182,9 +169,9 @@ class TestClaims:
         outcomes = runs(claim.figure, GAINS, early=early)
         if claim is C4:
             outcomes += [run for run in runs("3", GAINS) if "tanh" in run.pipeline]
-        assert set(verdicts_of(claim, outcomes).values()) == {Verdict.REPRODUCED}
+        assert set(verdicts_of(claim, outcomes).values()) == {REPRODUCED}
         assert len(found(claim, outcomes)) == len(claim.statements)
-        assert verdicts.verdict(claim, verdicts.judge(claim, outcomes)) == Verdict.REPRODUCED
+        assert verdicts.verdict(claim, verdicts.judge(claim, outcomes)) == REPRODUCED
 
     def test_numbers_of_a_clear_effect(self):
         gain = found(C1, runs("1", GAINS))["C1b"]
@@ -194,32 +181,29 @@ class TestClaims:
         assert (gain.low, gain.high) == pytest.approx((7.5 - half, 7.5 + half))
         assert found(C1, runs("1", GAINS))["C1c"].effect == pytest.approx(1)  # tenfold
 
-    def test_no_effect_is_not_reproduced(self):
-        outcomes = runs("1", [1, -1, 2, -2, 3, -3, 4, -4], larger=1.0, late=1.0)
+    @pytest.mark.parametrize(
+        ("gains", "effects", "expected"),
+        [
+            (NOTHING, {"larger": 1.0, "late": 1.0}, [REPRODUCED, NOT, NOT, REPRODUCED, NOT]),
+            (
+                [-g for g in GAINS],
+                {"early": -3, "larger": 0.1, "late": 2.0},
+                [DIFFERS] * 3 + [REPRODUCED, DIFFERS],
+            ),
+            (SMALL, {}, [REPRODUCED, NOT, REPRODUCED, REPRODUCED, REPRODUCED]),
+        ],
+        ids=["no effect", "opposite", "not considerable"],
+    )
+    def test_other_effects(self, gains, effects, expected):
+        outcomes = runs("1", gains, **effects)
         found_ = verdicts_of(C1, outcomes)
-        assert [found_[f"C1{letter}"] for letter in "abcde"] == [
-            Verdict.REPRODUCED,
-            Verdict.NOT_REPRODUCED,
-            Verdict.NOT_REPRODUCED,
-            Verdict.REPRODUCED,
-            Verdict.NOT_REPRODUCED,
-        ]
-        assert verdicts.verdict(C1, verdicts.judge(C1, outcomes)) == Verdict.NOT_REPRODUCED
-
-    def test_the_opposite_differs(self):
-        outcomes = runs("1", [-gain for gain in GAINS], early=-3, larger=0.1, late=2.0)
-        found_ = verdicts_of(C1, outcomes)
-        assert [found_[f"C1{letter}"] for letter in "abce"] == [Verdict.DIFFERS] * 4
-        assert verdicts.verdict(C1, verdicts.judge(C1, outcomes)) == Verdict.DIFFERS
-
-    def test_a_small_gain_is_not_considerable(self):
-        assert verdicts_of(C1, runs("1", [1.0 + 0.1 * seed for seed in range(8)]))["C1b"] == (
-            Verdict.NOT_REPRODUCED
-        )
+        assert [found_[f"C1{letter}"] for letter in "abcde"] == expected
+        overall = DIFFERS if DIFFERS in expected else NOT
+        assert verdicts.verdict(C1, verdicts.judge(C1, outcomes)) == overall
 
     def test_three_seeds_are_too_few(self):
         judgments = found(C2, runs("2", GAINS[:3], early=3))
-        assert {judgment.verdict for judgment in judgments.values()} == {Verdict.TOO_FEW}
+        assert {judgment.verdict for judgment in judgments.values()} == {FEW}
         assert judgments["C2b"].p == 2 / 2**3
         assert "n = 3" in judgments["C2b"].why
 
@@ -228,7 +212,7 @@ class TestClaims:
     )
     def test_too_few_epochs(self, epochs, told):
         judgments = found(C1, runs("1", GAINS, epochs=epochs))
-        few = {name for name, judgment in judgments.items() if judgment.verdict == Verdict.TOO_FEW}
+        few = {name for name, judgment in judgments.items() if judgment.verdict == FEW}
         assert few == {"C1a", "C1b", "C1c", "C1d", "C1e"} - told
         assert judgments["C1b"].why == f"epochs: {epochs}, and the statement needs 12"
 
@@ -252,7 +236,7 @@ class TestClaims:
         for run in outcomes[1 : len(GAINS)]:
             run.curves["gradient_q50"][0] = 0.0
         judgment = found(C2, outcomes)["C2c"]
-        assert (judgment.seeds, judgment.verdict) == (len(GAINS) - 1, Verdict.REPRODUCED)
+        assert (judgment.seeds, judgment.verdict) == (len(GAINS) - 1, REPRODUCED)
         assert "1 of 8 seeds left out" in judgment.why
         assert 11 < judgment.effect < 13  # zeros count as 1e-12
 

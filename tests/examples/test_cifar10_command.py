@@ -176,12 +176,11 @@ class TestRun:
         assert not (tmp_path / "all").exists()
         assert not (tmp_path / "none").exists()
 
-    def test_one_command_at_a_time(self, tmp_path, capsys, undrawn):
-        assert command(tmp_path, "--figure", "2") == 0
-        with Folder(tmp_path).alone():
-            assert command(tmp_path, "--figure", "2", "--resume") == 2
+    def test_one_command_at_a_time(self, tmp_path, capsys):
+        folder = Folder(tmp_path)
+        with folder.alone():
+            assert command(tmp_path, "--figure", "2") == 2
         assert "another command is at work here" in capsys.readouterr().err
-        assert command(tmp_path, "--figure", "2", "--resume") == 0
 
     @pytest.mark.usefixtures("undrawn")
     def test_folder_of_another_run_is_left_alone(self, tmp_path, capsys, loaded):
@@ -287,10 +286,10 @@ class TestErrors:
         assert command(tmp_path / "file" / "out", "--data", "/nowhere") == 2
         assert "file is not a folder to write in. Name another" in capsys.readouterr().err
         assert command(tmp_path / "nothing", "--data", "/nowhere", "--resume") == 2
-        assert "nothing: no run.json there, so there is nothing to resume" in capsys.readouterr().err
+        assert "nothing: no run.json to resume. Name another folder" in capsys.readouterr().err
         (tmp_path / "state").mkdir()
         assert command(tmp_path, "--data", "/nowhere") == 2
-        assert "state is there, but not the run.json" in capsys.readouterr().err
+        assert "state is there, but not its run.json" in capsys.readouterr().err
         for content, message in (("{", "not readable as JSON"), ("{}", "written by an earlier version")):
             (tmp_path / "run.json").write_text(content)
             assert command(tmp_path, "--data", "/nowhere", "--resume") == 2

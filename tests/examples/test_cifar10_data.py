@@ -94,31 +94,30 @@ class TestLayouts:
         assert data.load(None).source == str(data.cache_folder() / "cifar-10-batches-bin")
 
 
-def damage(folder, change):
-    change(write_binary(folder) / "data_batch_3.bin")
+def unlabeled(file):
+    records = batch(2)
+    records[7, 0] = 10
+    file.write_bytes(records.tobytes())
 
 
 @pytest.mark.usefixtures("small")
 class TestDamage:
-    def test_truncated(self, tmp_path):
-        damage(tmp_path, lambda file: file.write_bytes(file.read_bytes()[:-1]))
-        with pytest.raises(
-            DataError, match=r"data_batch_3\.bin: 122,919 bytes; .* 40 records x 3,073 bytes = 122,920"
-        ):
-            data.load(tmp_path)
-
-    def test_label_out_of_range(self, tmp_path):
-        records = batch(2)
-        records[7, 0] = 10
-        damage(tmp_path, lambda file: file.write_bytes(records.tobytes()))
-        with pytest.raises(
-            DataError, match=r"data_batch_3\.bin: record 7 has label 10; .* 0 to 9\. Replace it"
-        ):
-            data.load(tmp_path)
-
-    def test_missing(self, tmp_path):
-        damage(tmp_path, lambda file: file.unlink())
-        with pytest.raises(DataError, match=r"data_batch_3\.bin missing.*the 6 files data_batch_1\.bin"):
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda file: file.write_bytes(file.read_bytes()[:-1]), "122,919 bytes, unreadable"),
+            (
+                lambda file: file.write_bytes(file.read_bytes()[:3073]),
+                r"labels \(1,\), .*a batch is labels \(40,\)",
+            ),
+            (unlabeled, r"record 7 has label 10; labels run from 0 to 9\. Replace it"),
+            (lambda file: file.unlink(), r"data_batch_3\.bin missing, of data_batch_1\.bin"),
+        ],
+        ids=["truncated", "short", "label", "missing"],
+    )
+    def test_binary_layout(self, tmp_path, damage, message):
+        damage(write_binary(tmp_path) / "data_batch_3.bin")
+        with pytest.raises(DataError, match=message):
             data.load(tmp_path)
 
     def test_nothing_there(self, tmp_path):
@@ -129,21 +128,18 @@ class TestDamage:
         write_binary(tmp_path)
         archive = pack(data.BINARY, tmp_path)
         archive.write_bytes(archive.read_bytes()[:50_000])
-        with pytest.raises(DataError, match=r"binary\.tar\.gz: not a whole .tar.gz archive .*50,000 bytes"):
+        with pytest.raises(DataError, match=r"binary\.tar\.gz: .*not a whole .tar.gz archive"):
             data.load(archive)
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (as_python(batch(2))[:-500], "unreadable .*a pickled dict of data, uint8"),
-            (pickle.dumps([1, 2]), "data and labels not found"),
-            (pickle.dumps({"data": batch(2)[:, 1:]}), "data and labels not found"),
-            (
-                as_python(batch(2)[:-1]),
-                r"data is uint8 \(39, 3072\), labels are int64 \(39,\); .*uint8 \(40, 3,072\)",
-            ),
+            (as_python(batch(2))[:-500], "bytes, unreadable"),
+            (pickle.dumps([1, 2]), "unreadable"),
+            (pickle.dumps({"data": batch(2)[:, 1:]}), "unreadable .*labels"),
+            (as_python(batch(2)[:-1]), r"labels \(39,\), pixels uint8 \(39, 3072\); .*uint8 \(40, 3072\)"),
             (pickle.dumps(print), "it asks for builtins.print, which no CIFAR-10 batch needs"),
-            (as_python(batch(2).astype(np.int64) + 1), "data is int64"),
+            (as_python(batch(2).astype(np.int64) + 1), "pixels int64"),
         ],
     )
     def test_python_layout(self, tmp_path, content, message):
@@ -152,13 +148,11 @@ class TestDamage:
             data.load(tmp_path)
 
 
-def test_official_size_is_asked_for(tmp_path):
+def test_not_a_batch(tmp_path):
     (tmp_path / "cifar-10-batches-bin").mkdir()
     for name in FILES:
         (tmp_path / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(b"<html>")
-    with pytest.raises(
-        DataError, match=r"6 bytes; a batch is 10,000 records x 3,073 bytes = 30,730,000 bytes"
-    ):
+    with pytest.raises(DataError, match="6 bytes, unreadable"):
         data.load(tmp_path)
 
 

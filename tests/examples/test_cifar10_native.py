@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from examples.cifar10 import native, networks, stacked
+from examples.cifar10 import native, networks
 from examples.cifar10.train import Run, Settings, pixel_transform, single
 from tests.oracles.cifar10 import BEYOND, CIFAR, CPU, PIPELINES, SCALED, SETTINGS, trained
 
@@ -34,13 +34,13 @@ def joined(pipeline, dtype, *, start=None, **reading):
         for parameter in network.parameters():
             if parameter.dim() == 1:
                 nn.init.normal_(parameter, generator=numbers)
-    return stacked.join(singles)
+    return networks.join(singles)
 
 
 def by_pytorch(network, order):
     """Losses, hits and gradients."""
     dtype = next(network.parameters()).dtype
-    logits = network(stacked.images(to_floats(CIFAR.train.images[order.T]).to(dtype)))
+    logits = network(networks.images(to_floats(CIFAR.train.images[order.T]).to(dtype)))
     labels = LABELS[order]
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
     gradients = torch.autograd.grad(losses.sum(), list(network.parameters()))
@@ -96,7 +96,7 @@ def test_functions_at_every_magnitude(function):
         network.conv.weight[0, 0, 1, 1] = network.dense.weight[0, 0] = 1
     images = torch.arange(256, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 32, 32)
     labels, order = torch.zeros(256, dtype=torch.int64), torch.arange(256)[:, None]
-    network = stacked.join([network] * 256)
+    network = networks.join([network] * 256)
     step = native.Step(network, lambda images: levels[images.long()], 256)
     losses, _ = step(images, labels, order, backward=True)
     slopes = network.conv.weight.grad[:, 0, 0, 1, 1]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
@@ -245,7 +246,9 @@ class TestPlan:
 
     @pytest.mark.parametrize("text", ["", *WRONG.split()])
     def test_wrong_ranges(self, text):
-        with pytest.raises(ValueError, match="must be how many, such as 25, or ranges, such as 0-9,20-24"):
+        with pytest.raises(
+            ArgumentTypeError, match="must be how many, such as 25, or ranges, such as 0-9,20-24"
+        ):
             parse_seeds(text)
 
     def planned(self, seeds, done=(), begun=(), **options):

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from examples import characters, convert, learned_alpha
 from examples import theory as theory_example
+from examples.cifar10 import data
 from examples.cifar10.data import GENERATED, Cifar10, Split
 from sigscale import theory
 
@@ -30,8 +31,7 @@ def few_images(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.randint(10, (40,), generator=generator))
-    for place in (convert, learned_alpha.data):
-        monkeypatch.setattr(place, "load", lambda *_, **__: Cifar10(split, split, GENERATED, ""))
+    monkeypatch.setattr(data, "load", lambda *_, **__: Cifar10(split, split, GENERATED, ""))
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
@@ -108,7 +108,8 @@ def test_wrong_options(script, options, message, capsys):
 
 @pytest.mark.parametrize("script", [convert, learned_alpha])
 def test_no_data(script, tmp_path, capsys):
-    assert script.main(["--data", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["--data", str(tmp_path)])
     assert "no CIFAR-10 there" in capsys.readouterr().err
 
 

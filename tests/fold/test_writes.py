@@ -153,14 +153,22 @@ def test_refused_statements(name, calls):
     refuses(model, message)
 
 
-@pytest.mark.parametrize("join", [increment, FOLDED["item by mask"], FOLDED["view by statement"]])
+@pytest.mark.parametrize(
+    "join",
+    [
+        increment,
+        count_by_statement,
+        *(FOLDED[key] for key in ("item by mask", "view by statement", "buffer counts")),
+    ],
+)
 def test_pickled_statements(join):
     model = randomized(Model(join, True))
     del model.join
     type(model).join = staticmethod(join)
     try:
         folded = pickle.loads(pickle.dumps(ss.fold(model)))
-        torch.testing.assert_close(folded(X), model(X), rtol=1e-12, atol=1e-12)
+        for _ in range(2):
+            torch.testing.assert_close(folded(X), model(X), rtol=1e-12, atol=1e-12)
     finally:
         del type(model).join
 

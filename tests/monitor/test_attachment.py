@@ -196,6 +196,18 @@ def test_copies_made_while_monitored(tmp_path):
     subprocess.run(command, check=True)
 
 
+def test_traced_while_monitored():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1), ss.nn.Tanh())
+    with ss.GradientMonitor(model) as monitor:
+        traced = torch.jit.trace(model, torch.ones(2, 4))
+        exported = torch.fx.symbolic_trace(model[:3])
+        assert "CountGradient" not in str(traced.inlined_graph)
+        traced(torch.ones(2, 4)).sum().backward()
+        monitor.step()
+        assert monitor.history().count[0, 0] == 0
+        assert torch.equal(exported(torch.ones(2, 4)), model[:3](torch.ones(2, 4)))
+
+
 def small():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 3), ss.nn.Tanh(), nn.Linear(3, 1))
