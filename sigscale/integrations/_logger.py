@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import torch.distributed as dist
 
 from ..monitor import GradientHistory, GradientMonitor
-from ..monitor.history import quantile_name, threshold_name
 
 
 class Logger(ABC):
@@ -85,13 +84,22 @@ class ScalarLogger(Logger):
     Args:
         monitor: the monitor whose records are written.
         statistics: which columns of the history to write; by default its quantiles and shares below.
+
+    Raises:
+        ValueError: the history has no such column.
     """
 
     def __init__(self, monitor: GradientMonitor, *, statistics: Sequence[str] | None = None) -> None:
         super().__init__(monitor)
-        recorded = monitor._reader.recorder.statistics
-        default = [*map(quantile_name, recorded.quantiles), *map(threshold_name, recorded.thresholds)]
-        self.statistics = default if statistics is None else [*statistics]
+        columns = monitor.last().columns
+        default = columns[columns.index("mean") + 1 :]
+        self.statistics = default if statistics is None else tuple(statistics)
+        for statistic in self.statistics:
+            if statistic not in columns:
+                raise ValueError(
+                    f"statistics must be among {', '.join(columns)}; got {statistic!r}: "
+                    'pass a list of them, such as ["mean", "q50"]'
+                )
 
     def write(self, records: GradientHistory) -> None:
         columns = [records.get(statistic).tolist() for statistic in self.statistics]

@@ -53,10 +53,10 @@ class FileLogger(Logger):
                 "rename it, for example to gradients.jsonl"
             )
         self._format = FORMATS[self.path.suffix]()
-        history = monitor.history()
-        self._columns = [*history.table()]
+        newest = monitor.last()
+        self._columns = [*newest.table()]
         if self.writes:
-            self._begin(history.step_count)
+            self._begin(newest.step_count)
 
     def write(self, records: GradientHistory) -> None:
         columns = [column.tolist() for column in records.table().values()]

@@ -13,7 +13,7 @@ from torch import nn
 
 import sigscale as ss
 from sigscale.integrations.files import FileLogger
-from tests.oracles.logged import train
+from tests.oracles.logged import run_example, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,6 +103,11 @@ def test_refusals(path, tmp_path):
         path.write_text("step,name\n" if path.suffix == ".csv" else '{"step": 0, "name": "0.weight"}\n')
         with pytest.raises(ValueError, match=r"has the columns step, name; the monitor records step, "):
             FileLogger(monitor, path)
+
+
+def test_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_example(FileLogger)
 
 
 def test_only_rank_0_writes(path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 
 import sigscale as ss
 from sigscale.integrations.tensorboard import TensorBoardLogger
-from tests.oracles.logged import histograms, scalars, train
+from sigscale.kernels import device as devices
+from tests.oracles.logged import histograms, run_example, scalars, train
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -69,3 +71,47 @@ def test_moments_of_a_histogram(tmp_path):
     g = model.weight.grad.double()
     np.testing.assert_allclose(event.histogram_value.sum, g.sum(), atol=20)
     np.testing.assert_allclose(event.histogram_value.sum_squares, g.square().sum(), rtol=0.1)
+
+
+def test_step_waits_for_nothing(tmp_path, monkeypatch):
+    """A device that is never done in time: close() waits for it, step() does not."""
+    waited = []
+    event = SimpleNamespace(query=lambda: False, synchronize=lambda: waited.append(True))
+    monkeypatch.setattr(devices, "arrival", lambda device: event)
+    monkeypatch.setattr(devices, "mark", lambda event, device: None)
+    model = nn.Linear(2, 1)
+    model(torch.ones(2)).backward()
+    with ss.GradientMonitor(model, ring=2) as monitor, SummaryWriter(tmp_path) as writer:
+        log = TensorBoardLogger(monitor, writer, histogram_every=1)
+        for _ in range(3):
+            monitor.step()
+            log.step()
+        writer.flush()
+        assert not waited
+        assert read(tmp_path).Tags()["scalars"] == read(tmp_path).Tags()["histograms"] == []
+        log.close()
+    assert waited
+    for tag in ("gradients/q50/weight", "gradients/histogram/weight"):
+        assert tag in [*read(tmp_path).Tags()["scalars"], *read(tmp_path).Tags()["histograms"]]
+
+
+def test_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_example(TensorBoardLogger)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"statistics": ["mean", "q51"]},
+            r"statistics must be among count, .*; got 'q51': pass a list of them",
+        ),
+        ({"statistics": "mean"}, r"statistics must be among count, .*; got 'm': pass a list of them"),
+        ({"histogram_every": 0}, r"histogram_every must be an integer from 1 on; got 0: 100 writes one"),
+        ({"histogram_every": "10"}, r"histogram_every must be an integer from 1 on; got '10': 100 writes"),
+    ],
+)
+def test_refusals(options, message):
+    with ss.GradientMonitor(nn.Linear(2, 1)) as monitor, pytest.raises(ValueError, match=message):
+        TensorBoardLogger(monitor, None, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from collections.abc import Callable, Sequence
 
@@ -39,6 +40,13 @@ def train(
                 sketches[step] = {name: monitor.sketch(name) for name in names}
     monitor.close()
     return monitor.history()
+
+
+def run_example(documented: type) -> None:
+    """Run the example in a docstring."""
+    (example,) = doctest.DocTestFinder(recurse=False).find(documented, globs={}, module=False)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def histograms(sketches: dict[int, dict[str, ss.QuantileSketch]], steps: Sequence[int]) -> dict[str, dict]:
