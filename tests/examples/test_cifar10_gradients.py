@@ -8,6 +8,7 @@ from torch import nn
 import sigscale as ss
 from examples.cifar10 import train
 from examples.cifar10.gradients import COLUMNS, QUANTILES, STATISTICS, EpochGradients
+from sigscale.kernels.launcher import ALIGNMENT
 from tests.oracles.cifar10 import PIPELINES, RELU, SCALED, TANH, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,3 +115,13 @@ class TestEpoch:
         assert run.monitor.history().steps.tolist() == list(range(0, 24, 3))
         coordinates = 8 * sum(p.numel() for p in run.network.parameters())
         assert int(run.gradients.counts.sum()) == coordinates
+
+
+@pytest.mark.parametrize("coordinates", [8, 1078])
+def test_rows_on_a_gpu_begin_at_16_bytes(coordinates):
+    """As one kind of tensor: an unaligned row would take a second launch. The meta device stands in."""
+    parameter = nn.Parameter(torch.empty(3, coordinates, device="meta"))
+    kept = EpochGradients([parameter], 3, l2=0.1)._kept
+    assert kept.shape == (6, 1, coordinates)
+    assert kept.stride(0) * kept.element_size() % ALIGNMENT == 0
+    assert all(row[:1].is_contiguous() for row in kept)
