@@ -10,7 +10,9 @@ bits), 16-bit types two, fp64 seven.
     multi_select_kernel    values[tensor, j] = order statistic ranks[tensor, j] of many small tensors: each
                            program finds one, bit by bit, reading its tensor from the cache once per bit
 
-Ranks ascend, so that equal prefixes are neighbors; the first of them counts for all.
+Ranks ascend, so that equal prefixes are neighbors; the first of them counts for all. Where counters are in
+shared memory, a hash table without collisions behind them finds a key's prefix, among ten as quickly as among
+two; elsewhere the key is compared with each.
 
 The host decides nothing and only integers are added: the passes can be captured in a CUDA graph, their number
 does not depend on the data, and the result does not depend on the order in which programs run.
@@ -28,8 +30,9 @@ from ._triton import tl, triton
 from .counters import CHUNK, add_counted, barrier, count_portably, increment, open_counters, read, spare_word
 from .multi_tensor import tensor_at
 
-DIGIT = 10  # bits of each digit after the first
+DIGIT = 10  # bits of a digit after the first, at most
 RANKS = 10  # found at a time, so that their counters fit the 48 KiB that a kernel may declare
+TABLE = 1024  # words of a program's table of prefixes
 AS_MANY_COUNTERS = 4  # mantissa bits of a sketch, for the geometry of programs
 WARPS, TILE = 8, 2048  # of `multi_select_kernel`
 
@@ -40,7 +43,7 @@ def digits(width: int) -> list[tuple[int, int]]:
     shift = width - first
     found = [(shift, first)]
     while shift:
-        bits = min(DIGIT, shift)
+        bits = -(-shift // -(-shift // DIGIT))  # even, so that 4 bits are left beside what is above the last
         shift -= bits
         found.append((shift, bits))
     return found
@@ -55,8 +58,7 @@ def sort_key(x):
         key = tl.where(is_nan, -1, bits ^ ((bits >> 63) | -0x8000000000000000)).to(tl.uint64, bitcast=True)
     elif x.dtype == tl.float32:
         bits = x.to(tl.int32, bitcast=True)
-        is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-        key = tl.where(is_nan, -1, bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
+        key = tl.where(x != x, -1, bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
     else:
         INFINITY: tl.constexpr = 0x7F80 if x.dtype == tl.bfloat16 else 0x7C00
         bits = x.to(tl.int16, bitcast=True).to(tl.int32)
@@ -80,46 +82,141 @@ def value_of_key(key, DTYPE: tl.constexpr):
     return value
 
 
+@triton.constexpr_function
+def words_of(bits, j, first, shared):
+    """Words of a program's counters and, behind them, of its table of prefixes."""
+    counted = (1 if first else j) << bits
+    return counted, counted + (0 if first or not shared else TABLE)
+
+
+@triton.jit
+def slot_of(prefix, multiplier):
+    """The place of a prefix in the table: the top bits of a product."""
+    return ((prefix * multiplier) >> (55 if prefix.dtype == tl.uint64 else 22)).to(tl.int32)
+
+
+@triton.jit
+def enter_prefixes(table, prefix_ptr, KEY: tl.constexpr, ABOVE: tl.constexpr, J: tl.constexpr):
+    """Fill the zeroed table; return a multiplier by which no two of the prefixes share a slot.
+
+    An entry is a prefix of ABOVE bits, and above them the number of the first prefix like it. What no prefix
+    enters stays 0, or 1 in the first slot: prefixes that belong into other slots.
+    """
+    j = tl.minimum(tl.arange(0, 16), J - 1)
+    prefix = tl.load(prefix_ptr + j)
+    one, other = prefix[:, None], tl.load(prefix_ptr + j)[None, :]
+    state = tl.full((), 0, KEY)
+    multiplier = state
+    shared_slots = tl.full((), 1, tl.int32)
+    while shared_slots > 0:  # one multiplier in five at most
+        state = state * 1664525 + 1013904223
+        multiplier = state | (tl.full((), 1, KEY) << (KEY.primitive_bitwidth - 1)) | 1
+        same = slot_of(one.to(KEY), multiplier) == slot_of(other.to(KEY), multiplier)
+        shared_slots = tl.sum((same & (one != other)).to(tl.int32))
+    number = tl.sum((other < one).to(tl.int32), axis=1)
+    entry = prefix.to(KEY) | (number.to(KEY) << ABOVE)
+    write(table, tl.full((), 1, KEY))
+    barrier()
+    write(table + slot_of(prefix.to(KEY), multiplier) * (KEY.primitive_bitwidth // 8), entry)
+    barrier()
+    return multiplier
+
+
+@triton.jit
+def write(address, value):
+    if value.dtype == tl.uint64:
+        tl.inline_asm_elementwise(
+            "st.shared.b64 [$1], $2; mov.u32 $0, 0;",
+            "=r,r,l",
+            [address, value],
+            tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        tl.inline_asm_elementwise(
+            "st.shared.b32 [$1], $2; mov.u32 $0, 0;",
+            "=r,r,r",
+            [address, value],
+            tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
+def look_up(table, slot, KEY: tl.constexpr):
+    if KEY == tl.uint64:
+        entry = tl.inline_asm_elementwise(
+            "{ .reg .b32 a; mad.lo.u32 a, $2, 8, $1; ld.shared.b64 $0, [a]; }",
+            "=l,r,r", [table, slot], tl.uint64, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        entry = tl.inline_asm_elementwise(
+            "{ .reg .b32 a; mad.lo.u32 a, $2, 4, $1; ld.shared.b32 $0, [a]; }",
+            "=r,r,r", [table, slot], tl.uint32, is_pure=False, pack=1,
+        )  # fmt: skip
+    return entry
+
+
+@triton.jit
+def row_by_comparing(above, prefix_ptr, J: tl.constexpr):
+    """The number of the first prefix like `above`, or -1."""
+    row = tl.full(above.shape, -1, tl.int32)
+    last = tl.full((), -1, tl.int64)
+    for j in range(J):
+        prefix = tl.load(prefix_ptr + j)
+        if prefix != last:  # most repeat the one before: a quantile's two order statistics
+            row = tl.where(above == prefix.to(above.dtype), j, row)
+        last = prefix
+    return row
+
+
 @triton.jit
 def count_digits(
     base,
     counts_ptr,
     prefix_ptr,
+    multiplier,
     x,
     mask,
     SHIFT: tl.constexpr,
     BITS: tl.constexpr,
     J: tl.constexpr,
     FIRST: tl.constexpr,
-    WORDS: tl.constexpr,
     SHARED: tl.constexpr,
 ):
     """Count the digits of one tile under the mask (None: everywhere)."""
+    ALL: tl.constexpr = words_of(BITS, J, FIRST, SHARED)
     key = sort_key(x)
+    KEY: tl.constexpr = key.dtype
     digit = ((key >> SHIFT) & ((1 << BITS) - 1)).to(tl.int32)
-    if FIRST:
-        word = digit
-        counted = mask
-    else:
+    counted = mask
+    address = base + digit * 4
+    if not FIRST:
         above = key >> (SHIFT + BITS)
-        row = tl.full(key.shape, -1, tl.int32)
-        last = tl.full((), -1, tl.int64)
-        for j in range(J):
-            prefix = tl.load(prefix_ptr + j)
-            if prefix != last:  # most repeat the one before: a quantile's two order statistics
-                row = tl.where(above == prefix.to(key.dtype), j, row)
-            last = prefix
-        word = (row << BITS) + digit
-        counted = row >= 0
-        if mask is not None:
-            counted = counted & mask
+        if SHARED:
+            ABOVE: tl.constexpr = key_bits(x.dtype.primitive_bitwidth, SHIFT, BITS)
+            matched = above ^ look_up(base + ALL[0] * 4, slot_of(above, multiplier), KEY)
+            found = (matched & ((1 << ABOVE) - 1)) == 0
+            address += (matched >> (ABOVE - BITS - 2)).to(tl.int32)  # where found, the row's counters
+        else:
+            row = row_by_comparing(above, prefix_ptr, J)
+            found = row >= 0
+            digit += row << BITS
+        counted = found if mask is None else found & mask
     if SHARED:
-        address = base + word * 4
         if counted is not None:
-            address = tl.where(counted, address, spare_word(base, WORDS))
+            address = tl.where(counted, address, spare_word(base, ALL[1]))
         increment(address)
     else:
-        count_portably(counts_ptr, word, counted, WORDS)
+        count_portably(counts_ptr, digit, counted, ALL[0])
+
+
+@triton.constexpr_function
+def key_bits(width, shift, bits):
+    """Bits of a key above a digit."""
+    return width - shift - bits
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -135,20 +232,24 @@ def digit_kernel(
     SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    WORDS: tl.constexpr = (1 if FIRST else J) << BITS
-    base = open_counters(WORDS, SHARED)
+    ALL: tl.constexpr = words_of(BITS, J, FIRST, SHARED)
+    WORDS: tl.constexpr = ALL[0]
+    WIDTH: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth
+    base = open_counters(ALL[1], SHARED)
+    multiplier = 0
+    if SHARED and not FIRST:
+        KEY: tl.constexpr = tl.uint64 if WIDTH == 64 else tl.uint32
+        multiplier = enter_prefixes(base + WORDS * 4, prefix_ptr, KEY, key_bits(WIDTH, SHIFT, BITS), J)
     offs = tl.arange(0, BLOCK)
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    while start < n:
-        here = x_ptr + start + offs
-        if start + BLOCK <= n:
-            x = tl.load(here)
-            count_digits(base, counts_ptr, prefix_ptr, x, None, SHIFT, BITS, J, FIRST, WORDS, SHARED)
-        else:
-            mask = offs < n - start
-            x = tl.load(here, mask=mask)
-            count_digits(base, counts_ptr, prefix_ptr, x, mask, SHIFT, BITS, J, FIRST, WORDS, SHARED)
+    while start + BLOCK <= n:
+        x = tl.load(x_ptr + start + offs)
+        count_digits(base, counts_ptr, prefix_ptr, multiplier, x, None, SHIFT, BITS, J, FIRST, SHARED)
         start += tl.num_programs(0) * BLOCK
+    if start < n:
+        mask = offs < n - start
+        x = tl.load(x_ptr + start + offs, mask=mask)
+        count_digits(base, counts_ptr, prefix_ptr, multiplier, x, mask, SHIFT, BITS, J, FIRST, SHARED)
     if SHARED:
         barrier()
         for first in range(0, WORDS, CHUNK):
