@@ -194,6 +194,27 @@ def test_blocks_compiled_alike():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+def test_overwritten_input():
+    """An activation in place changes its input in compiled code, too, and its gradient is counted once."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.act = nn.Linear(6, 6), nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            h = self.linear(x)
+            y = self.act(h)
+            return y + 2 * h  # h is y by now
+
+    model = Residual()
+    assert_equal_to_eager(model, copy.deepcopy(model), steps=2)
+    call = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with ss.GradientMonitor(model):
+        torch.testing.assert_close(call(batch(0)), 3 * model.linear(batch(0)).relu())
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_autograd():
     model, twin = mixed(), mixed()
     with ss.GradientMonitor(model) as ours, ss.GradientMonitor(twin) as theirs:
