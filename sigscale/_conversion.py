@@ -14,7 +14,7 @@ from . import nn as scaled_nn
 from ._calls import class_without_marks
 from ._checks import DTYPES
 from ._names import named_modules
-from ._overlay import is_overlaid
+from ._overlay import class_below, uncover
 from .kernels.functions import FUNCTIONS
 from .nn.activation import Scaled
 
@@ -95,13 +95,11 @@ def _refusal(module: nn.Module, kind: type[nn.Module], subclasses: bool) -> str:
         return "relu stays the same under scaling"
     if "forward" in vars(module):
         return "its forward was replaced"
-    if is_overlaid(module):
-        return "an open monitor measures it: close() that first"
-    if class_without_marks(module) is kind:
+    if kind in (class_without_marks(module), class_below(module)):
         return ""
     if is_parametrized(module):
         return "parametrized: scale it before, or remove_parametrizations() first"
-    if type(module).forward is not kind.forward:
+    if getattr(class_below(module), "forward", None) is not kind.forward:
         return f"a subclass of nn.{kind.__name__} with a forward of its own"
     return "" if subclasses else f"a subclass of nn.{kind.__name__}: pass subclasses=True"
 
@@ -123,6 +121,7 @@ def become_scaled(
     place: Place,
 ) -> nn.Parameter | None:
     """Change the module's class to the scaled one, keeping the object; returns the alpha that learns."""
+    uncover(module)  # an open monitor goes on by the grad_sketch that it has set
     plain = type(module)
     module.__class__ = scaled
     assert isinstance(module, Scaled)

@@ -40,7 +40,13 @@ def is_overlaid(thing: Any) -> bool:
     return BELOW in vars(type(thing))
 
 
+def class_below(thing: Any) -> type:
+    """The object's class without what lies over it."""
+    below: type = vars(type(thing)).get(BELOW, type(thing))
+    return below
+
+
 def uncover(thing: Any) -> None:
     """Give the object the class below back, unless somebody else has changed its class meanwhile."""
     if is_overlaid(thing):
-        thing.__class__ = vars(type(thing))[BELOW]
+        thing.__class__ = class_below(thing)

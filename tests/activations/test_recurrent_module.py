@@ -149,7 +149,7 @@ class TestErrors:
             (0.0, ValueError, r"finite and > 0; got 0\.0"),
             (float("nan"), ValueError, "finite and > 0; got nan"),
             (torch.tensor(2.0), TypeError, r"got a tensor of shape \(\): pass alpha.item\(\)"),
-            ("2", TypeError, "got '2' of type str: pass a float such as 2.0"),
+            ("2", TypeError, "got '2' of type str: the paper's choice is 2.0"),
         ],
     )
     def test_alpha(self, alpha, error, message):
