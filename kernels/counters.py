@@ -104,8 +104,12 @@ def count_portably(counts_ptr, index, mask, BINS: tl.constexpr):
         add_counted(counts_ptr, bins, counted, bins < BINS)
 
 
-def geometry(x: Tensor, m: int) -> tuple[int, int, bool]:
-    """Grid, block, and whether to count in shared memory, for a kernel that counts x with m mantissa bits."""
+def geometry(x: Tensor, m: int, programs: int | None = None) -> tuple[int, int, bool]:
+    """Grid, block, and whether to count in shared memory, for a kernel that counts x with m mantissa bits.
+
+    `programs` are those per multiprocessor, where fewer fit than of a sketch.
+    """
     shared = device.has_shared_counters(x.device)
     block = 32 * WARPS[m] * ELEMENTS[x.element_size()] if shared else PORTABLE_TILE
-    return min(-(-x.numel() // block), PROGRAMS[m] * device.multiprocessors(x.device)), block, shared
+    programs = programs or PROGRAMS[m]
+    return min(-(-x.numel() // block), programs * device.multiprocessors(x.device)), block, shared

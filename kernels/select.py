@@ -34,6 +34,7 @@ DIGIT = 10  # bits of a digit after the first, at most
 RANKS = 10  # found at a time, so that their counters fit the 48 KiB that a kernel may declare
 TABLE = 1024  # words of a program's table of prefixes
 AS_MANY_COUNTERS = 4  # mantissa bits of a sketch, for the geometry of programs
+PROGRAMS = 3  # per multiprocessor, as many as it holds at a time
 WARPS, TILE = 8, 2048  # of `multi_select_kernel`
 
 
@@ -382,7 +383,7 @@ class Selection:
 def _count_digit(
     x: Tensor, counts: Tensor, prefixes: Tensor, j: int, shift: int, bits: int, *, first: bool
 ) -> None:
-    grid, block, shared = counters.geometry(x, AS_MANY_COUNTERS)
+    grid, block, shared = counters.geometry(x, AS_MANY_COUNTERS, PROGRAMS)
     constants = (shift, bits, j, first, shared, block)
     launcher.launch(
         digit_kernel,

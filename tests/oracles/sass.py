@@ -77,36 +77,47 @@ def full_block(program: dict[int, tuple[bool, str, str]]) -> list[str]:
     return list(max(paths(next(iter(program)), ()), key=_load_width))
 
 
-def full_loop(program: dict[int, tuple[bool, str, str]]) -> list[str]:
-    """Opcodes of one round of the loop over full blocks: the cycle through the widest global loads."""
-    addresses = list(program)
-    following = dict(pairwise(addresses))
+Ways = dict[int, tuple[str, ...]]  # by the width of their loads, the opcodes on a way
 
-    def rounds(address: int, head: int, trail: tuple[str, ...]) -> list[tuple[str, ...]]:
+
+def full_loop(program: dict[int, tuple[bool, str, str]]) -> list[str]:
+    """Opcodes of a round of the loop over full blocks: the shortest cycle through the widest global loads."""
+    following = dict(pairwise(program))
+
+    def rounds(address: int, head: int, known: dict[int, Ways]) -> Ways:
+        """The shortest way from here back to the head for each width of loads on it."""
+        if address in known:
+            return known[address]
+        start, trail, found = address, (), {}
         while address in program:
             predicated, opcode, operands = program[address]
             trail = (*trail, opcode)
             if opcode == "EXIT" and not predicated:
-                return []
-            if opcode == "BRA":
-                target = int(re.search(r"0x([0-9a-f]+)", operands)[1], 16)
-                if target == head:
-                    return [trail]
-                if target < address:
-                    return []
-                if predicated:
-                    return rounds(following[address], head, trail) + rounds(target, head, trail)
-                address = target
-            else:
-                address = following[address]
-        return []
+                break
+            target = int(re.search(r"0x([0-9a-f]+)", operands)[1], 16) if opcode == "BRA" else None
+            if target == head:
+                found = {_load_width(trail): trail}
+                break
+            if target is not None and target < address:
+                break
+            if target is not None and predicated:
+                ways = [rounds(following[address], head, known), rounds(target, head, known)]
+                for rest in (rest for way in ways for rest in way.values()):
+                    whole = (*trail, *rest)
+                    width = _load_width(whole)
+                    if width not in found or len(whole) < len(found[width]):
+                        found[width] = whole
+                break
+            address = following.get(address) if target is None else target
+        known[start] = found
+        return found
 
     heads = {
         int(re.search(r"0x([0-9a-f]+)", operands)[1], 16)
         for address, (_, opcode, operands) in program.items()
         if opcode == "BRA" and int(re.search(r"0x([0-9a-f]+)", operands)[1], 16) < address
     }
-    cycles = [cycle for head in heads for cycle in rounds(head, head, ())]
+    cycles = [cycle for head in heads for cycle in rounds(head, head, {}).values()]
     return list(max(cycles, key=lambda cycle: (_load_width(cycle), -len(cycle))))
 
 
