@@ -52,7 +52,7 @@ def use(patch: pytest.MonkeyPatch) -> list[str]:
             place(tensor)
         return torch.tensor([tensor.data_ptr() for tensor in tensors])
 
-    def geometry(x, m):
+    def geometry(x, m, programs=None):
         block = 32 * counters.WARPS[m] * counters.ELEMENTS[x.element_size()]
         return min(-(-x.numel() // block), 2), block, True
 
