@@ -140,7 +140,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     means = table.groupby(runs.label, sort=False).mean()
     logarithms = means.columns.str.startswith("gradient")
     means.loc[:, logarithms] = np.exp(means.loc[:, logarithms])
-    return means.rename_axis("cell").reset_index()  # type: ignore[no-any-return]
+    return means.rename_axis("cell").reset_index()
 
 
 def draw(runs: pd.DataFrame, title: str, stem: Path) -> None:

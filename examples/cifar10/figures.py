@@ -109,19 +109,19 @@ def _finding(figure: pipelines.Figure, groups: Mapping[str, Runs]) -> str:
 
 def accuracy(runs: Runs) -> pd.DataFrame:
     """Test accuracies in per cent, (runs, epochs)."""
-    return 100 * _table(runs, "test_accuracy")  # type: ignore[no-any-return]
+    return 100 * _table(runs, "test_accuracy")
 
 
 def logarithms(runs: Runs, name: str) -> pd.DataFrame:
     """log10 of gradients, (runs, epochs); NaN for what is not finite."""
     table = _table(runs, name)
-    return np.log10(table.where(np.isfinite(table)).clip(lower=LOWEST))  # type: ignore[no-any-return]
+    return np.log10(table.where(np.isfinite(table)).clip(lower=LOWEST))
 
 
 def _table(runs: Runs, name: str) -> pd.DataFrame:
     table = pd.DataFrame([run.curves[name] for run in runs])
     table.columns += 1
-    return table  # type: ignore[no-any-return]
+    return table
 
 
 def draw_escapes(
@@ -228,7 +228,7 @@ def cells(groups: Sequence[GradientHistory], names: Sequence[str], kind: str) ->
     q = LAYER_QUANTILES[kind]
     tables = [pd.DataFrame(h.quantile(q), h.steps * columns // h.step_count, h.names) for h in groups]
     medians: pd.DataFrame = pd.concat(tables).groupby(level=0).median().clip(LOWEST / 10, HIGHEST * 10)
-    return medians.reindex(index=range(columns), columns=list(names))  # type: ignore[no-any-return]
+    return medians.reindex(index=range(columns), columns=list(names))
 
 
 def _heat_map(axes: Axes, epochs: int, table: pd.DataFrame) -> Any:

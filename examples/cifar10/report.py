@@ -126,7 +126,7 @@ def results(outcomes: Sequence[Outcome]) -> pd.DataFrame:
             "seconds a seed": f"{seconds:.1f}",
         }
         rows.append(row)
-    return pd.DataFrame(rows)  # type: ignore[no-any-return]
+    return pd.DataFrame(rows)
 
 
 def _claims(judged: Mapping[str, Sequence[Finding]]) -> list[str]:
