@@ -26,7 +26,8 @@ from torch import Tensor
 from .device import made_once
 
 MANTISSA_BITS = (2, 3, 4, 5)
-CHUNK = 1 << 18  # elements counted at a time; their words fit the second-level caches of two cores
+_INFINITY = {torch.int16: 0x7F80, torch.int32: 0x7F80 << 16, torch.int64: 0x7FF0 << 48}  # its bits
+CHUNK = 1 << 17  # elements counted at a time; their words fit the second-level caches of two cores
 SMALL, TOGETHER = 1 << 13, 16  # elements of tensors that are counted together, and how many
 ADDING = threading.Lock()  # backward passes of several threads may share counts; a kernel adds atomically
 
@@ -63,10 +64,14 @@ def edges(m: int, *, magnitude: bool) -> tuple[Tensor, Tensor]:
 
 def count(counts: Tensor, x: Tensor, m: int) -> None:
     """Add the values of x, whose elements fill a block of memory, to the counts of a sketch."""
-    for part in _flat(x).split(CHUNK):
-        (found,) = _counts(_words(part, m), 1, m)
-        with ADDING:
-            counts += found
+    x = _flat(x)
+    first, *others = x.split(CHUNK)
+    found = _bincount(_words(first, m), 1, m)
+    for part in others:
+        found += _bincount(_words(part, m), 1, m)
+    bins = _bins(found, [x], m)[0]
+    with ADDING:
+        counts += bins
 
 
 def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int) -> None:
@@ -80,10 +85,11 @@ def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m
     for members in small.values():
         for start in range(0, len(members), TOGETHER):
             places, parts = zip(*members[start : start + TOGETHER], strict=True)
-            first = _first_words(tuple(part.numel() for part in parts), m)
-            found = _counts(_words(torch.cat(parts), m).add_(first), len(parts), m)
+            words = _words(torch.cat(parts), m).int()
+            words += _first_words(tuple(part.numel() for part in parts), m)
+            bins = _bins(_bincount(words, len(parts), m), parts, m)
             with ADDING:
-                counts.index_add_(0, _row_numbers(places), found)
+                counts.index_add_(0, _row_numbers(places), bins)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -93,7 +99,7 @@ def _flat(x: Tensor) -> Tensor:
 @made_once(16)
 def _first_words(sizes: tuple[int, ...], m: int) -> Tensor:
     """For each value of rows of these sizes the number of its row's first word."""
-    first = torch.arange(len(sizes), dtype=torch.int32) * (1024 << m)
+    first = torch.arange(len(sizes), dtype=torch.int32) * _word_count(m)
     return first.repeat_interleave(torch.tensor(sizes))
 
 
@@ -102,32 +108,61 @@ def _row_numbers(rows: tuple[int, ...]) -> Tensor:
     return torch.tensor(rows)
 
 
-def _counts(words: Tensor, rows: int, m: int) -> Tensor:
-    """How many values are in each bin, (rows, bins), from their words, of which each row has 1024 2^m."""
-    found = torch.bincount(words, minlength=rows * 1024 << m).view(rows, -1)
-    bins = found.index_select(1, _words_of_bins(m))
-    bins[:, zero_bin(m)] += found[:, _zero_word(m) + (256 << m)]  # -0
-    bins[:, -1] = found[:, 512 << m :].sum(1)
+def _word_count(m: int) -> int:
+    """Those of fp32, those of finite fp64 values from 2^128 on by their sign, and one that no value has."""
+    return (512 << m) + 3
+
+
+def _bincount(words: Tensor, rows: int, m: int) -> Tensor:
+    """How many values have each word, (rows, words)."""
+    return torch.bincount(words, minlength=rows * _word_count(m)).view(rows, -1)
+
+
+def _bins(found: Tensor, tensors: Sequence[Tensor], m: int) -> Tensor:
+    """How many values are in each bin, (rows, bins), from what was found in the rows' tensors.
+
+    Zeros share a word with the smallest numbers, infinities one with NaN: where these words were found, the
+    values themselves tell how many they are.
+    """
+    bins, zero = found.gather(1, _words_of_bins(m).expand(len(found), -1)), zero_bin(m)
+    around_zero = bins[:, zero - 1 : zero + 2]
+    sums = zip(around_zero.sum(1).tolist(), bins.sum(1).tolist(), tensors, strict=True)
+    for row, (near_zero, finite, x) in enumerate(sums):
+        if near_zero:
+            positive, negative = _signed(x, 0)
+            around_zero[row] += torch.tensor([-negative, positive + negative, -positive], device="cpu")
+        if others := len(x) - finite:
+            positive, negative = _signed(x, _INFINITY[_bits(x).dtype])
+            bins[row, 0], bins[row, -2], bins[row, -1] = negative, positive, others - positive - negative
     return bins
 
 
-def _words(x: Tensor, m: int) -> Tensor:
-    """The top 9 + m bits of each value as a number, or one that no other value has for zeros and for NaN.
+def _signed(x: Tensor, magnitude: int) -> tuple[int, int]:
+    """How many values have these bits as their magnitude, the positive and the negative ones."""
+    bits = _bits(x)
+    negative = bits ^ (magnitude + torch.iinfo(bits.dtype).min)
+    positive = bits ^ magnitude if magnitude else bits
+    return len(x) - int(positive.count_nonzero()), len(x) - int(negative.count_nonzero())
 
-    By the bits, since comparing and converting numbers may flush subnormal ones to zero, and without masks,
-    which cost five times what a comparison to integers does.
+
+def _bits(x: Tensor) -> Tensor:
+    """The bits of each value as a signed integer; those of fp16 as fp32."""
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16)
+    return x.view(torch.int64) if x.dtype == torch.float64 else x.float().view(torch.int32)
+
+
+def _words(x: Tensor, m: int) -> Tensor:
+    """The top 9 + m bits of each value as a number: sign, exponent and the first bits of the mantissa.
+
+    By the bits, since comparing and converting numbers may flush subnormal ones to zero.
     """
-    if x.dtype == torch.float64:
-        bits, infinity = x.view(torch.int64), 0x7FF0 << 48
-        words = _words_of_doubles(x, bits, m)
-    else:
-        bits, infinity = x.float().view(torch.int32), 0x7F800000
-        words = bits >> (23 - m)
-        words &= (512 << m) - 1
-    magnitude = bits & torch.iinfo(bits.dtype).max
-    is_zero = torch.eq(magnitude, 0, out=torch.empty_like(magnitude))
-    words.add_(is_zero, alpha=_zero_word(m))
-    return words.add_(torch.gt(magnitude, infinity, out=is_zero), alpha=512 << m)
+    bits = _bits(x)
+    if bits.dtype == torch.int64:
+        return _words_of_doubles(x, bits, m)
+    words = bits >> ((7 if bits.dtype == torch.int16 else 23) - m)
+    words &= (512 << m) - 1
+    return words
 
 
 def _words_of_doubles(x: Tensor, bits: Tensor, m: int) -> Tensor:
@@ -137,18 +172,17 @@ def _words_of_doubles(x: Tensor, bits: Tensor, m: int) -> Tensor:
     words -= 896 << m  # the bias of fp64's exponents less that of fp32's
     subnormal = (x.abs() * 2.0 ** (126 + m)).clamp_(max=1 << m).long()
     words = torch.maximum(words, subnormal).clamp_(max=255 << m)
-    words.masked_fill_((words == 255 << m) & x.isfinite(), (256 << m) - 1)
-    return words.add_((bits >> 63) & (256 << m)).int()
-
-
-def _zero_word(m: int) -> int:
-    return (255 << m) + 1
+    is_negative = bits < 0
+    is_huge = (words == 255 << m) & x.isfinite()
+    words.add_(is_negative, alpha=256 << m)
+    return torch.where(is_huge, is_negative + (512 << m), words).int()
 
 
 @made_once(8)
 def _words_of_bins(m: int) -> Tensor:
-    """The word that each bin counts, for the last one, of NaN, any that does not occur."""
-    finite = torch.arange(255 << m)
-    words = torch.cat([finite, torch.tensor([(256 << m) - 1, 255 << m])])
-    zero, nothing = torch.tensor([[_zero_word(m)], [_zero_word(m) + 1]])
-    return torch.cat([words.flip(0) + (256 << m), zero, words, nothing])
+    """The word that each bin counts; of zero, infinities and NaN the one that no value has."""
+    finite, none = torch.arange(255 << m), _word_count(m) - 1
+    huge = [torch.tensor([(512 << m) + is_negative]) for is_negative in (0, 1)]
+    nothing = torch.tensor([none])
+    negative = torch.cat([nothing, huge[1], finite.flip(0) + (256 << m)])
+    return torch.cat([negative, nothing, finite, huge[0], nothing, nothing])
