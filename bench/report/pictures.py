@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from bench.harness.activations import gbps
 from bench.harness.providers import PROVIDERS, provider
@@ -61,6 +62,7 @@ def curves(found: Mapping[str, Lines], ylabel: str, xlabel: str = "elements", **
         panel.set(xscale="log", yscale="log", xlabel=xlabel, title=title)
         panel.set_xscale("log", base=2)
         panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
     axes[0].set_ylabel(ylabel)
     figure.legend(legend.values(), [*legend], loc="outside lower center", ncols=4, frameon=False, borderpad=2)
@@ -171,7 +173,7 @@ def table4(records: Results) -> Figure | None:
     mode = [*parts][-1]
     (both,) = chosen(records, "table4", provider=OURS, mode=mode)
     added = f"both remedies add {percent(both['over']['plain'][0]):+.1f} % to a step"
-    figure.suptitle(f"Table 4: {added} ({mode}; paper {100 * both['paper']:+.1f} %), {both['data']}")
+    figure.suptitle(f"Table 4: {added} ({mode}; paper {100 * both['paper']:+.1f} %)\n{both['data']}")
     return figure
 
 
