@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ Quantiles = float | Iterable[float] | Tensor
 ALPHA_MIN, ALPHA_MAX = ALPHA_RANGE
 INTERNAL = (
     contextlib.__file__,
-    *(str(Path(file).parent) for file in (__file__, device.__file__, torch.__file__)),
+    *(str(Path(file).parent / "_")[:-1] for file in (__file__, device.__file__, torch.__file__)),
 )
 TINY = math.ulp(0.0)  # the least float > 0
 
@@ -36,6 +37,16 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(INTERNAL):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def line_of_user(caller: Any) -> str:
+    """The innermost line outside of sigscale and PyTorch that `caller` has led to; "" if there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not caller.__code__:
+        if not frame.f_code.co_filename.startswith(INTERNAL):
+            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 def check_flag(value: Any, name: str) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +23,11 @@ from ._calls import (
     scale_calls,
     unscale_calls,
 )
+from ._checks import line_of_user
 from ._conversion import FREE, Found, become_scaled, cells, pairs, places, survey, unnamed
 from ._conversion import ConversionEntry as Entry
 from ._names import Selection, named_modules, wrappers
 from .nn.activation import Scaled
-
-TORCH, OURS = (str(Path(file).parent) for file in (torch.__file__, __file__))
 
 
 @dataclass(frozen=True)
@@ -334,7 +330,8 @@ class _Listing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in self.known and self.inside and self.inside[-1] not in self.activations:
-            self.calls.append(([*self.inside], self.known[func], _place(), result))
+            place = line_of_user(observe) or "inside PyTorch"
+            self.calls.append(([*self.inside], self.known[func], place, result))
         return result
 
 
@@ -380,13 +377,3 @@ def _storages(result: Any) -> Iterator[int]:
     for leaf in tree_leaves(result):
         if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
             yield leaf.untyped_storage()._cdata
-
-
-def _place() -> str:
-    """The line of the model's code that makes the call."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.startswith(TORCH):
-        frame = frame.f_back
-    if frame is None or frame.f_code.co_filename.startswith(OURS):
-        return "inside PyTorch"
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

@@ -337,11 +337,11 @@ def test_module_parametrized_while_monitored(removed):
         copied = copy.deepcopy(model)
         if removed == "before close()":
             parametrize.remove_parametrizations(model[1], "weight")
-    for network in (model, copied):
-        if parametrize.is_parametrized(network[1]):
-            assert type(network[1]).__bases__ == (nn.PReLU,)
-            parametrize.remove_parametrizations(network[1], "weight")
-        assert type(network[1]) is nn.PReLU
+    for net in (model, copied):
+        if parametrize.is_parametrized(net[1]):
+            assert type(net[1]).__bases__ == (nn.PReLU,)
+            parametrize.remove_parametrizations(net[1], "weight")
+        assert type(net[1]) is nn.PReLU
     with torch.no_grad():
         copied[1].weight.fill_(3.0)
     assert model[1].weight.item() == 0.25
