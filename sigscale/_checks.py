@@ -97,13 +97,15 @@ def check_real(
     return number
 
 
-def check_integer(value: Any, name: str, remedy: str, *, wrong_type: type[Exception] = TypeError) -> int:
-    """The value as an int; an error unless it is an integer, not a bool, from 1 on."""
-    text = f"{name} must be an integer from 1 on; got {value!r}"
+def check_integer(
+    value: Any, name: str, remedy: str, *, last: int | None = None, wrong_type: type[Exception] = TypeError
+) -> int:
+    """The value as an int; an error unless it is an integer, not a bool, from 1 to `last` (if given)."""
+    text = f"{name} must be an integer from 1 {'on' if last is None else f'to {last}'}; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise wrong_type(f"{text}: {remedy}")
     number = int(value)
-    if number < 1:
+    if number < 1 or (last is not None and number > last):
         raise ValueError(f"{text}: {remedy}")
     return number
 
