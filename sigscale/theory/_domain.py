@@ -102,7 +102,7 @@ def _search(t: float, draws: int, generator: torch.Generator, function: str) -> 
             counts[claim] += int(violated.any(-1).sum())
             worst[claim] += _worst(numbers, violated, found, claimed)
     first, second = (max(each, key=lambda one: abs(one.found - one.claimed), default=None) for each in worst)
-    return Search(t, draws, *counts, first, second)
+    return Search(t, draws, counts[0], counts[1], first, second)
 
 
 def _draw(t: float, draws: int, depth: int, generator: torch.Generator) -> Draws:
