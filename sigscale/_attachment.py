@@ -1,35 +1,38 @@
-"""A weight penalty attached to an optimizer: hooks around step() that add the penalty's gradient."""
+"""A weight penalty attached to an optimizer: a hook before step() that adds the penalty's gradient."""
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping
+from functools import cache
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from ._groups import Group, Held, Pulls
-from ._step import is_within_step, raised_double
-from .kernels.penalty import add_penalty, all_dense_on_cpu
-from .kernels.reference_penalty import PLAIN
+from ._selection import Held
+from .kernels.penalty import add_penalty
 
-# Whose weight_decay=r adds r theta to the gradient, after `maximize` has turned its sign and a gradient
-# scaler's factor is taken out; exactly these classes, since a subclass may do otherwise (AdamW does).
+# Whose weight_decay=r adds r theta to the gradient, after `maximize` has flipped its sign and a gradient
+# scaler's factor is gone; exactly these classes, since a subclass may do otherwise (AdamW does).
 COUPLED = {
     optim.SGD, optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
     optim.RMSprop, optim.ASGD,
 }  # fmt: skip
-
+HOOKED_STEP = Optimizer.profile_hook_step(lambda _: None).__code__  # the frame of every step() with hooks
+INNER = ("optimizer", "base_optimizer", "_base_optimizer", "_optimizer")  # of wrappers such as Lookahead
 ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[Attachment]] = weakref.WeakKeyDictionary()
 
-GRADIENT, TRAINED = attrgetter("grad"), attrgetter("requires_grad")
+Pulls = dict[float, tuple[list[Tensor], list[Tensor]]]
+"""Parameters and their gradients, by the sign with which the penalty enters the gradient."""
 
 
 class Penalty(Protocol):
-    """What an attachment needs to know of a `WeightPenalty`."""
+    """What an attachment needs from a `WeightPenalty`."""
 
     @property
     def parameters(self) -> tuple[Tensor, ...]: ...
@@ -40,7 +43,7 @@ class Penalty(Protocol):
     @property
     def l1(self) -> float: ...
 
-    def value_of(self, parameters: Sequence[Tensor]) -> Tensor: ...
+    def value_of(self, parameters: list[Tensor]) -> Tensor: ...
 
 
 class Attachment:
@@ -72,15 +75,15 @@ class Attachment:
         if optimizer is None:
             return ()
         members = self._members()
-        return tuple(self._way(type(optimizer), group, members) for group in optimizer.param_groups)
+        return tuple(self._way(optimizer, group, members) for group in optimizer.param_groups)
 
-    def _way(self, kind: type, group: Group, members: frozenset[int]) -> str:
+    def _way(self, optimizer: Optimizer, group: dict[str, Any], members: frozenset[int]) -> str:
         trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]
         mine = [p for p in trained if p.requires_grad and id(p) in members]
         if not mine:
             return "none"
-        others = len(mine) < len(trained)
-        return "weight_decay" if self._by_weight_decay(kind, group, others) else "gradient"
+        decays = self._by_weight_decay(optimizer, group, others=len(mine) < len(trained))
+        return "weight_decay" if decays else "gradient"
 
     def __enter__(self) -> Attachment:
         return self
@@ -100,7 +103,7 @@ class Attachment:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Add the gradient now, or after each call of a closure."""
+        """Add the gradient now or, with a closure, after each call of it."""
         if is_within_step(optimizer):
             return None
         if kwargs.get("grad_scaler") is not None:
@@ -124,7 +127,7 @@ class Attachment:
     def _after(
         self, closure: Callable[[], Any], optimizer: Optimizer, raised: dict[int, float]
     ) -> Callable[[], Any]:
-        """The closure of the loss with the penalty: its gradients and its value."""
+        """A closure that adds the penalty to the gradients and to the loss."""
 
         def penalized() -> Any:
             loss = closure()
@@ -142,62 +145,41 @@ class Attachment:
     def _add(self, optimizer: Optimizer) -> tuple[Pulls, dict[int, float]]:
         """Add the penalty's gradient to those of the parameters that step() is going to change.
 
-        Returned is what is penalized, and by how much to raise the weight_decay of groups instead.
+        Returns what is penalized, and by how much to raise the weight_decay of groups instead.
         """
-        self._look_up(optimizer.param_groups)
-        scale = getattr(optimizer, "grad_scale", None)  # while GradScaler leaves unscaling to the step itself
-        with torch.no_grad():
-            quick = self._quick_pulls(optimizer)
-            if quick is not None:
-                self._pull(quick, scale, known_plain=True)
-                return quick, {}
-        pulls, slow, raised, kind = Pulls(), Pulls(), dict[int, float](), type(optimizer)
-        for index, (held, group) in enumerate(zip(self._held, optimizer.param_groups, strict=True)):
-            mine, gradients, others = held.penalized()
-            if not mine:
-                continue
-            pulls.add(group, mine, gradients)
-            if self._by_weight_decay(kind, group, others):
-                raised[index] = self.penalty.l2
-            else:
-                slow.add(group, mine, gradients)
-        with torch.no_grad():
-            self._pull(slow, scale)
-        return pulls, raised
-
-    def _look_up(self, groups: Sequence[Group]) -> None:
-        """Find the penalized parameters of groups, unless these hold what they held before."""
-        if len(groups) == len(self._held) and all(
+        groups = optimizer.param_groups
+        if len(groups) != len(self._held) or not all(
             held.still(group["params"]) for held, group in zip(self._held, groups, strict=True)
         ):
-            return
-        members = self._members()
-        self._held = [Held.of(group["params"], members) for group in groups]
-
-    def _pull(self, pulls: Pulls, scale: Tensor | None, *, known_plain: bool = False) -> None:
-        l2, l1 = self.penalty.l2, self.penalty.l1
-        for sign, (parameters, gradients) in pulls.items():
-            add_penalty(gradients, parameters, sign * l2, sign * l1, scale, known_plain=known_plain)
-
-    def _quick_pulls(self, optimizer: Optimizer) -> Pulls | None:
-        """Everything to add, found in a few passes; None if each parameter must be examined."""
-        pulls, kind = Pulls(), type(optimizer)
-        for held, group in zip(self._held, optimizer.param_groups, strict=True):
-            if not held.mine:
+            members = self._members()
+            self._held = [Held.of(group["params"], members) for group in groups]
+        pulls, by_gradient, raised = Pulls(), Pulls(), dict[int, float]()
+        all_plain = True
+        for index, (held, group) in enumerate(zip(self._held, groups, strict=True)):
+            mine, gradients, others, plain = held.penalized()
+            if not mine:
                 continue
-            others = any(p.grad is not None for p in held.others)
-            if not PLAIN.issuperset(map(type, held.mine)) or self._by_weight_decay(kind, group, others):
-                return None
-            gradients = [*map(GRADIENT, held.mine)]
-            if not (all_dense_on_cpu(gradients) and all(map(TRAINED, held.mine))):
-                return None
-            pulls.add(group, held.mine, gradients)
-        return pulls
+            targets = [pulls]
+            if self._by_weight_decay(optimizer, group, others):
+                raised[index] = self.penalty.l2
+            else:
+                targets.append(by_gradient)
+                all_plain &= plain
+            for target in targets:
+                found = target.setdefault(-1.0 if group.get("maximize") else 1.0, ([], []))
+                found[0].extend(mine)
+                found[1].extend(gradients)
+        scale = getattr(optimizer, "grad_scale", None)  # while GradScaler leaves unscaling to the step itself
+        l2, l1 = self.penalty.l2, self.penalty.l1
+        with torch.no_grad():
+            for sign, (parameters, gradients) in by_gradient.items():
+                add_penalty(gradients, parameters, sign * l2, sign * l1, scale, known_plain=all_plain)
+        return pulls, raised
 
-    def _by_weight_decay(self, kind: type, group: Mapping[str, Any], others: bool) -> bool:
+    def _by_weight_decay(self, optimizer: Optimizer, group: dict[str, Any], others: bool) -> bool:
         """Whether weight_decay would do exactly what the penalty does, to the same parameters."""
         return (
-            kind in COUPLED
+            type(optimizer) in COUPLED
             and not others
             and not self.penalty.l1
             and not group.get("decoupled_weight_decay")
@@ -206,8 +188,8 @@ class Attachment:
         )
 
 
-def check_attachable(penalty: Penalty, optimizer: Any) -> None:
-    """Raise TypeError or ValueError unless the penalty can be attached to the optimizer."""
+def check_attachable(penalty: Penalty, optimizer: Optimizer) -> None:
+    """Raise ValueError unless the penalty can be attached to the optimizer."""
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(
             "a penalty is added to gradients in place; got an optimizer with differentiable=True, which "
@@ -226,3 +208,74 @@ def check_attachable(penalty: Penalty, optimizer: Any) -> None:
                 f"a parameter takes one penalty in an optimizer; {whose} is attached to this "
                 f"{type(optimizer).__name__} already: detach that first, or give one penalty both l2 and l1"
             )
+
+
+def steppable(optimizer: Any) -> Optimizer:
+    """The optimizer, or the one it wraps, whose step() runs hooks; TypeError if there is none."""
+    inner, seen = optimizer, set[int]()
+    while hasattr(inner, "param_groups") and id(inner) not in seen:
+        # PyTorch's constructor gives an optimizer hooks, and its class a step() that runs them.
+        hooked = hasattr(type(inner).step, "hooked") and hasattr(inner, "_optimizer_step_pre_hooks")
+        if isinstance(inner, Optimizer) and hooked:
+            return inner
+        seen.add(id(inner))
+        inner = next((getattr(inner, name) for name in INNER if hasattr(inner, name)), None)
+    if seen:
+        raise TypeError(
+            "the optimizer's step() must run hooks, as those of torch.optim do; got "
+            f"{type(optimizer).__name__}, which does not call Optimizer.__init__: pass the optimizer that it "
+            "wraps, or add penalty() to the loss"
+        )
+    raise TypeError(
+        f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}: pass the optimizer "
+        "itself, not a scheduler or a scaler"
+    )
+
+
+def is_within_step(optimizer: Optimizer) -> bool:
+    """Whether the hooks run for a step() that another step() of the optimizer called, as by super().step().
+
+    PyTorch patches step() in each class of which an optimizer was made, and each patched step() runs the
+    hooks. The stack tells them apart; a mark on the optimizer would stay there after an exception.
+    """
+    steps = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is HOOKED_STEP and vars(frame.f_locals["self"]) is vars(optimizer):
+            steps += 1
+        frame = frame.f_back
+    return steps > 1
+
+
+class RaisedDouble:
+    """Mixed into an optimizer's class: the same optimizer, attribute for attribute, with more weight decay.
+
+    step() runs on it, so that the optimizer's own groups are never touched, whatever happens in there.
+    """
+
+    __slots__ = ("raised",)  # since __dict__ is the optimizer's
+    raised: MutableMapping[int, float]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        groups = list(self.__dict__["param_groups"])
+        for index, by in self.raised.items():
+            groups[index] = {**groups[index], "weight_decay": groups[index]["weight_decay"] + by}
+        return groups
+
+
+def raised_double(optimizer: Optimizer, raised: MutableMapping[int, float]) -> Optimizer:
+    """The optimizer with the weight_decay of groups, by their index, raised by as much as `raised` says."""
+    kind: Any = type(optimizer)
+    if isinstance(optimizer, RaisedDouble):  # by another penalty
+        raised = ChainMap(raised, optimizer.raised)
+    else:
+        kind = _double_of(kind)
+    double: Any = object.__new__(kind)
+    double.__dict__, double.raised = optimizer.__dict__, raised
+    return double  # type: ignore[no-any-return]
+
+
+@cache
+def _double_of(kind: type[Any]) -> type[Any]:
+    return type(kind.__name__, (RaisedDouble, kind), {})

@@ -1,14 +1,14 @@
 """Calls such as torch.tanh(x) in the forward of a model, scaled as they happen.
 
 A module whose calls are scaled gets a subclass of its own class, whose forward runs the original one inside
-a `TorchFunctionMode`. Nothing is traced, so the model keeps its branches, random numbers, hooks and wrappers,
-and copies and pickles of it are scaled as well.
+a `TorchFunctionMode`. Nothing is traced: branches, random numbers, hooks and wrappers keep working, and
+copies and pickles of the model are scaled as well.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
+import os
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ NAMESPACES = {"torch": torch, "F": F, "torch.special": torch.special, "Tensor": 
 
 
 class Known(NamedTuple):
-    """A function of PyTorch that computes one of the registry's, and how to write a call of it."""
+    """A function of PyTorch that computes one of the registry's, and how users write it."""
 
     function: Function
     text: str
@@ -38,18 +38,18 @@ class Known(NamedTuple):
 def known_calls() -> dict[Any, Known]:
     """PyTorch's functions and tensor methods that compute a function of the registry."""
     found: dict[Any, Known] = {}
-    for function in FUNCTIONS.values():
-        for name in (function.name, *function.torch_aliases):
-            for spelling in (name, f"{name}_"):
-                for prefix, namespace in NAMESPACES.items():
-                    call = getattr(namespace, spelling, None)
-                    if call is not None:
-                        found.setdefault(call, Known(function, f"{prefix}.{spelling}", spelling != name))
+    names = [(f, name) for f in FUNCTIONS.values() for name in (f.name, *f.torch_aliases)]
+    for function, name in names:
+        for spelling in (name, f"{name}_"):
+            for prefix, namespace in NAMESPACES.items():
+                if hasattr(namespace, spelling):
+                    known = Known(function, f"{prefix}.{spelling}", spelling != name)
+                    found.setdefault(getattr(namespace, spelling), known)
     return found
 
 
 class CallScaling:
-    """What happens to the calls of a module: those of `functions` are scaled, those of others are not."""
+    """How the calls of a module are scaled: those of `functions` are, those of others stay plain."""
 
     def __init__(self, alpha: float, functions: tuple[str, ...]) -> None:
         self.alpha, self.functions = alpha, functions
@@ -62,11 +62,8 @@ class CallScaling:
         return CallScaling, (self.alpha, self.functions)
 
 
-PLAIN = functools.partial(CallScaling, 1.0, ())
-
-
 class ScalingMode(TorchFunctionMode):
-    """Scales calls while it is entered; the innermost mode decides, also that a call stays plain."""
+    """Scales calls while it is active; the innermost mode decides, also that a call stays plain."""
 
     def __init__(self, settings: CallScaling, alpha: float | Tensor) -> None:
         super().__init__()
@@ -83,7 +80,7 @@ class ScalingMode(TorchFunctionMode):
 
 
 def without_modes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function outside of all modes that have been entered."""
+    """Call a function outside all active modes."""
     if torch._C._is_torch_function_mode_enabled():
         with _pop_mode_temporarily():
             return without_modes(func, args, kwargs)
@@ -91,7 +88,7 @@ def without_modes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 
 
 def innermost_mode() -> ScalingMode | None:
-    """The mode that decides what happens to a call made now."""
+    """The mode that decides about a call made now."""
     for place in range(torch._C._len_torch_function_stack() - 1, -1, -1):
         mode = torch._C._get_function_stack_at(place)
         if isinstance(mode, ScalingMode):
@@ -100,7 +97,7 @@ def innermost_mode() -> ScalingMode | None:
 
 
 def method_as_scaled(name: Any) -> Callable[..., Any] | None:
-    """What the innermost mode makes of calls of a tensor's method; None if it leaves them alone."""
+    """What the innermost mode replaces a tensor's method with; None if it leaves it alone."""
     mode = innermost_mode()
     method = getattr(Tensor, name, None) if isinstance(name, str) else None
     if mode is None or method is None or mode.table.get(method) is None:
@@ -116,7 +113,7 @@ def scaled_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """What func(*args, **kwargs) returns where f(x) is alpha f(x / alpha)."""
+    """func(*args, **kwargs) with alpha f(x / alpha) in place of f(x)."""
     inputs = [*args, *(value for name, value in kwargs.items() if name in ("input", "x"))]
     if len(inputs) != 1 or not kwargs.keys() <= {"input", "x", "out"}:
         return func(*args, **kwargs)  # which raises PyTorch's own error
@@ -129,7 +126,7 @@ def scaled_call(
 
 
 def takes(x: Any) -> bool:
-    """Whether the activations take a tensor; PyTorch's functions take others as well."""
+    """Whether the activations of sigscale take a tensor; PyTorch's functions take others as well."""
     return not isinstance(x, Tensor) or (x.dtype in DTYPES and x.layout is torch.strided and not x.is_nested)
 
 
@@ -176,7 +173,7 @@ def _with_settings(module: nn.Module, settings: CallScaling | None) -> nn.Module
 
 
 def call_scaling(module: nn.Module) -> CallScaling | None:
-    """The settings of a module whose calls are scaled or, inside one that is scaled, kept plain."""
+    """The settings of a module whose calls are scaled, or kept plain inside one whose calls are scaled."""
     return vars(module).get(SETTINGS)
 
 
@@ -188,8 +185,13 @@ def scale_calls(module: nn.Module, settings: CallScaling, owner: nn.Module | Non
         vars(module)[OWNER] = owner
 
 
+def keep_calls_plain(module: nn.Module) -> None:
+    """Exempt a module inside one whose calls are scaled."""
+    scale_calls(module, CallScaling(1.0, ()))
+
+
 def unscale_calls(module: nn.Module) -> None:
-    """Make the module what it was before `scale_calls`."""
+    """Undo `scale_calls`."""
     vars(module).pop(SETTINGS, None)
     vars(module).pop(OWNER, None)
     module.__class__ = class_without_marks(module)
@@ -219,16 +221,14 @@ class Region(NamedTuple):
 
 
 def regions(model: nn.Module) -> list[Region]:
-    """The regions of a model, named by what the names of their modules have in common."""
-    groups: dict[CallScaling, list[tuple[str, nn.Module]]] = {}
+    """The regions of a model, named by the common part of their modules' names."""
+    groups: dict[CallScaling, dict[str, nn.Module]] = {}
     for name, module in named_modules(model):
         settings = call_scaling(module)
         if settings is not None and settings.functions:
-            groups.setdefault(settings, []).append((name, module))
+            groups.setdefault(settings, {})[name] = module
     found = []
     for settings, members in groups.items():
-        paths = [name.split(".") for name, _ in members]
-        common = itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False))
-        name = ".".join(parts[0] for parts in common) or type(model).__name__
-        found.append(Region(name, settings, [module for _, module in members]))
+        common = os.path.commonprefix([name.split(".") for name in members])  # noqa: RUF071 (of lists)
+        found.append(Region(".".join(common) or type(model).__name__, settings, [*members.values()]))
     return found

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ Quantiles = float | Iterable[float] | Tensor
 ALPHA_MIN, ALPHA_MAX = ALPHA_RANGE
 INTERNAL = (
     contextlib.__file__,
-    *(str(Path(file).parent) for file in (__file__, device.__file__, torch.__file__)),
+    *(str(Path(file).parent / "_")[:-1] for file in (__file__, device.__file__, torch.__file__)),
 )
 TINY = math.ulp(0.0)  # the least float > 0
 
@@ -36,6 +37,16 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(INTERNAL):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def line_of_user(caller: Any) -> str:
+    """The innermost line outside of sigscale and PyTorch that `caller` has led to; "" if there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not caller.__code__:
+        if not frame.f_code.co_filename.startswith(INTERNAL):
+            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 def check_flag(value: Any, name: str) -> None:
@@ -86,13 +97,15 @@ def check_real(
     return number
 
 
-def check_integer(value: Any, name: str, remedy: str, *, wrong_type: type[Exception] = TypeError) -> int:
-    """The value as an int; an error unless it is an integer, not a bool, from 1 on."""
-    text = f"{name} must be an integer from 1 on; got {value!r}"
+def check_integer(
+    value: Any, name: str, remedy: str, *, last: int | None = None, wrong_type: type[Exception] = TypeError
+) -> int:
+    """The value as an int; an error unless it is an integer, not a bool, from 1 to `last` (if given)."""
+    text = f"{name} must be an integer from 1 {'on' if last is None else f'to {last}'}; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise wrong_type(f"{text}: {remedy}")
     number = int(value)
-    if number < 1:
+    if number < 1 or (last is not None and number > last):
         raise ValueError(f"{text}: {remedy}")
     return number
 

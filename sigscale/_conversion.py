@@ -1,4 +1,4 @@
-"""Which activations a model has, which of them can be scaled, and how a module becomes scaled or plain."""
+"""The activations of a model: which can be scaled, and how a module becomes scaled or plain."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .kernels.functions import FUNCTIONS
 from .nn.activation import Scaled
 
 RECURRENT = ("RNN", "LSTM", "GRU")
-OWN_STATE = ("_alpha", "save", "grad_sketch", "_plain_class")  # attributes that only a scaled module has
+OWN_STATE = ("_alpha", "save", "grad_sketch", "_plain_class")  # attributes of scaled modules alone
 FREE = "not selected"
 
 Place = tuple[torch.device | None, torch.dtype | None]
 
 
 def default_functions() -> tuple[str, ...]:
-    """The functions scaled by default: all but those with values from 0 on, often gates or probabilities."""
+    """The functions scaled by default: not those with values >= 0, often gates or probabilities."""
     return tuple(name for name, function in FUNCTIONS.items() if function.lower < 0)
 
 
@@ -37,15 +37,9 @@ def pairs() -> dict[type[nn.Module], type[Scaled]]:
     return {plain: scaled for plain, scaled in classes if plain is not None and scaled is not None}
 
 
-def function_name(scaled: type[Scaled]) -> str:
-    """The function that a scaled class scales; recurrent modules scale tanh."""
-    found = (name for name, function in FUNCTIONS.items() if scaled is scaled_nn.module(function))
-    return next(found, "tanh")
-
-
 @dataclass(frozen=True)
 class Found:
-    """A module that computes an activation, and the class it can become, or why it cannot."""
+    """An activation module, and the class that it can become or the reason why it cannot."""
 
     name: str
     module: nn.Module
@@ -62,9 +56,9 @@ class Found:
 def survey(
     model: nn.Module, functions: tuple[str, ...] = (), *, subclasses: bool = False, functional: bool = False
 ) -> Iterator[Found]:
-    """The activation modules of a model by name; a model that is one itself goes by the name of its class.
+    """The activation modules of a model by name; a model that is one itself has the name of its class.
 
-    With `functional`, modules that cannot be converted but compute by calls are left out.
+    With `functional`, modules that cannot be converted but make calls are left out.
     """
     known = pairs()
     plain, names = tuple(known), {kind.__name__ for kind in known}
@@ -77,16 +71,17 @@ def survey(
             refusal = _refusal(module, kind, subclasses)
             if refusal and functional and not isinstance(module, nn.RNNBase):
                 continue
-            function = function_name(known[kind])
+            scaled = known[kind]
+            function = next((f.name for f in FUNCTIONS.values() if scaled is scaled_nn.module(f)), "tanh")
             if not refusal and function not in functions:
                 refusal = unnamed(function)
-            yield Found(name, module, None if refusal else known[kind], refusal)
+            yield Found(name, module, None if refusal else scaled, refusal)
         elif isinstance(module, torch.jit.ScriptModule) and module.original_name in names:
             yield Found(name, module, None, "scripted: scale the model before torch.jit.script")
 
 
 def unnamed(function: str) -> str:
-    """Why a function is not scaled that `functions` does not name."""
+    """The note on a function that is not scaled."""
     return f"scaled only where functions= names {function!r}"
 
 
@@ -105,7 +100,7 @@ def _refusal(module: nn.Module, kind: type[nn.Module], subclasses: bool) -> str:
 
 
 def cells(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The cells of recurrent networks, which compute activations inside."""
+    """The recurrent cells of a model, which compute tanh inside."""
     for name, module in named_modules(model):
         if isinstance(module, nn.RNNCellBase) and getattr(module, "nonlinearity", "tanh") == "tanh":
             yield name or type(module).__name__, module
@@ -120,8 +115,8 @@ def become_scaled(
     learnable: bool,
     place: Place,
 ) -> nn.Parameter | None:
-    """Change the module's class to the scaled one, keeping the object; returns the alpha that learns."""
-    uncover(module)  # an open monitor goes on by the grad_sketch that it has set
+    """Change the module's class to the scaled one, in place; returns the alpha that learns, if any."""
+    uncover(module)  # an open monitor goes on with the grad_sketch that it has set
     plain = type(module)
     module.__class__ = scaled
     assert isinstance(module, Scaled)
@@ -135,7 +130,7 @@ def become_scaled(
 
 
 def become_plain(module: Scaled, plain: type[nn.Module]) -> None:
-    """Change the module's class back to PyTorch's, and drop what only a scaled module has."""
+    """Change the module's class to PyTorch's, and drop what only a scaled module has."""
     for name in OWN_STATE:
         vars(module).pop(name, None)
     module._parameters.pop("log2_alpha", None)
@@ -155,7 +150,7 @@ def _namesake(scaled: type[Scaled]) -> type[nn.Module] | None:
 
 
 def places(model: nn.Module) -> dict[nn.Module, Place]:
-    """Device and dtype of a new parameter of each module: those of the parameter before it."""
+    """Device and dtype for a new parameter of each module: those of the parameter before it."""
     parameters = [p for p in model.parameters() if p.dtype in DTYPES]
     place: Place = (parameters[0].device, parameters[0].dtype) if parameters else (None, None)
     found: dict[nn.Module, Place] = {}
@@ -168,7 +163,7 @@ def places(model: nn.Module) -> dict[nn.Module, Place]:
 
 
 def check_parameters_may_change(model: nn.Module) -> None:
-    """Raise ValueError if a wrapper has taken stock of the model's parameters."""
+    """Raise ValueError if a wrapper has registered the model's parameters."""
     fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     for module in model.modules():
         if (
@@ -185,8 +180,8 @@ def check_parameters_may_change(model: nn.Module) -> None:
 class ConversionEntry:
     """An activation of a model, by the name of its module or of the module whose forward calls it.
 
-    `before` and `after` say what it was and is, `after` empty where nothing changed; `note` says where a call
-    is, why something was left, or what about it deserves a look.
+    `before` and `after` say what it was and is, `after` empty if nothing changed; `note` says where a call
+    is, why it was left, or what deserves a look.
     """
 
     name: str
@@ -203,8 +198,8 @@ class ConversionReport:
         model: the model that was passed.
         changed, left: activations that are scaled (or plain) now, and those that are not.
         unseen: activations that no module computes.
-        parameters: the alphas that learn, for an optimizer; of `unscale_activations`, those it removed.
-        dry_run: whether the report says what would change, with nothing changed.
+        parameters: the alphas that learn, for an optimizer; from `unscale_activations`, those it removed.
+        dry_run: whether nothing was changed, and the report says what would be.
     """
 
     model: nn.Module

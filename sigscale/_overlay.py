@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from torch.nn.utils import parametrize
+
 BELOW = "_class_below"
 
 
 def class_over(base: Any, members: dict[str, Any], hidden: tuple[str, ...] = ()) -> type:
-    """A subclass that goes by the name of `base`, with these members more; its objects copy as `base`'s."""
+    """A subclass with the name of `base` and additional members; its objects copy as those of `base`."""
 
     def bare(self: Any) -> Any:
-        twin: Any = object.__new__(base)
+        twin: Any = object.__new__(class_below(self))
         vars(twin).update((name, value) for name, value in vars(self).items() if name not in hidden)
         return twin
 
@@ -26,23 +28,32 @@ def class_over(base: Any, members: dict[str, Any], hidden: tuple[str, ...] = ())
         return bare(self).__reduce_ex__(1)  # pickle takes later protocols for objects of that very class only
 
     def deep_copy(self: Any, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(bare(self), memo)
+        twin = bare(self)
+        if type(self) is over:
+            return copy.deepcopy(twin, memo)
+        memo[id(self)] = twin  # a parametrized module, which PyTorch copies in this way
+        vars(twin).update(copy.deepcopy(vars(twin), memo))
+        return twin
 
-    members = {**members, "__reduce_ex__": reduce_ex, BELOW: base}
-    if hasattr(base, "__deepcopy__"):
-        members["__deepcopy__"] = deep_copy
+    members = {**members, "__reduce_ex__": reduce_ex, "__deepcopy__": deep_copy, BELOW: base}
     members |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     over: type = type(base.__name__, (base,), members)
     return over
 
 
 def is_overlaid(thing: Any) -> bool:
-    return BELOW in vars(type(thing))
+    return class_below(thing) is not type(thing)
 
 
 def class_below(thing: Any) -> type:
-    """The object's class without what lies over it."""
-    below: type = vars(type(thing)).get(BELOW, type(thing))
+    """The object's class without the overlay, also where torch.nn.utils.parametrize derived from that."""
+    kind: Any = type(thing)
+    below: type = vars(kind).get(BELOW, kind)
+    if BELOW in vars(kind.__base__) and parametrize.is_parametrized(thing):
+        members = {
+            name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")
+        }
+        below = type(kind)(kind.__name__, (vars(kind.__base__)[BELOW],), members)
     return below
 
 

@@ -1,14 +1,11 @@
-"""What `scale_activations` will do to a model, decided before anything is done."""
+"""What `scale_activations` will do to a model, decided before anything changes."""
 
 from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,17 +18,21 @@ from ._calls import (
     Known,
     call_scaling,
     class_without_marks,
+    keep_calls_plain,
     known_calls,
     regions,
     scale_calls,
     unscale_calls,
 )
+from ._checks import line_of_user
 from ._conversion import FREE, Found, become_scaled, cells, pairs, places, survey, unnamed
 from ._conversion import ConversionEntry as Entry
 from ._names import Selection, named_modules, wrappers
 from .nn.activation import Scaled
 
-TORCH, OURS = (str(Path(file).parent) for file in (torch.__file__, __file__))
+OUTPUT = "gives the model's output, whose range grows to alpha"
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+KEEPING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
 
 
 @dataclass(frozen=True)
@@ -51,22 +52,72 @@ class Options:
 
 
 class Mark(NamedTuple):
-    """A module whose calls become scaled, with alphas that learn in `owner`; or stay plain, without."""
+    """A module whose calls become scaled, by an alpha that may learn in `owner`; or, without it, stay plain."""
 
     module: nn.Module
     owner: nn.Module | None
 
 
 @dataclass
-class _Lists:
-    """Entries of the report; `overlooked` are calls that functional=True would scale."""
+class Plan:
+    """The modules and marks to act on, and the entries of the report."""
 
+    options: Options
+    modules: list[Found]
+    marks: dict[str, Mark]
+    unseen: list[Entry]
     changed: list[Entry] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
-    overlooked: list[Entry] = field(default_factory=list)
+    overlooked: list[Entry] = field(default_factory=list)  # calls that functional=True would scale
 
-    def add_calls(self, calls: Iterable[Call], options: Options) -> None:
-        for call in calls:
+    @classmethod
+    def of(cls, model: nn.Module, selection: Selection, options: Options, inputs: Any) -> Plan:
+        """Examine a model; ValueError if there is nothing to scale, or something is scaled already."""
+        functions, subclasses, functional = options.functions, options.subclasses, options.functional
+        found = [*survey(model, functions, subclasses=subclasses, functional=functional)]
+        names = [name or type(module).__name__ for name, module in named_modules(model)]
+        selected = {name for name in names if name in selection}
+        marks: dict[str, Mark] = {}
+        if functional:
+            selection.check(names, "modules")
+            selected, marks = _marks(model, selection, {f.name for f in found})
+        elif found:
+            selection.check((f.name for f in found), "activations")
+        _check_unscaled(model, found, selected)
+        unseen = [Entry(name, type(cell).__name__, note="computes it inside") for name, cell in cells(model)]
+        plan = cls(options, [f for f in found if f.name in selected and not f.refusal], marks, unseen)
+        plan._check_num_parameters()
+        observed = None if inputs is None else observe(model, inputs, {f.name for f in found}, marks)
+        if observed is not None and options.num_parameters > 1:
+            _check_channels(options.num_parameters, plan.modules, observed.channels)
+        notes = _likely_output(model) if observed is None else dict.fromkeys(observed.outputs, OUTPUT)
+        for f in plan.modules:
+            assert f.scaled is not None
+            after = f"{f.scaled.__name__}{options.suffix}"
+            plan.changed.append(Entry(f.name, f.what, after, notes.get(f.name, "")))
+        plan.left += [
+            Entry(f.name, f.what, note=f.refusal or FREE)
+            for f in found
+            if f.refusal or f.name not in selected
+        ]
+        plan._add_calls(model, observed)
+        if not plan.changed:
+            raise ValueError(plan._nothing(selection))
+        return plan
+
+    def _add_calls(self, model: nn.Module, observed: Observed | None) -> None:
+        """Report the calls that were observed or, if none could be, the modules that may make some."""
+        options = self.options
+        if observed is None:
+            owners = {mark.owner for mark in self.marks.values()}
+            after = f"{', '.join(options.functions)} {options.suffix}"
+            self.changed += [
+                Entry(name or type(module).__name__, "calls in forward", after)
+                for name, module in named_modules(model)
+                if module in owners
+            ]
+            return
+        for call in observed.calls:
             name, text, function = call.module, call.known.text, call.known.function.name
             if function not in options.functions:
                 self.left.append(Entry(name, text, note=f"{call.place}: {unnamed(function)}"))
@@ -78,74 +129,51 @@ class _Lists:
             else:
                 self.overlooked.append(Entry(name, text, note=call.place))
 
+    def _check_num_parameters(self) -> None:
+        number = self.options.num_parameters
+        text = f"num_parameters={number} is for activation modules, with an alpha for each channel"
+        cells = [f.name for f in self.modules if isinstance(f.module, nn.RNNBase)]
+        calls = [name for name, mark in self.marks.items() if mark.owner is not None]
+        if number > 1 and cells:
+            raise ValueError(f"{text}; got also {listed(cells)}: scale those separately, with exclude= here")
+        if number > 1 and calls:
+            raise ValueError(
+                f"{text}; got also calls in {listed(calls)}: leave functional=True to another call, with "
+                "exclude= for the modules"
+            )
 
-@dataclass(frozen=True)
-class Plan:
-    """The modules and regions to scale, and the entries of the report."""
-
-    options: Options
-    modules: list[Found]
-    marks: dict[str, Mark]
-    report: _Lists
-    unseen: tuple[Entry, ...]
-
-    @classmethod
-    def of(cls, model: nn.Module, selection: Selection, options: Options, inputs: Any) -> Plan:
-        """Look at a model; ValueError if there is nothing to scale, or something is scaled already."""
-        found = [
-            *survey(model, options.functions, subclasses=options.subclasses, functional=options.functional)
-        ]
-        names = [name or type(module).__name__ for name, module in named_modules(model)]
-        selected = {name for name in names if name in selection}
-        marks: dict[str, Mark] = {}
-        if options.functional:
-            selection.check(names, "modules")
-            selected, marks = _marks(model, selection, {f.name for f in found})
-        elif found:
-            selection.check((f.name for f in found), "activations")
-        _check_unscaled(model, found, selected)
-        modules = [f for f in found if f.name in selected and not f.refusal]
-        _check_num_parameters(options, modules, marks)
-        observed = None if inputs is None else observe(model, inputs, {f.name for f in found}, marks)
-        if observed is not None and options.num_parameters > 1:
-            _check_channels(options.num_parameters, modules, observed.channels)
-        notes = _likely_output(model) if observed is None else dict.fromkeys(observed.outputs, OUTPUT)
-        report = _Lists()
-        for f in modules:
-            assert f.scaled is not None
-            after = f"{f.scaled.__name__}{options.suffix}"
-            report.changed.append(Entry(f.name, f.what, after, notes.get(f.name, "")))
-        for f in found:
-            if f.refusal or f.name not in selected:
-                report.left.append(Entry(f.name, f.what, note=f.refusal or FREE))
-        if observed is None:
-            after = f"{', '.join(options.functions)} {options.suffix}"
-            report.changed += [Entry(name, "calls in forward", after) for name in _owners(model, marks)]
-        else:
-            report.add_calls(observed.calls, options)
-        if not report.changed:
-            raise ValueError(_nothing(report, _cells(model), selection, options.functional))
-        return cls(options, modules, marks, report, (*report.overlooked, *_cells(model)))
+    def _nothing(self, selection: Selection) -> str:
+        """Why there is nothing to scale."""
+        known = listed(f"nn.{kind.__name__}" for kind in pairs())
+        text = f"the model must have activations to scale, modules {known}; got none"
+        if self.left:
+            text += " but " + listed(f"{entry.name!r} ({entry.before}: {entry.note})" for entry in self.left)
+        unseen = [*self.overlooked, *self.unseen]
+        if unseen:
+            text += "; no module computes " + listed(f"{entry.before} ({entry.note})" for entry in unseen)
+        if selection.include or selection.exclude:
+            return f"{text}: widen include=, or narrow exclude="
+        only_cells = bool(self.unseen) and not (self.left or self.overlooked)
+        helps = not (self.options.functional or only_cells)
+        return f"{text}: functional=True scales calls in forward as well" if helps else text
 
     def carry_out(self, model: nn.Module) -> tuple[nn.Parameter, ...]:
-        """Scale; the new parameters."""
+        """Scale; returns the new parameters."""
         options = self.options
         place_of = places(model) if options.learnable else {}
         parameters: list[nn.Parameter | None] = []
-        plain = CallScaling(1.0, ())
-        for owner in {mark.owner: None for mark in self.marks.values() if mark.owner is not None}:
-            if options.learnable:
+        for owner in dict.fromkeys(mark.owner for mark in self.marks.values()):
+            if owner is not None and options.learnable:
                 device, dtype = place_of[owner]
                 start = torch.full((1,), math.log2(options.alpha), device=device, dtype=dtype)
                 owner.register_parameter("log2_alpha", nn.Parameter(start))
                 parameters.append(owner._parameters["log2_alpha"])
             settings = CallScaling(options.alpha, options.functions)
-            for module, its_owner in self.marks.values():
-                if its_owner is owner:
+            for module in (mark.module for mark in self.marks.values() if mark.owner is owner):
+                if owner is None:
+                    keep_calls_plain(module)
+                else:
                     scale_calls(module, settings, owner if options.learnable else None)
-        for module, none in self.marks.values():
-            if none is None:
-                scale_calls(module, plain)
         for f in self.modules:
             assert f.scaled is not None
             unscale_calls(f.module)
@@ -162,9 +190,9 @@ class Plan:
 
 
 class _State(NamedTuple):
-    """The selection at a module: what it or a module around it is."""
+    """The selection at a module: what holds for it or for a module around it."""
 
-    owner: nn.Module | None = None  # the outermost module around that is selected, unless excluded since
+    owner: nn.Module | None = None  # the outermost selected module around, unless excluded since
     excluded: bool = False
     scaled: bool = False
     marked: bool = False
@@ -173,7 +201,7 @@ class _State(NamedTuple):
 def _marks(model: nn.Module, selection: Selection, activations: set[str]) -> tuple[set[str], dict[str, Mark]]:
     """Names of the modules whose calls are selected, and marks for those that may make any.
 
-    A pattern covers what is inside the modules that it matches; an exclusion wins.
+    A pattern covers everything inside the modules that it matches; an exclusion wins.
     """
     states: dict[str, _State] = {}
     marks: dict[str, Mark] = {}
@@ -198,17 +226,11 @@ def _marks(model: nn.Module, selection: Selection, activations: set[str]) -> tup
                 f"functional=True scales calls that a model's own forward makes; got {name!r}, which {why}: "
                 "scale the model before that"
             )
-        if mark and not why:  # an unfit module's calls are scaled where a marked one calls it
+        if mark and not why:  # the calls of an unfit module are scaled where a marked one calls it
             marks[name] = Mark(module, owner)
         scaled = around.scaled or owner is not None
         states[path] = _State(owner, excluded, scaled, around.marked or (scaled and name in marks))
     return selected, marks
-
-
-def _owners(model: nn.Module, marks: Mapping[str, Mark]) -> list[str]:
-    """Names of the owners of the marks."""
-    owners = {mark.owner for mark in marks.values()}
-    return [name or type(module).__name__ for name, module in named_modules(model) if module in owners]
 
 
 def _may_call(module: nn.Module) -> bool:
@@ -236,62 +258,23 @@ def _check_unscaled(model: nn.Module, found: list[Found], selected: set[str]) ->
         )
 
 
-def _cells(model: nn.Module) -> list[Entry]:
-    return [Entry(name, type(cell).__name__, note="computes it inside") for name, cell in cells(model)]
-
-
-def _check_num_parameters(options: Options, modules: list[Found], marks: Mapping[str, Mark]) -> None:
-    text = (
-        f"num_parameters={options.num_parameters} is for activation modules, with an alpha for each channel"
-    )
-    cells = [f.name for f in modules if isinstance(f.module, nn.RNNBase)]
-    if options.num_parameters > 1 and cells:
-        raise ValueError(f"{text}; got also {listed(cells)}: scale those by themselves, with exclude= here")
-    calls = [name for name, mark in marks.items() if mark.owner is not None]
-    if options.num_parameters > 1 and calls:
-        raise ValueError(
-            f"{text}; got also calls in {listed(calls)}: leave functional=True to another call, with "
-            "exclude= for the modules"
-        )
-
-
 def _check_channels(number: int, modules: list[Found], channels: Mapping[str, int]) -> None:
     unfit = [f"{f.name!r} has {channels[f.name]}" for f in modules if channels.get(f.name, number) != number]
     if unfit:
         raise ValueError(
             "num_parameters must be 1 or the number of channels, dimension 1 of each module's input; got "
-            f"{number}, but {listed(unfit)}: scale modules of other widths by themselves, with include="
+            f"{number}, but {listed(unfit)}: scale modules of other widths separately, with include="
         )
 
 
-def _nothing(report: _Lists, cells: list[Entry], selection: Selection, functional: bool) -> str:
-    """Why there is nothing to scale."""
-    known = listed(f"nn.{kind.__name__}" for kind in pairs())
-    text = f"the model must have activations to scale, modules {known}; got none"
-    if report.left:
-        text += " but " + listed(f"{entry.name!r} ({entry.before}: {entry.note})" for entry in report.left)
-    unseen = [*report.overlooked, *cells]
-    if unseen:
-        text += "; no module computes " + listed(f"{entry.before} ({entry.note})" for entry in unseen)
-    if selection.include or selection.exclude:
-        return f"{text}: widen include=, or narrow exclude="
-    only_cells = bool(cells) and not (report.left or report.overlooked)
-    return text if functional or only_cells else f"{text}: functional=True scales calls in forward as well"
-
-
 def listed(items: Iterable[str]) -> str:
-    """The first of some items, for an error."""
+    """The first few items, for an error message."""
     items = [*items]
     return "; ".join(items[:8]) + ("; ..." if len(items) > 8 else "")
 
 
-OUTPUT = "gives the model's output, whose range grows to alpha"
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-KEEPING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
-
-
 def _likely_output(model: nn.Module) -> dict[str, str]:
-    """The module that gives the model's output, if it can be seen without running the model."""
+    """A note on the module that gives the model's output, as far as can be seen without running the model."""
     *_, module = wrappers(model)
     path, certain = "", True
     while module._modules and not isinstance(module, nn.RNNBase):
@@ -324,7 +307,7 @@ class Observed(NamedTuple):
 
 
 class _Listing(TorchFunctionMode):
-    """Notes calls of activation functions, by the module that makes them."""
+    """Notes calls of activation functions, by the modules around them."""
 
     def __init__(self, inside: list[str], activations: set[str]) -> None:
         super().__init__()
@@ -334,12 +317,13 @@ class _Listing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in self.known and self.inside and self.inside[-1] not in self.activations:
-            self.calls.append(([*self.inside], self.known[func], _place(), result))
+            place = line_of_user(observe) or "inside PyTorch"
+            self.calls.append(([*self.inside], self.known[func], place, result))
         return result
 
 
 def observe(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping[str, Mark]) -> Observed:
-    """Run a copy of the model once, without gradients, and note its calls and what gives its output."""
+    """Run a copy of the model once, without gradients; note its calls and what gives its output."""
     *_, model = wrappers(model)
     inside: list[str] = []
     results: list[tuple[str, Any]] = []
@@ -364,29 +348,17 @@ def observe(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping
             f"{type(error).__name__}: {error}: pass a tensor or a tuple of arguments"
         ) from error
     storages = {*_storages(output)}
-    calls = []
+    calls: dict[Call, None] = {}
     for names, known, place, result in listing.calls:
-        around = [marks[name].owner is not None for name in reversed(names) if name in marks]
-        is_output = not storages.isdisjoint(_storages(result))
-        call = Call(names[-1], known, place, bool(around and around[0]), is_output)
-        if call not in calls:
-            calls.append(call)
+        nearest = next((marks[name] for name in reversed(names) if name in marks), None)
+        scaled = nearest is not None and nearest.owner is not None
+        calls[Call(names[-1], known, place, scaled, not storages.isdisjoint(_storages(result)))] = None
     outputs = {name for name, result in results if not storages.isdisjoint(_storages(result))}
     channels = {name: x.shape[1] if x.ndim > 1 else 1 for name, x in results if isinstance(x, Tensor)}
-    return Observed(calls, outputs, channels)
+    return Observed([*calls], outputs, channels)
 
 
 def _storages(result: Any) -> Iterator[int]:
     for leaf in tree_leaves(result):
         if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
             yield leaf.untyped_storage()._cdata
-
-
-def _place() -> str:
-    """The line of the model's code that makes the call."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.startswith(TORCH):
-        frame = frame.f_back
-    if frame is None or frame.f_code.co_filename.startswith(OURS):
-        return "inside PyTorch"
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

@@ -1,40 +1,30 @@
-"""The arguments of a weight penalty: its factors, and the selection of parameters."""
+"""Which parameters a weight penalty takes: those that are selected, and among them those with a gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import DTYPES, check_real
+from ._checks import DTYPES
 from ._names import Selection, named_parameters, wrappers
+from .kernels.penalty import all_dense_on_cpu
+from .kernels.reference_penalty import PLAIN
 
 LEARNED_SCALE = "log2_alpha"  # the name of the parameter in modules whose alpha learns
-MAX_FACTOR = torch.finfo(torch.float32).max
-
-
-def check_factors(l2: Any, l1: Any) -> tuple[float, float]:
-    """Both as floats; TypeError unless real numbers, ValueError unless finite, >= 0 and one > 0."""
-    rule, remedy = "a real number, finite and >= 0", "the paper's l2 is 0.01, and 0.0 leaves a term out"
-    found = tuple(
-        check_real(value, name, rule, remedy, low=0.0, high=MAX_FACTOR)
-        for name, value in (("l2", l2), ("l1", l1))
-    )
-    if not any(found):
-        raise ValueError(
-            f"l2 or l1 must be > 0; got l2={l2!r} and l1={l1!r}: the paper's l2 is 0.01; without a penalty "
-            "there is nothing to make"
-        )
-    return found[0], found[1]
+GRADIENT, TRAINED = attrgetter("grad"), attrgetter("requires_grad")
 
 
 class PenalizedParameters:
     """The parameters to penalize; a model's are looked up at each call, since it may have replaced them."""
 
     def __init__(self, given: Any, exclude: str | Iterable[str]) -> None:
-        selection, named = Selection((), exclude), list(_named(given))
+        self._selection = selection = Selection((), exclude)
+        self._model = [*wrappers(given)][-1] if isinstance(given, nn.Module) else None
+        named = list(_named(given))
         if not named:
             raise ValueError(
                 f"model_or_params must have parameters; got none in {type(given).__name__}: a generator such "
@@ -47,37 +37,34 @@ class PenalizedParameters:
                 "model, or model.named_parameters()"
             )
         selection.check(names, "parameters")
-        self._selection = selection
-        self._defaults = {LEARNED_SCALE} if isinstance(given, nn.Module) else set[str]()
-        chosen = [(name, parameter) for name, parameter in named if self._is_chosen(name)]
+        chosen = self._chosen(named)
         if not chosen:
             raise ValueError(
                 f"a parameter must be left to penalize; of {len(named)}, exclude={selection.exclude!r} and "
                 f"the rule for {LEARNED_SCALE} leave none: exclude less, or pass the parameters themselves"
             )
-        for name, parameter in chosen:
-            _check_parameter(name, parameter)
-        self._model = [*wrappers(given)][-1] if isinstance(given, nn.Module) else None
-        self._fixed = tuple(dict.fromkeys(p for _, p in chosen)) if self._model is None else ()
+        self._fixed = chosen if self._model is None else ()
 
     def __call__(self) -> tuple[Tensor, ...]:
         """All of them, frozen ones too, each once."""
-        if self._model is None:
-            return self._fixed
-        chosen = [(name, p) for name, p in named_parameters(self._model) if self._is_chosen(name)]
-        for name, parameter in chosen:
-            _check_parameter(name, parameter)
-        return tuple(parameter for _, parameter in chosen)
+        return self._fixed if self._model is None else self._chosen(named_parameters(self._model))
 
     def trained(self) -> list[Tensor]:
         """Those that are not frozen; a tensor that functional_call() puts in a parameter's place is not."""
-        found = self()
-        if self._model is None:
-            return [p for p in found if p.requires_grad]
-        return [p for p in found if p.requires_grad or not isinstance(p, nn.Parameter)]
+        replaces = self._model is not None
+        return [p for p in self() if p.requires_grad or (replaces and not isinstance(p, nn.Parameter))]
+
+    def _chosen(self, named: Iterable[tuple[str | None, Any]]) -> tuple[Tensor, ...]:
+        chosen = [(name, parameter) for name, parameter in named if self._is_chosen(name)]
+        for name, parameter in chosen:
+            _check_parameter(name, parameter)
+        return tuple(dict.fromkeys(parameter for _, parameter in chosen))
 
     def _is_chosen(self, name: str | None) -> bool:
-        return name is None or (name in self._selection and name.rpartition(".")[2] not in self._defaults)
+        if name is None:
+            return True
+        is_alpha = self._model is not None and name.rpartition(".")[2] == LEARNED_SCALE
+        return name in self._selection and not is_alpha
 
 
 def _named(given: Any) -> Iterator[tuple[str | None, Any]]:
@@ -95,10 +82,20 @@ def _named(given: Any) -> Iterator[tuple[str | None, Any]]:
 
 
 def _check_parameter(name: str | None, parameter: Any) -> None:
-    fault = _fault(parameter)
-    if fault is None:
+    """Raise TypeError or ValueError unless the parameter can be penalized."""
+    error: type[Exception] = TypeError
+    if not isinstance(parameter, Tensor):
+        got, remedy = type(parameter).__name__, "pass the parameters themselves"
+    elif isinstance(parameter, nn.parameter.UninitializedParameter):
+        error, got, remedy = ValueError, "an uninitialized one", "call the model once before"
+    elif getattr(parameter, "_fsdp_flattened", False):
+        got = "a shard of FullyShardedDataParallel"
+        remedy = "no process sees the whole of it; shard with torch.distributed.fsdp.fully_shard instead"
+    elif parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
+        got = f"dtype {parameter.dtype} and layout {parameter.layout}"
+        remedy = "leave it out, with exclude=... where a model is given"
+    else:
         return
-    error, got, remedy = fault
     called = f" for {name}" if name else ""
     raise error(
         "a penalized parameter must be a dense tensor of dtype float16, bfloat16, float32 or float64; "
@@ -106,16 +103,44 @@ def _check_parameter(name: str | None, parameter: Any) -> None:
     )
 
 
-def _fault(parameter: Any) -> tuple[type[Exception], str, str] | None:
-    """Why a parameter cannot be penalized: the error, what it is, and the remedy."""
-    if not isinstance(parameter, Tensor):
-        return TypeError, type(parameter).__name__, "pass the parameters themselves"
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        return ValueError, "an uninitialized one", "call the model once before"
-    if getattr(parameter, "_fsdp_flattened", False):
-        remedy = "no process sees the whole of it; shard with torch.distributed.fsdp.fully_shard instead"
-        return TypeError, "a shard of FullyShardedDataParallel", remedy
-    if parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
-        remedy = "leave it out, with exclude=... where a model is given"
-        return TypeError, f"dtype {parameter.dtype} and layout {parameter.layout}", remedy
-    return None
+class Held(NamedTuple):
+    """What a parameter group of an optimizer holds: all parameters, the penalized ones, and the others."""
+
+    parameters: list[Tensor]
+    mine: list[Tensor]
+    others: list[Tensor]
+
+    @classmethod
+    def of(cls, parameters: Iterable[Tensor], members: frozenset[int]) -> Held:
+        parameters = [*parameters]
+        mine = [p for p in parameters if id(p) in members]
+        return cls(parameters, mine, [p for p in parameters if id(p) not in members])
+
+    def still(self, parameters: list[Tensor]) -> bool:
+        """Whether the group holds the same parameters."""
+        return len(parameters) == len(self.parameters) and all(map(is_, parameters, self.parameters))
+
+    def penalized(self) -> tuple[list[Tensor], list[Tensor], bool, bool]:
+        """The penalized parameters with a gradient and their gradients.
+
+        And whether other parameters have a gradient, and whether all are plain tensors on a CPU.
+        """
+        others = any(p.grad is not None for p in self.others)
+        mine, gradients = self.mine, [*map(GRADIENT, self.mine)]
+        if (
+            mine
+            and PLAIN.issuperset(map(type, mine))
+            and all_dense_on_cpu(gradients)
+            and all(map(TRAINED, mine))
+        ):
+            return mine, gradients, others, True
+        pairs = [(p, g) for p, g in zip(mine, gradients, strict=True) if g is not None]
+        trained = [(p, g) for p, g in pairs if p.requires_grad]
+        for parameter, gradient in trained:
+            if gradient.layout is not torch.strided:
+                raise TypeError(
+                    f"a weight penalty takes dense gradients; got layout {gradient.layout} for a parameter "
+                    f"of shape {tuple(parameter.shape)}: make it with sparse=False, or exclude it"
+                )
+        others = others or len(trained) < len(pairs)
+        return [p for p, _ in trained], [g for _, g in trained], others, False

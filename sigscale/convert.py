@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ._calls import CallScaling, call_scaling, regions, scale_calls, unscale_calls
+from ._calls import call_scaling, keep_calls_plain, regions, unscale_calls
 from ._checks import check_alpha, check_flag, check_num_parameters, warn
 from ._conversion import (
     FREE,
@@ -44,28 +44,28 @@ def scale_activations(
 ) -> ConversionReport:
     """Replace each activation f of a model by alpha * f(x / alpha), in place.
 
-    Modules torch.nn.Tanh and Softsign become those of `sigscale.nn`, and so do RNN (of tanh), LSTM and GRU,
-    whose tanh is scaled but whose gates are not. They stay the same objects: hooks, names, modes, parameters
-    and their optimizers, shared modules, wrappers and an open GradientMonitor keep working.
+    torch.nn's Tanh and Softsign become those of `sigscale.nn`, and so do RNN (with tanh), LSTM and GRU, whose
+    tanh is scaled but whose gates are not. They stay the same objects: hooks, names, modes, parameters and
+    their optimizers, shared modules, wrappers and an open GradientMonitor keep working.
 
     A sigmoid is often a gate or a probability, which must not exceed 1, so it is scaled only when `functions`
     names it. An activation that gives the model's output is scaled too, and the report says so.
 
     Args:
-        model: any module, also in DataParallel, DistributedDataParallel or torch.compile; names are those
-            without a wrapper.
+        model: any module, also in DataParallel, DistributedDataParallel or torch.compile; names leave out
+            the wrapper.
         alpha: the scale, dimensionless; finite and > 0. For several scales, call it with several patterns.
         functions: names of the functions to scale, such as ("tanh", "sigmoid"); by default all but sigmoid.
         learnable: learn the alphas, each starting at alpha; pass `parameters` of the result to an optimizer.
             They get the device and dtype of the parameter before them in the model.
         num_parameters: learned alphas in each module: one, or one for each channel, which example_inputs
             can check.
-        include, exclude: shell-style patterns ("encoder.*"), or sequences of them, of the names of modules to
-            scale, and not to. With functional=True, a pattern covers all that is inside a module it matches.
+        include, exclude: shell-style patterns ("encoder.*"), or sequences of them, of the names of modules
+            to scale or not. With functional=True, a pattern covers everything inside a module it matches.
         subclasses: also scale subclasses that have the forward of torch.nn's class.
         functional: also scale calls such as torch.tanh(x), F.softsign(x) and x.tanh_() wherever forward makes
-            them, even of a weight. A learned alpha is one for all calls, the parameter `log2_alpha` of the
-            model. A GradientMonitor measures modules, not calls.
+            them, even on weights. All calls share one learned alpha, the parameter `log2_alpha` of the model.
+            A GradientMonitor measures modules, not calls.
         example_inputs: a tensor, or a tuple of arguments. A copy of the model runs on them once, and the
             report lists the calls with file and line, and what gives the model's output.
         dry_run: change nothing; report what would change.
@@ -110,13 +110,14 @@ def scale_activations(
     plan = Plan.of(model, Selection(include or (), exclude or ()), options, inputs)
     if learnable:
         check_parameters_may_change(model)
-    if dry_run:
-        parameters: tuple[nn.Parameter, ...] = ()
-    else:
-        _warn(plan)
+    parameters: tuple[nn.Parameter, ...] = ()
+    if not dry_run:
+        if plan.overlooked:  # warn before anything changes, since a warning may be an error
+            shown = ", ".join(f"{call.before} in {call.name} ({call.note})" for call in plan.overlooked[:8])
+            warn(f"not scaled, since no modules compute them: {shown}; functional=True scales calls as well")
         parameters = plan.carry_out(model)
-    changed, left = tuple(plan.report.changed), tuple(plan.report.left)
-    return ConversionReport(model, changed, left, plan.unseen, parameters, dry_run)
+    unseen = (*plan.overlooked, *plan.unseen)
+    return ConversionReport(model, tuple(plan.changed), tuple(plan.left), unseen, parameters, dry_run)
 
 
 def _checked_functions(functions: Any) -> tuple[str, ...]:
@@ -142,10 +143,10 @@ def unscale_activations(
 
     Undoes `scale_activations`: outputs, state_dict and attributes are again as they were before it. Modules
     such as `sigscale.nn.Tanh` that the model was built with become plain as well. The weights stay; for a
-    model without alpha that computes the same, see `sigscale.fold`.
+    plain model that computes the same, see `sigscale.fold`.
 
     Args:
-        model, include, exclude, dry_run: as for `scale_activations`; the calls of a model have its name, that
+        model, include, exclude, dry_run: as in `scale_activations`; scaled calls have the model's name, that
             of its class.
 
     Returns:
@@ -173,10 +174,11 @@ def unscale_activations(
     if not (found or called):
         raise ValueError("the model must have scaled activations to undo; got none: it is plain already")
     selection.check([*(f.name for f in found), *(r.name for r in called)], "scaled activations")
-    changed, left, parameters, plain = [], [], [], {}
-    undone: set[nn.Module] = set()
+    changed, left, parameters = [], [], []
+    plain: dict[nn.Module, type[nn.Module]] = {}
+    undone = [region for region in called if region.name in selection]
     for region in called:
-        if region.name in selection:
+        if region in undone:
             changed.append(Entry(region.name, region.what, "plain"))
             parameters.append(None if region.owner is None else region.owner._parameters["log2_alpha"])
         else:
@@ -203,37 +205,25 @@ def unscale_activations(
     if learned:
         check_parameters_may_change(model)
     if not dry_run:
-        for region in called:
-            if region.name in selection:
-                if region.owner is not None:
-                    del region.owner._parameters["log2_alpha"]
-                for module in region.modules:
-                    unscale_calls(module)
-                    undone.add(module)
-        for scaled, to in plain.items():
-            become_plain(scaled, to)
-            undone.add(scaled)
-        _keep_plain(model, undone)
+        for region in undone:
+            if region.owner is not None:
+                del region.owner._parameters["log2_alpha"]
+            for module in region.modules:
+                unscale_calls(module)
+        for module, to in plain.items():
+            become_plain(cast(Scaled, module), to)
+        _keep_plain(model, {*plain, *(module for region in undone for module in region.modules)})
     return ConversionReport(model, tuple(changed), tuple(left), (), learned, dry_run)
 
 
 def _keep_plain(model: nn.Module, undone: set[nn.Module]) -> None:
     """Keep plain what is undone inside a module whose calls stay scaled; elsewhere drop such exceptions."""
-    plain, inside = CallScaling(1.0, ()), {"": False}
+    inside = {"": False}
     for path, module in named_modules(model):
         around = path != "" and inside[path.rpartition(".")[0]]
         settings = call_scaling(module)
         if module in undone and around:
-            scale_calls(module, plain)
+            keep_calls_plain(module)
         elif settings is not None and not settings.functions and not around:
             unscale_calls(module)
         inside[path] = around or (settings is not None and bool(settings.functions))
-
-
-def _warn(plan: Plan) -> None:
-    """Warn before anything changes, since a warning may be an error."""
-    if plan.report.overlooked:
-        listed = ", ".join(
-            f"{entry.before} in {entry.name} ({entry.note})" for entry in plan.report.overlooked[:8]
-        )
-        warn(f"not scaled, since no modules compute them: {listed}; functional=True scales calls as well")

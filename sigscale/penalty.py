@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,54 +10,51 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
-from ._attachment import ATTACHED, Attachment, check_attachable
-from ._checks import warn
+from ._attachment import ATTACHED, Attachment, check_attachable, steppable
+from ._checks import check_real, warn
 from ._counting import is_batched
-from ._selection import PenalizedParameters, check_factors
-from ._step import steppable
+from ._selection import PenalizedParameters
 from .kernels import reference_penalty
 from .kernels.reference_penalty import Tensors
 
+MAX_FACTOR = torch.finfo(torch.float32).max
+
 
 class WeightPenalty:
-    """l2 / 2 sum theta^2 + l1 sum |theta| over a model's parameters, of gradient l2 theta + l1 sign(theta).
+    """l2 / 2 sum theta^2 + l1 sum |theta| over a model's parameters, with gradient l2 theta + l1 sign(theta).
 
     Two ways to use it, with the same gradient:
 
         loss = criterion(model(x), t) + penalty()  # as the paper writes it
         penalty.attach(optimizer)                  # or once: the optimizer adds the gradient as it steps
 
-    l2 is the paper's r. Of torch.optim, `weight_decay=r` of Adam and SGD does the same; that of AdamW,
-    which shrinks parameters past the gradient, does not. Keras's `l2(r)` is r * sum theta^2, of twice
-    the gradient: its r is our l2 / 2.
+    l2 is the paper's r. In torch.optim, `weight_decay=r` of Adam and SGD does the same; that of AdamW, which
+    shrinks parameters directly, does not. Keras's `l2(r)` has twice the gradient: its r is our l2 / 2.
 
-    A parameter is left out while it is frozen (requires_grad=False); a shared one counts once. A model's
-    parameters named log2_alpha, the learned scale of activations, are left out: their decay would pull
-    alpha to 1, the plain function, and undo the other remedy. Parameters passed directly are all penalized.
+    Skips frozen parameters (requires_grad=False) and counts shared ones once. A model's parameters named
+    log2_alpha, the learned scale of activations, are left out: their decay would pull alpha to 1, the plain
+    function, and undo the other remedy. Parameters passed directly are all penalized.
 
     A model's parameters are looked up at each call, so the penalty follows whatever replaces them: another
-    layer, fully_shard(), load_state_dict(assign=True), to_empty(), and, in a forward that adds penalty(),
+    layer, fully_shard(), load_state_dict(assign=True), to_empty() and, in a forward that adds penalty(),
     torch.func.functional_call(), whose tensors count even where they do not require a gradient. Parameters
     passed directly have no model to be looked up in: pass the new ones to a new penalty.
 
     Args:
         model_or_params: a module (also wrapped in DistributedDataParallel or by torch.compile), or an
-            iterable of parameters or of (name, parameter), dense and of dtype float16, bfloat16, float32
-            or float64, on any device.
+            iterable of parameters or of (name, parameter): dense, float16, bfloat16, float32 or float64.
         l2: factor r of the squares, per squared unit of the parameters; finite and >= 0.
         l1: factor s of the magnitudes, per unit of the parameters; finite and >= 0. One must be > 0.
         exclude: a shell-style pattern ("*.bias"), or a sequence of them, of names to leave out.
 
     Attributes:
-        l2, l1: the factors.
-        parameters: what is penalized, frozen ones too, as a tuple.
+        parameters: what is penalized, including frozen parameters, as a tuple.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or value, a pattern matches nothing, no
             parameter is left, or FullyShardedDataParallel has sharded one, which fully_shard() may.
 
-    Source: L. Ven and J. Lederer, "Regularization and Reparameterization Avoid Vanishing Gradients in
-    Sigmoid-Type Networks", arXiv 2106.02260, Sec. 2.2; l1 is named in Sec. 4.
+    Source: L. Ven and J. Lederer, arXiv 2106.02260, Sec. 2.2; l1 is named in Sec. 4.
 
     Example:
         >>> import torch, sigscale as ss
@@ -79,7 +76,12 @@ class WeightPenalty:
         *,
         exclude: str | Iterable[str] = (),
     ) -> None:
-        self._l2, self._l1 = check_factors(l2, l1)
+        self._l2, self._l1 = _factor(l2, "l2"), _factor(l1, "l1")
+        if not (self._l2 or self._l1):
+            raise ValueError(
+                f"l2 or l1 must be > 0; got l2={l2!r} and l1={l1!r}: the paper's l2 is 0.01; without a "
+                "penalty there is nothing to make"
+            )
         self._parameters = PenalizedParameters(model_or_params, exclude)
 
     @property
@@ -95,12 +97,12 @@ class WeightPenalty:
         return self._parameters()
 
     def __call__(self) -> Tensor:
-        """The penalty as a term of a loss: 0-d, differentiable, on the parameters' device.
+        """The penalty as a term of the loss: 0-d, differentiable, on the parameters' device.
 
-        In fp32, also for 16-bit parameters (fp64 if one is fp64); twice differentiable, also by torch.func,
-        in forward mode and with batched gradients. For sharded parameters (DTensor) it is the sum over all
-        processes, which must all call it, or value(). While the penalty is attached to an optimizer it
-        would act twice, so it warns: log `value()` instead.
+        In fp32 (fp64 if a parameter is); twice differentiable, also by torch.func, in forward mode and with
+        batched gradients. For sharded parameters (DTensor) it is the sum over all processes, which must all
+        call it, or value(). Warns while the penalty is attached to an optimizer, where it would act twice:
+        log `value()` instead.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._is_attached():
             warn(
@@ -111,11 +113,11 @@ class WeightPenalty:
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """The same number, detached, for logging; it stays on the device without synchronizing."""
+        """The same number, detached, for logging; it stays on the device, without synchronizing."""
         return self.value_of(self._parameters.trained())
 
-    def value_of(self, parameters: Sequence[Tensor]) -> Tensor:
-        """The penalty of these parameters alone, none of them frozen."""
+    def value_of(self, parameters: list[Tensor]) -> Tensor:
+        """The penalty of these parameters alone."""
         kinds: dict[tuple[torch.device, torch.dtype, type], list[Tensor]] = {}
         for parameter in parameters:
             kinds.setdefault((parameter.device, parameter.dtype, type(parameter)), []).append(parameter)
@@ -132,24 +134,25 @@ class WeightPenalty:
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Have the optimizer add l2 theta + l1 sign(theta) to each gradient whenever it steps.
 
-        Without a term in the loss and, on a GPU, in one kernel launch for each dtype; where
-        `weight_decay` does exactly the same (SGD, Adam, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop
-        and ASGD, not decoupled, with l1 = 0 and groups of penalized parameters only) step() sees a larger
-        one, at no cost. `attachment.ways` tells which. The optimizer's groups and its state_dict() are as
-        without a penalty, so attach it again, in any order, when a training is resumed, and to a copy of
-        the optimizer, which has no hooks. Groups and parameters that the optimizer is given later are
-        penalized too, if the model holds them by then.
+        No term in the loss and, on a GPU, one kernel launch for each dtype. Where `weight_decay` does exactly
+        the same (SGD, Adam, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop and ASGD, not decoupled, with
+        l1 = 0 and a group of penalized parameters only), step() sees a larger one, at no cost:
+        `attachment.ways` says which. The optimizer's groups and state_dict() stay as without a penalty, so
+        attach it again, in any order, when a training is resumed, and to a copy of the optimizer, which has
+        no hooks. Groups and parameters that the optimizer gets later are penalized too, if the model holds
+        them by then.
 
-        A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters
-        are pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a
-        closure returns has the penalty's value added, an objective has it taken away. Everything that
-        looks at gradients before step(), such as clip_grad_norm_ or GradientMonitor.step(), sees those of
-        the loss alone; to clip with the penalty, add penalty() to the loss. However many backward passes a
-        step has, the gradient is added once; it may be in `.grad` after the step, where zero_grad() finds it.
+        A parameter without a gradient is skipped, as by weight_decay. With `maximize=True` parameters are
+        pulled to zero as well, as by weight_decay and by objective - penalty(). The loss that a closure
+        returns includes the penalty's value, subtracted from an objective. Everything that looks at gradients
+        before step(), such as clip_grad_norm_ or GradientMonitor.step(), sees those of the loss alone; to
+        clip with the penalty, add penalty() to the loss. However many backward passes a step has, the
+        gradient is added once. It may stay in `.grad` after the step, or after one that raised: call
+        zero_grad() before the next backward pass, and before repeating a step that failed.
 
         Args:
-            optimizer: any torch.optim.Optimizer over some of the parameters, also fused or capturable, or
-                a wrapper that holds one, such as Lookahead or Accelerate's: the penalty goes to that one.
+            optimizer: any torch.optim.Optimizer over some of the parameters, also fused or capturable, or a
+                wrapper around one, such as Lookahead or Accelerate's.
 
         Returns:
             The attachment: `remove()` it, or use it in a `with` statement.
@@ -171,11 +174,7 @@ class WeightPenalty:
         return Attachment(self, optimizer)
 
     def detach(self, optimizer: Optimizer) -> None:
-        """Undo `attach(optimizer)`.
-
-        Raises:
-            ValueError: it is not attached to this optimizer.
-        """
+        """Undo `attach(optimizer)`; ValueError if the penalty is not attached to this optimizer."""
         optimizer = steppable(optimizer)
         for attachment in ATTACHED.get(optimizer, ()):
             if attachment.penalty is self:
@@ -191,6 +190,11 @@ class WeightPenalty:
 
     def _is_attached(self) -> bool:
         return any(a.penalty is self for attachments in ATTACHED.values() for a in attachments)
+
+
+def _factor(value: Any, name: str) -> float:
+    rule, remedy = "a real number, finite and >= 0", "the paper's l2 is 0.01, and 0.0 leaves a term out"
+    return check_real(value, name, rule, remedy, low=0.0, high=MAX_FACTOR)
 
 
 class _Value(torch.autograd.Function):
@@ -213,7 +217,7 @@ class _Value(torch.autograd.Function):
 
 
 def _is_transformed() -> bool:
-    """Whether the value is to be plain arithmetic, which torch.func, forward AD and compilers take apart."""
+    """Whether torch.func, forward AD or a compiler has to see plain arithmetic."""
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()

@@ -122,12 +122,30 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
 
 
-def test_the_folder_refuses_its_bare_name():
-    run = python("import kernels", ROOT)
+@pytest.mark.parametrize("code", ["from kernels import functions", "import kernels; kernels.tanh"])
+def test_the_folder_refuses_its_bare_name(code):
+    run = python(code, ROOT)
     assert (
         "ImportError: this folder is the package sigscale.kernels, not 'kernels': run `pip install"
         in run.stderr
     )
+    assert "No module named 'kernels.functions'" in python("import kernels.functions", ROOT).stderr
+
+
+def test_the_folder_stands_aside_for_its_namesake(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("from kernels.layer import version as __version__\n")
+    (tmp_path / "kernels" / "layer.py").write_text("version = '1.0'\n")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import kernels; print(kernels.__version__)"
+    run = python(code, ROOT)
+    assert run.stdout == "1.0\n", run.stderr
+
+
+def test_transformers_imports_in_the_checkout():
+    """It probes for Hugging Face's package `kernels`, and finds none in the folder of that name."""
+    pytest.importorskip("transformers")
+    run = python("from transformers.utils import is_kernels_available as found; print(found())", ROOT)
+    assert run.stdout in ("False\n", "True\n"), run.stderr
 
 
 def test_without_triton(tmp_path):

@@ -1,4 +1,4 @@
-"""Alpha-scaled models as plain ones."""
+"""`fold`: a model without alpha that computes the same."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from ..functional import functional
 from ..kernels.functions import FUNCTIONS, Function
 from ..nn.activation import Scaled, class_name
 from ..nn.recurrent import Recurrent
-from ._absorbers import absorber, rescale, rescaling
-from ._layers import equations
-from ._trace import Trace, called_function, cloned, needs_graph, trace
-from ._tracer import scaled_function
+from ._layers import absorber, equations, rescale, rescaling
+from ._trace import Trace, cloned, needs_graph, trace
+from ._tracer import called_function, scaled_function
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+PROBES = torch.tensor([-30.0, -1.5, -0.3, 0.0, 0.7, 2.0, 20.0], dtype=torch.float64, device="cpu")
 
 
 def fold(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
     """A copy of a model in which alpha * f(x / alpha) is f(x), with other weights and the same outputs.
 
-    By f_a[f_a[... f_a[z]]] = a f[f[... f[z / a]]], an alpha-scaled network is a plain one up to the scale
-    of its hidden values, which is taken up by the weights of its linear, convolution, embedding, recurrent
-    and normalization layers: W x + b becomes (s_in / s_out) W x + b / s_out, where s_in and s_out are the
-    scales before and after it. Positively homogeneous operations, such as ReLU, pooling, dropout, reshaping
-    and sums of branches, pass a scale on. All others keep the scale 1, as do the model's inputs and outputs.
+    By f_a[f_a[... f_a[z]]] = a f[f[... f[z / a]]], an alpha-scaled network is a plain one up to the scale of
+    its hidden values, which the weights of linear, convolution, embedding, recurrent and normalization layers
+    absorb: W x + b becomes (s_in / s_out) W x + b / s_out, where s_in and s_out are the scales before and
+    after it. Positively homogeneous operations, such as ReLU, pooling, dropout, reshaping and sums of
+    branches, pass a scale on. All others keep the scale 1, as do the model's inputs and outputs.
 
-    The copy consists of PyTorch's own modules and of those of your own classes: `torch.export`, ONNX and
-    pickle take it without sigscale. If forward calls functions such as `sigscale.tanh(x)`, or takes optional
-    arguments, the copy is a `torch.fx.GraphModule`, which takes the arguments that it was folded for.
-    It is folded for the mode, training or evaluation, that the model is in.
+    The copy consists of PyTorch's modules and your own: `torch.export`, ONNX and pickle take it without
+    sigscale. If forward calls functions such as `sigscale.tanh(x)`, or has optional arguments, the copy is a
+    `torch.fx.GraphModule` that takes the arguments it was folded for. The copy is valid for the mode,
+    training or evaluation, that the model is in.
 
     Args:
-        model: any module that `torch.fx` can trace; arguments of its forward that have a default, and that
-            example_inputs do not give, keep it for good. Wrappers such as `DistributedDataParallel` are left
-            out of the copy.
-        example_inputs: a tensor, or a tuple of what forward is called with. Needed where an alpha
-            differs from channel to channel, for the shapes. The outputs of model and copy are then compared.
+        model: any module that `torch.fx` can trace. Optional arguments of its forward that example_inputs do
+            not give keep their defaults for good. The copy is without wrappers such as
+            `DistributedDataParallel`.
+        example_inputs: a tensor, or a tuple of the arguments of forward; needed where alpha differs from
+            channel to channel, for the shapes. The outputs of model and copy are then compared.
 
     Returns:
         The copy. Its parameters have the dtypes, devices and requires_grad of the model's, computed in
-        float64 and rounded once; the model stays as it is.
+        float64 and rounded once; the model does not change.
 
     Raises:
         TypeError: `model` is not a module, or example_inputs neither a tensor nor a tuple.
-        ValueError: a scale would have to change where no layer can absorb it, as at an activation that is
+        ValueError: a scale would have to change where no layer can absorb it, as at an activation that gives
             the model's output; torch.fx cannot trace the model; a weight leaves the range of its dtype;
             modules have hooks, which would see other values, or lack their parameters. The error names the
             modules.
@@ -95,35 +95,39 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = Non
 
 
 def _check(model: nn.Module) -> None:
+    """Raise ValueError if a module cannot be folded whatever the others are."""
     for path, layer in model.named_modules():
-        name = f"'{path}' ({type(layer).__name__})"
-        for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
-            if nn.parameter.is_lazy(tensor):
-                raise ValueError(f"cannot fold {name}, which is lazy: call the model once before folding")
-            if tensor is not None and tensor.is_meta:
-                raise ValueError(
-                    f"cannot fold {name}, whose {key} is on the meta device: load its values before folding"
-                )
-        if isinstance(layer, Scaled) and is_parametrized(layer):
-            raise ValueError(
-                f"cannot fold {name}, which has an alpha and parametrized weights, which cannot absorb it: "
-                "call torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-        if isinstance(layer, Recurrent) and absorber(layer) is None:
-            raise ValueError(
-                f"cannot fold {name}, a subclass whose forward may differ from that of sigscale.nn: use the "
-                "class of sigscale.nn itself"
-            )
-        if is_overlaid(layer) or any(vars(layer)[hooks] for hooks in HOOKS):
-            raise ValueError(
-                f"cannot fold {name}, which has hooks, and these would see other values than before: remove "
-                "them first, by handle.remove() or monitor.close(), or if they compute a weight, by "
-                "torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove"
-            )
+        why = _unfit(layer)
+        if why:
+            raise ValueError(f"cannot fold '{path}' ({type(layer).__name__}), {why}")
+
+
+def _unfit(layer: nn.Module) -> str:
+    for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+        if tensor is None:
+            continue
+        if nn.parameter.is_lazy(tensor):
+            return "which is lazy: call the model once before folding"
+        if tensor.is_meta:
+            return f"whose {key} is on the meta device: load its values before folding"
+    if isinstance(layer, Scaled) and is_parametrized(layer):
+        return (
+            "which has an alpha and parametrized weights, which cannot absorb it: call "
+            "torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    if isinstance(layer, Recurrent) and absorber(layer) is None:
+        return "a subclass whose forward may differ from sigscale.nn's: use the class of sigscale.nn itself"
+    if is_overlaid(layer) or any(vars(layer)[hooks] for hooks in HOOKS):
+        return (
+            "which has hooks, and these would see other values than before: remove them first, by "
+            "handle.remove() or monitor.close(), or if they compute a weight, by "
+            "torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove"
+        )
+    return ""
 
 
 def _plain(model: nn.Module, traced: Trace) -> nn.Module:
-    """The rescaled copy without alphas; its graph, if forward calls functions of sigscale."""
+    """The rescaled copy without alphas; as a graph where forward calls functions of sigscale."""
     as_graph = needs_graph(model, traced.graph, traced.defaults)
     for layer in model.modules():
         unscale_calls(layer)
@@ -135,17 +139,24 @@ def _plain(model: nn.Module, traced: Trace) -> nn.Module:
         elif (function := scaled_function(layer)) is not None:
             plain[layer] = stock_module(function).train(layer.training)
     for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in plain:
-                parent._modules[name] = plain[child]
+        parent._modules.update({name: plain[m] for name, m in parent._modules.items() if m in plain})
     if as_graph:
-        _check_state(model, traced)
         model = _as_graph(model, traced)
     _check_plain(model)
     return model
 
 
 def _as_graph(model: nn.Module, traced: Trace) -> fx.GraphModule:
+    """The copy as a graph of calls; ValueError if forward has effects that a graph would lose."""
+    if traced.changed:
+        has = (
+            f"has the optional {', '.join(traced.defaults)}" if traced.defaults else "calls scaled functions"
+        )
+        raise ValueError(
+            f"cannot fold {type(model).__name__}, whose forward {has}, so that the copy is a graph of calls, "
+            f"and which changes {'; '.join(traced.changed)}: leave that out, write into a registered buffer, "
+            "as in self.calls.add_(1), or fold the parts that do without"
+        )
     graph = fx.Graph()  # which, unlike the traced one, does not remember sigscale's tracer
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(traced.graph, copies))
@@ -160,12 +171,12 @@ def _as_graph(model: nn.Module, traced: Trace) -> fx.GraphModule:
             with graph.inserting_before(node):
                 call = graph.call_module(name, (node.args[0] if node.args else node.kwargs["x"],))
             node.replace_all_uses_with(call)
-            _erase(graph, [node], needless)
+            _erase(graph, node, needless)
     return fx.GraphModule(model, graph, type(model).__name__)
 
 
 def _protect_writes(graph: fx.Graph, model: nn.Module, written: set[str]) -> None:
-    """Pass buffers that are written into through a module, whose calls pickle records when it traces."""
+    """Pass buffers that are written into through a module, since pickle traces and records its calls."""
     for node in graph.find_nodes(op="get_attr"):
         if node.name in written:
             model.add_module(name := "folded_buffer", nn.Identity())
@@ -174,26 +185,13 @@ def _protect_writes(graph: fx.Graph, model: nn.Module, written: set[str]) -> Non
             node.replace_all_uses_with(same, delete_user_cb=lambda user, same=same: user is not same)
 
 
-def _erase(graph: fx.Graph, nodes: list[fx.Node], needless: set[str]) -> None:
-    """Erase nodes that are unused, and those of the names `needless` that only these needed."""
-    for node in nodes:
-        if not node.users:
-            inputs = [x for x in node.all_input_nodes if x.name in needless]
-            graph.erase_node(node)
-            _erase(graph, inputs, needless)
-
-
-def _check_state(model: nn.Module, traced: Trace) -> None:
-    """Raise ValueError if the graph that the copy will be lacks what forward does to the model."""
-    if traced.changed:
-        cause = (
-            f"has the optional {', '.join(traced.defaults)}" if traced.defaults else "calls scaled functions"
-        )
-        raise ValueError(
-            f"cannot fold {type(model).__name__}, whose forward {cause}, so that the copy is a graph of "
-            f"calls, and which changes {'; '.join(traced.changed)}: leave that out, write into a registered "
-            "buffer, as in self.calls.add_(1), or fold the parts that do without"
-        )
+def _erase(graph: fx.Graph, node: fx.Node, needless: set[str]) -> None:
+    """Erase an unused node, and the nodes named in `needless` that only it needed."""
+    if not node.users:
+        inputs = [x for x in node.all_input_nodes if x.name in needless]
+        graph.erase_node(node)
+        for value in inputs:
+            _erase(graph, value, needless)
 
 
 def _check_plain(model: nn.Module) -> None:
@@ -231,11 +229,8 @@ def _compare(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> No
             )
 
 
-PROBES = torch.tensor([-30.0, -1.5, -0.3, 0.0, 0.7, 2.0, 20.0], dtype=torch.float64, device="cpu")
-
-
 def stock_module(function: Function) -> nn.Module:
-    """f as a module that needs nothing but PyTorch: of torch.nn, or calls of PyTorch's operations."""
+    """f as a module that needs only PyTorch: one of torch.nn, or a graph of PyTorch's operations."""
     name = class_name(function.name)
     layer = getattr(nn, name, None)
     if layer is not None and _is(layer(), function):
@@ -257,5 +252,5 @@ def stock_module(function: Function) -> nn.Module:
 
 
 def _is(operation: Callable[[Tensor], Tensor], function: Function) -> bool:
-    """Whether an operation that has the function's name has its values as well."""
+    """Whether an operation with the function's name also has its values."""
     return torch.allclose(operation(PROBES), function.torch_value(PROBES), rtol=1e-13, atol=0.0)

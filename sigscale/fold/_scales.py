@@ -1,11 +1,11 @@
-"""Which scale each value of a graph has in the folded model: a system of equations, and its solution.
+"""The scale of each value in the folded model: a system of equations, and its solution.
 
 The folded model computes v / s(v) wherever the model computes v. Values that a call ties together, such
 as the input and the output of a pooling layer, have the same scale; an activation pins it to its alpha,
-the model's inputs and outputs to 1. Linear layers tie nothing: their weights take up the ratio.
+the model's inputs and outputs to 1. Linear layers tie nothing: their weights absorb the ratio.
 
-A scale is a vector of fp64, of one element or of one for each channel; a value that has more channels
-than that, since it was flattened, has each for as many in a row.
+A scale is a float64 vector with one element, or one for each channel. Where flattening turns a channel into
+several adjacent ones, all of them have its scale.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Pin(NamedTuple):
 
 
 class Concatenation(NamedTuple):
-    """Values that are concatenated along the channels, each of which may have its own scale."""
+    """Values concatenated along the channels, each with a scale of its own."""
 
     result: fx.Node
     parts: list[fx.Node]
@@ -46,7 +46,7 @@ class Concatenation(NamedTuple):
 
 
 class Scales:
-    """The equations, as they are collected, and then `solve()` and `of(value)`."""
+    """Collects the equations; after `solve()`, `of(value)` is the scale of a value."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -82,17 +82,17 @@ class Scales:
         self._single.setdefault(value, by)
 
     def free(self, values: Iterable[fx.Node], by: fx.Node) -> None:
-        """These values may have any scale, which does not matter to a call."""
+        """These values may have any scale: the call `by` does not depend on it."""
         self._ruled.update((value, by) for value in values)
 
     def pin_others(self, by: fx.Node) -> None:
-        """Operands that depend on the inputs, and of which no rule says anything, keep the scale 1."""
+        """Operands that depend on the inputs keep the scale 1 unless a rule says otherwise."""
         for value in by.all_input_nodes:
             if (value, by) not in self._ruled and value not in self.trace.constants:
                 self.pin(value, ONE, by, "takes it as it is")
 
     def concatenate(self, result: fx.Node, parts: list[fx.Node]) -> None:
-        """The scales of the parts, one after the other, are that of the result."""
+        """The scale of the result is the scales of the parts, one after the other."""
         self._ruled.update((part, result) for part in parts)
         sizes = [self.trace.shapes[part][1] for part in parts]
         self._concatenations.append(Concatenation(result, parts, sizes))
@@ -103,7 +103,7 @@ class Scales:
         return ONE if scale is None else scale
 
     def across(self, value: fx.Node, channels: int) -> Tensor:
-        """The scale of a value, of one element or of one for each of its channels."""
+        """The scale of a value, with one element or one for each of its channels."""
         scale = self.of(value)
         if scale.numel() == 1:
             return scale
@@ -118,20 +118,20 @@ class Scales:
         return rows[:, 0]
 
     def solve(self) -> None:
-        """Find the scale of every value; ValueError that names the calls whose demands contradict."""
+        """Find the scale of every value; ValueError that names the calls with contradictory demands."""
         self._collect_groups()
         for group in {id(group): group for group in self._group.values()}.values():
             self._check(group)
         waiting = list(self._concatenations)
         while waiting:
             ready = next((c for c in waiting if self._is_ready(c)), None)
-            if ready is None:
-                self._choose(waiting[0])
-            else:
+            if ready is not None:
                 waiting.remove(ready)
                 self._settle(ready)
+            else:
+                self._choose(waiting[0])
         for value, shape in self.trace.shapes.items():
-            if len(shape) > 1:  # what works on all of a channel needs one scale for it
+            if len(shape) > 1:  # operations on a whole channel need one scale for it
                 self.across(value, shape[1])
 
     def _collect_groups(self) -> None:
@@ -149,7 +149,7 @@ class Scales:
         return max(pins, key=Tensor.numel, default=None)
 
     def _check(self, group: list[fx.Node]) -> None:
-        """Raise ValueError if the demands on the values of a group contradict."""
+        """Raise ValueError if the demands on a group contradict each other."""
         pins = [pin for node in group for pin in self._pins.get(node, ())]
         if not pins:
             return
@@ -185,7 +185,7 @@ class Scales:
             self._check(self._group[part])
 
     def _choose(self, c: Concatenation) -> None:
-        """Give a part that nothing determines the scale of the others, to have one for all if possible."""
+        """Give an undetermined part the scale of the others, if that is one number."""
         known = [scale for part in c.parts if (scale := self._solved(part)) is not None]
         scale = known[0] if known and known[0].numel() == 1 else ONE
         part = next(part for part in c.parts if self._solved(part) is None)

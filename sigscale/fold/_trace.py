@@ -9,39 +9,36 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import Argument, Target
+from torch.fx.node import Argument
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .._calls import call_scaling
-from ..functional import functional
-from ..kernels.functions import FUNCTIONS, Function
-from ._state import Change, State, attributes
-from ._tracer import Tracer, describes, is_proxy, place_of
-from ._writes import Memory, is_random, plain_name, writes
+from ._memory import Memory, State, attributes, is_random, plain_name, writes
+from ._tracer import Tracer, called_function, describes, is_proxy, place_of
 
 
 class Trace(NamedTuple):
-    """The calls of a model's forward in their order, and the modules they are made to."""
+    """The calls of a model's forward, in order, and the modules that they call."""
 
     graph: fx.Graph
-    root: nn.Module  # a copy, which may be run, but for the parameters: they are the model's own
-    shapes: Mapping[fx.Node, torch.Size]  # of the tensors; empty if there are no example inputs
-    constants: frozenset[fx.Node]  # values that are computed from parameters and shapes alone
+    root: nn.Module  # a copy that is safe to run; the parameters are the model's own
+    shapes: Mapping[fx.Node, torch.Size]  # of tensors; empty without example inputs
+    constants: frozenset[fx.Node]  # values computed from parameters and shapes alone
     written: frozenset[fx.Node]  # values that share memory with what a call writes into
-    read: Sequence[Tensor]  # buffers that forward reads while it is traced
-    kept: Mapping[fx.Node, str]  # values that forward keeps in attributes, and where
-    defaults: tuple[str, ...]  # arguments of forward that have a default, and were traced with one value
-    changed: tuple[str, ...]  # what forward changes and a graph would not, such as attributes
+    read: Sequence[Tensor]  # buffers that forward reads
+    kept: Mapping[fx.Node, str]  # values that forward keeps in attributes, and the names of these
+    defaults: tuple[str, ...]  # optional arguments of forward, traced with their defaults
+    changed: tuple[str, ...]  # side effects of forward that a graph would lose
 
     def layer(self, node: fx.Node) -> nn.Module:
         """The module that a node calls."""
         return self.root.get_submodule(str(node.target))
 
     def layers(self) -> list[tuple[fx.Node, nn.Module]]:
-        return [(node, self.layer(node)) for node in self.graph.nodes if node.op == "call_module"]
+        return [(node, self.layer(node)) for node in self.graph.find_nodes(op="call_module")]
 
     def kind(self, node: fx.Node) -> str:
-        """The name of what a node calls, without the underscore of those in place; of a module, its class."""
+        """The name of what a node calls: a module's class, or a function without trailing underscore."""
         if node.op == "call_module":
             return type(self.layer(node)).__name__.lower()
         return plain_name(node.target)
@@ -55,7 +52,7 @@ class Trace(NamedTuple):
         return writes(node, self.layer(node) if node.op == "call_module" else None)
 
     def named(self, node: fx.Node) -> str:
-        """A node as errors name it."""
+        """A node as error messages name it."""
         if node.op == "call_module":
             return f"'{node.target}' ({type(self.layer(node)).__name__})"
         if node.op == "placeholder":
@@ -68,45 +65,89 @@ class Trace(NamedTuple):
             return f"sigscale.{self.kind(node)}() at '{node.name}'"
         return f"{self.kind(node)}() {place_of(node)}"
 
+    def constant(self, value: Argument) -> Any:
+        """What an argument is in every call; LookupError if it depends on the model's inputs."""
+        if not isinstance(value, fx.Node):
+            return value
+        if value in self.written:
+            raise LookupError(value.name)
+        if value.op == "get_attr":
+            return self.attribute(value)
+        if value.op not in ("call_function", "call_method") or is_random(plain_name(value.target)):
+            raise LookupError(value.name)
+        args, kwargs = fx.node.map_aggregate((value.args, value.kwargs), self.constant)
+        if callable(value.target):
+            return value.target(*args, **kwargs)
+        return getattr(args[0], value.target)(*args[1:], **kwargs)
+
 
 def trace(model: nn.Module, inputs: tuple[Any, ...] | None) -> Trace:
-    """The graph of a model, which stays as it is; ValueError with the reason if torch.fx finds none."""
-    root, graph, changes, read = _traced(model, inputs, ())
+    """The graph of a model, which does not change; ValueError with the reason if torch.fx finds none."""
+    given = len(inputs or ())
+    root, graph, changes, read = _traced(model, given, ())
     arguments = graph.find_nodes(op="placeholder")
     defaults = tuple(node.target for node in arguments if node.args and not node.target.startswith("*"))
-    buffers = [change.name for change in changes if change.is_written_buffer]
+    buffers = [name for name, is_written_buffer in changes.items() if is_written_buffer]
     if buffers and needs_graph(root, graph, defaults):
-        root, graph, changes, read = _traced(model, inputs, buffers)  # since the copy will be a graph
+        root, graph, changes, read = _traced(model, given, buffers)
     for position, node in enumerate(graph.find_nodes(op="placeholder")):
-        if position < len(inputs or ()):
-            node.args = ()  # what was passed has to be passed to the copy
+        if position < given:
+            node.args = ()  # the copy requires it
         elif node.args and not node.users:
             graph.erase_node(node)
     constants, written = _constants(graph, root)
     kept = {
         leaf.node: name for name, value in attributes(root) for leaf in tree_leaves(value) if is_proxy(leaf)
     }
-    _check_kept(root, len(inputs or ()), {node: name for node, name in kept.items() if node not in constants})
-    return Trace(
-        graph,
-        root,
-        {} if inputs is None else _shapes(root, graph, inputs),
-        constants,
-        written,
-        read,
-        kept,
-        defaults,
-        tuple(change.name for change in changes),
-    )
+    _check_kept(root, given, {node: name for node, name in kept.items() if node not in constants})
+    shapes = {} if inputs is None else _shapes(root, graph, inputs)
+    return Trace(graph, root, shapes, constants, written, read, kept, defaults, tuple(changes))
+
+
+def _traced(
+    model: nn.Module, given: int, updated: Sequence[str]
+) -> tuple[nn.Module, fx.Graph, dict[str, bool], list[Tensor]]:
+    """A copy of the model, its graph, what its forward changes and the buffers that it reads.
+
+    The graph includes calls on the buffers named `updated`; calls on other buffers happen during tracing.
+    """
+    try:
+        # Tracing runs the user's code on the copy's buffers; parameters are only looked at.
+        root = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    except RuntimeError as error:
+        raise ValueError(f"cannot fold a model that cannot be copied: copy.deepcopy says: {error}") from error
+    tracer = Tracer(given, [root.get_buffer(name) for name in updated])
+    before = State(root)
+    try:
+        with torch.random.fork_rng():
+            random = torch.get_rng_state()
+            graph = tracer.trace(root)
+            draws = not torch.equal(random, torch.get_rng_state())
+    except Exception as error:  # whatever user code raises when it meets a torch.fx.Proxy
+        where = f"in '{tracer.inside[-1]}', " if tracer.inside[-1] else ""
+        raise ValueError(
+            f"cannot fold a model that torch.fx cannot trace: {where}{type(error).__name__}: {error}. "
+            "Fold the parts that it can, as in model.features = sigscale.fold(model.features), or move the "
+            "branch that depends on data out of forward"
+        ) from error
+    frozen = [*tracer.modes, *(["random numbers, drawn once for all calls"] if draws else [])]
+    return root, graph, before.changes(root) | dict.fromkeys(frozen, False), tracer.read
+
+
+def needs_graph(model: nn.Module, graph: fx.Graph, defaults: Sequence[str]) -> bool:
+    """Whether the copy has to be a graph: the model's own forward calls sigscale, or was traced in part."""
+    scaled = [call_scaling(layer) for layer in model.modules()]
+    calls = any(settings is not None and settings.functions for settings in scaled)
+    return calls or bool(defaults) or any(called_function(node.target) for node in graph.nodes)
 
 
 def _check_kept(root: nn.Module, given: int, kept: Mapping[fx.Node, str]) -> None:
-    """Raise ValueError if forward reads, in a second call, what it has kept of the first."""
+    """Raise ValueError if forward, called again, reads what it kept from the first call."""
     found = [*kept.values()]
     try:
         nodes = Tracer(given, []).trace(root).nodes if kept else ()
         found = [kept[value] for node in nodes for value in node.all_input_nodes if value in kept]
-    except Exception:  # it does something else in a second call
+    except Exception:  # a second call does something else
         pass
     if found:
         names = ", ".join(map(repr, dict.fromkeys(found)))
@@ -116,93 +157,28 @@ def _check_kept(root: nn.Module, given: int, kept: Mapping[fx.Node, str]) -> Non
         )
 
 
-def needs_graph(model: nn.Module, graph: fx.Graph, defaults: Sequence[str]) -> bool:
-    """Whether the copy cannot keep the own forward of a model, which calls sigscale or was traced in part."""
-    scaled = [call_scaling(layer) for layer in model.modules()]
-    calls = any(settings is not None and settings.functions for settings in scaled)
-    return calls or bool(defaults) or any(called_function(node.target) for node in graph.nodes)
-
-
-def _traced(
-    model: nn.Module, inputs: tuple[Any, ...] | None, updated: Sequence[str]
-) -> tuple[nn.Module, fx.Graph, list[Change], list[Tensor]]:
-    """A copy of the model, its graph, what its forward changes and the buffers that it reads.
-
-    Calls of the buffers `updated` are in the graph; those of others are made while it is traced.
-    """
-    try:
-        # User code runs here, and its buffers with it; parameters are only looked at.
-        root = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    except RuntimeError as error:
-        raise ValueError(f"cannot fold a model that cannot be copied: copy.deepcopy says: {error}") from error
-    tracer = Tracer(len(inputs or ()), [root.get_buffer(name) for name in updated])
-    before = State(root)
-    try:
-        with torch.random.fork_rng():
-            random = torch.get_rng_state()
-            graph = tracer.trace(root)
-            draws = not torch.equal(random, torch.get_rng_state())
-    except Exception as error:  # whatever user code may raise when it meets a torch.fx.Proxy
-        where = f"in '{tracer.inside[-1]}', " if tracer.inside[-1] else ""
-        raise ValueError(
-            f"cannot fold a model that torch.fx cannot trace: {where}{type(error).__name__}: {error}. "
-            "Fold the parts that it can, as in model.features = sigscale.fold(model.features), or move the "
-            "branch that depends on data out of forward"
-        ) from error
-    others = [*tracer.modes, *(["random numbers, drawn once for all calls"] if draws else [])]
-    changes = [*before.changes(root), *(Change(what, False) for what in others)]
-    return root, graph, changes, tracer.read
-
-
-def called_function(target: Target) -> Function | None:
-    """The function of a call such as sigscale.tanh(x)."""
-    return next((function for function in FUNCTIONS.values() if target is functional(function)), None)
-
-
-def constant(trace: Trace, value: Argument) -> Any:
-    """What an argument is in every call; LookupError if it depends on the model's inputs."""
-    if not isinstance(value, fx.Node):
-        return value
-    if value in trace.written:
-        raise LookupError(value.name)
-    if value.op == "get_attr":
-        return trace.attribute(value)
-    if value.op not in ("call_function", "call_method") or is_random(plain_name(value.target)):
-        raise LookupError(value.name)
-    args, kwargs = fx.node.map_aggregate((value.args, value.kwargs), lambda part: constant(trace, part))
-    if callable(value.target):
-        return value.target(*args, **kwargs)
-    return getattr(args[0], value.target)(*args[1:], **kwargs)
-
-
 def _constants(graph: fx.Graph, root: nn.Module) -> tuple[frozenset[fx.Node], frozenset[fx.Node]]:
     """The values that are computed from parameters and shapes alone, and all that calls write into.
 
-    A value is no constant if it shares memory with what a call writes into that depends on the inputs.
+    A value is not constant if it shares memory with what a call on the inputs writes into.
     """
     memory = Memory(graph, root)
-    layers = {n: root.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"}
+    layers = {n: root.get_submodule(str(n.target)) for n in graph.find_nodes(op="call_module")}
     targets = {node: writes(node, layers.get(node)) for node in graph.nodes}
     varying: set[fx.Node] = set()
     while True:
-        constants = _without_inputs(graph, varying)
-        depending = [n for n in targets if not constants.issuperset(n.all_input_nodes)]
+        constants: set[fx.Node] = set()
+        for node in graph.nodes:
+            calls = node.op in ("call_function", "call_method")
+            inherits = calls and bool(node.all_input_nodes) and constants.issuperset(node.all_input_nodes)
+            if (node.op == "get_attr" or describes(node) or inherits) and node not in varying:
+                constants.add(node)
+        depending = [node for node in targets if not constants.issuperset(node.all_input_nodes)]
         found = memory.around(value for node in depending for value in targets[node])
         if found <= varying:
             written = memory.around(value for values in targets.values() for value in values)
             return frozenset(constants), frozenset(written)
         varying |= found
-
-
-def _without_inputs(graph: fx.Graph, varying: set[fx.Node]) -> set[fx.Node]:
-    """The values that are computed from parameters and shapes alone, and are not `varying`."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        calls = node.op in ("call_function", "call_method")
-        inherits = calls and bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
-        if (node.op == "get_attr" or describes(node) or inherits) and node not in varying:
-            found.add(node)
-    return found
 
 
 def _shapes(root: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, torch.Size]:
@@ -215,7 +191,7 @@ def _shapes(root: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[f
                 shapes[n] = result.shape
             return result
 
-    module = copy.deepcopy(fx.GraphModule(root, graph))  # whose tensors forward may write into
+    module = copy.deepcopy(fx.GraphModule(root, graph))  # forward may write into its tensors
     try:
         with torch.no_grad(), torch.random.fork_rng():
             Recorder(module, graph=graph).run(*cloned(inputs))
@@ -229,5 +205,5 @@ def _shapes(root: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[f
 
 
 def cloned(inputs: tuple[Any, ...]) -> Any:
-    """Copies of the example inputs, into which forward may write."""
+    """Copies of the example inputs, which forward may write into."""
     return tree_map_only(Tensor, lambda x: x.detach().clone(), inputs)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import checked_count
+from .._checks import check_integer
 from ._theorems import checked_t, smallest_parameter, theorem_1
 
 GRID = (0.01, 0.1, 1 / math.e, 0.5, 0.6, 0.62, 0.63, 0.65, 0.7, 0.73, 0.75, 0.8, 0.9, 0.99)
@@ -69,10 +69,10 @@ def theorem_1_domain(
 ) -> list[Search]:
     """Search `draws` random networks for each t in `ts` for counterexamples to Theorem 1's two claims.
 
-    Depths 1 to 6 come equally often. |x| is log-uniform from 0.03 to 30; half of the parameters have the
+    Depths 1 to 6 are equally frequent. |x| is log-uniform from 0.03 to 30; half of the parameters have the
     smallest magnitude that the theorem allows, the others are up to a hundred times larger; r is |d| in half
-    of the draws and larger in the others; signs are random, and |d| is 1, since the claims scale with it.
-    README.md in this folder lists the numbers found for every function.
+    of the draws and larger in the others; signs are random; |d| is 1, since the claims scale with it.
+    README.md in this folder lists the results for every function.
 
     Returns: one outcome for each t, in the order given.
     Source: Theorem 1 of arXiv 2106.02260, and what follows it about other functions.
@@ -81,23 +81,28 @@ def theorem_1_domain(
         >>> [(row.t, row.first > 0, row.second > 0) for row in theory.theorem_1_domain([0.3, 0.7, 0.9])]
         [(0.3, False, False), (0.7, False, True), (0.9, True, True)]
     """
-    checked_count(draws, "draws")
+    draws = check_integer(draws, "draws", "14_000 is the default")
     ts = [checked_t(t) for t in ts]
     generator = torch.Generator("cpu").manual_seed(seed)
     return [_search(t, draws, generator, function) for t in ts]
 
 
 def _search(t: float, draws: int, generator: torch.Generator, function: str) -> Search:
-    first, second = [], []
+    counts, worst = [0, 0], [list[Counterexample](), list[Counterexample]()]
     for depth in range(1, min(DEPTH, draws) + 1):
         numbers = _draw(t, (draws + DEPTH - depth) // DEPTH, depth, generator)
         theta, x, d, r = numbers
         result = theorem_1(t, theta, x, d, r, function)
-        assumed = result.assumed.unsqueeze(-1)
-        first.append(_worst(numbers, assumed & ~result.first, result.unregularized, result.upper))
-        second.append(_worst(numbers, assumed & ~result.second, result.regularized, result.lower))
-    (count_first, worst_first), (count_second, worst_second) = map(_summary, (first, second))
-    return Search(t, draws, count_first, count_second, worst_first, worst_second)
+        sides = (
+            (result.first, result.unregularized, result.upper),
+            (result.second, result.regularized, result.lower),
+        )
+        for claim, (holds, found, claimed) in enumerate(sides):
+            violated = result.assumed.unsqueeze(-1) & ~holds
+            counts[claim] += int(violated.any(-1).sum())
+            worst[claim] += _worst(numbers, violated, found, claimed)
+    first, second = (max(each, key=lambda one: abs(one.found - one.claimed), default=None) for each in worst)
+    return Search(t, draws, counts[0], counts[1], first, second)
 
 
 def _draw(t: float, draws: int, depth: int, generator: torch.Generator) -> Draws:
@@ -109,7 +114,7 @@ def _draw(t: float, draws: int, depth: int, generator: torch.Generator) -> Draws
         return uniform(-1, 1, *shape).sign()
 
     def factor(*shape: int) -> Tensor:
-        """1 in half of all cases, else greater."""
+        """1 in half of all cases, else larger."""
         return torch.where(sign(*shape) > 0, 1.0, 1 + 10 ** uniform(-2, 2, *shape))
 
     x = sign(draws) * 10 ** uniform(-1.5, 1.5, draws)
@@ -117,20 +122,12 @@ def _draw(t: float, draws: int, depth: int, generator: torch.Generator) -> Draws
     return theta, x, sign(draws), factor(draws)
 
 
-def _worst(
-    numbers: Draws, violated: Tensor, found: Tensor, claimed: Tensor
-) -> tuple[int, Counterexample | None]:
-    """The number of draws that violate a claim, and the one that does so most."""
+def _worst(numbers: Draws, violated: Tensor, found: Tensor, claimed: Tensor) -> list[Counterexample]:
+    """The draw and layer that violate a claim most, if any."""
     distance = torch.where(violated, (found - claimed.unsqueeze(-1)).abs(), -1.0)
     row, layer = divmod(int(distance.argmax()), distance.shape[-1])
+    if not violated[row, layer]:
+        return []
     theta, *others = (each[row] for each in (*numbers, found[:, layer], claimed))
     x, d, r, is_found, is_claimed = (each.item() for each in others)
-    worst = Counterexample(tuple(theta.tolist()), x, d, r, layer + 1, is_found, is_claimed)
-    return int(violated.any(-1).sum()), worst if violated[row, layer] else None
-
-
-def _summary(outcomes: list[tuple[int, Counterexample | None]]) -> tuple[int, Counterexample | None]:
-    """The same over several depths."""
-    examples = [example for _, example in outcomes if example]
-    worst = max(examples, key=lambda example: abs(example.found - example.claimed), default=None)
-    return sum(count for count, _ in outcomes), worst
+    return [Counterexample(tuple(theta.tolist()), x, d, r, layer + 1, is_found, is_claimed)]

@@ -1,18 +1,18 @@
-"""Theorems 1 and 2: both sides of every claim, and whether they hold."""
+"""Theorems 1 and 2, both sides of every claim, and the four properties on which they rest."""
 
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import checked_count, checked_network, checked_number, checked_tensor
-from ._network import Numbers, gradient, run
+from .._checks import check_integer, check_real
+from ..kernels.functions import FUNCTIONS
+from ._network import Activation, Numbers, checked_network, checked_tensor, float64, gradient, run
 
-LINEAR = 2.0**20  # alpha over the largest number in the network, beyond which its layers are linear
+LARGE = 2.0**20  # beyond this multiple of the largest number in the network, alpha makes its layers linear
 LARGEST = 2.0**500  # of |d|: times it, the limit at any depth is a float64
 NEAR, FAR = 1e-4, 1e3  # relative distance at which a limit counts as reached; growth that counts as explosion
 
@@ -75,9 +75,8 @@ def smallest_parameter(t: float, x: Numbers) -> Tensor:
 
 
 def checked_t(t: float) -> float:
-    if isinstance(t, Real) and not isinstance(t, bool) and not 0 < t < 1:
-        raise ValueError(f"t must be in (0, 1); got {t!r}: the theorem is true up to t = 0.62")
-    return checked_number(t, "t")
+    remedy = "the theorem is true up to t = 0.62"
+    return check_real(t, "t", "a real number in (0, 1)", remedy, high=math.nextafter(1, 0))
 
 
 class Theorem2(NamedTuple):
@@ -101,7 +100,7 @@ def theorem_2(depth: int, x: float = 1.5, d: float = 1.0, function: str = "tanh"
 
     Unscaled, |d/dtheta^k h| <= |d| / 2^(l - k + 1); scaled, it tends to |d| 1.5^(l - 1) |x| as alpha grows,
     but only once alpha is well above 1.5^(l + 1): see `identity`. The text says that naive scaling,
-    alpha f(z), makes the limit infinite. For tanh that is so at l = 1 only: in deeper networks it saturates
+    alpha f(z), makes the limit infinite. For tanh that is true at l = 1 only: in deeper networks it saturates
     the layers after the first, and the limit is 0.
 
     `depth` is up to 500, x is 1.5 or -1.5, d up to 2^500 and not 0. The parameters are positive: where f is
@@ -115,7 +114,7 @@ def theorem_2(depth: int, x: float = 1.5, d: float = 1.0, function: str = "tanh"
         >>> result.holds, result.naive_explodes.any().item(), round(result.limit, 2)
         (True, False, 57.67)
     """
-    depth = checked_count(depth, "depth")
+    depth = check_integer(depth, "depth", "1 is a single neuron")
     inputs, slope = checked_tensor(x, "x"), checked_tensor(d, "d")
     single = inputs.numel() == slope.numel() == 1
     if depth > 500 or not (single and abs(inputs) == 1.5 and 0 < abs(slope) < LARGEST):
@@ -124,7 +123,7 @@ def theorem_2(depth: int, x: float = 1.5, d: float = 1.0, function: str = "tanh"
             f"x={x!r}, d={d!r}, depth={depth!r}: use gradient() for other numbers"
         )
     theta = torch.full((depth,), 1.5, dtype=torch.float64)
-    largest = LINEAR * 1.5 ** (depth + 1)
+    largest = LARGE * 1.5 ** (depth + 1)
     alphas = 2.0 ** torch.arange(math.ceil(math.log2(largest)) + 1, dtype=torch.float64)
     scaled, naive = ((slope * run(theta, inputs, alphas, function, naive=n)[1]).abs() for n in (False, True))
     bound = slope.abs() * 2.0 ** -torch.arange(depth, 0, -1, dtype=torch.float64)
@@ -133,3 +132,64 @@ def theorem_2(depth: int, x: float = 1.5, d: float = 1.0, function: str = "tanh"
     first, second, explodes = scaled[0] <= bound, error[-1] <= NEAR, naive[-1] >= FAR * naive[0]
     holds = bool((first & second).all())
     return Theorem2(scaled[0], bound, first, alphas, scaled, limit, error, second, naive, explodes, holds)
+
+
+class Properties(NamedTuple):
+    """The four verdicts on f, and the numbers behind them; `linear_if_centered` is property 4 of f - f(0)."""
+
+    name: str
+    bound: float  # the supremum of |f|; any finite bound changes only constants in the proofs
+    tail: float  # p where |z f'(z)| decays like z^-p on the slower side; infinite if faster than any power
+    lower: float  # the limit at minus infinity, which the proof of Theorem 1 needs to be other than 0
+    upper: float  # the limit at infinity
+    slope: float  # a_lin, the limit of alpha f(z / alpha) / z for large alpha; NaN where there is none
+    centered_slope: float  # the same for f - f(0)
+    bounded: bool  # property 1: |f(z)| <= 1 for all z
+    vanishing: bool  # property 2: z f'(z) -> 0 for z -> +-infinity, however slowly
+    positive: bool  # property 3: the limit at infinity is > 0
+    linear: bool  # property 4: alpha f(z / alpha) -> a_lin z for large alpha, with a_lin > 0
+    linear_if_centered: bool
+
+
+def properties() -> list[Properties]:
+    """|f| <= 1, z f'(z) -> 0, positive limit, linearity at the origin: the four properties of every function.
+
+    The text says that "standard sigmoid-type activation functions, such as logsigmoid and arctan" meet all
+    four. Evaluated in float64, to |z| = 2^300 and alpha = 2^20: arctan is bounded by pi / 2, not 1; the
+    logistic function is 1/2 at the origin, so that alpha f(z / alpha) grows like alpha / 2; the derivatives
+    of arctan and softsign vanish, but like 1 / z^2 and not exponentially.
+
+    Returns: the findings, in the order of `sigscale.FUNCTIONS`.
+    Source: the list after Theorem 1, Section 2.2 of arXiv 2106.02260.
+
+    Example:
+        >>> [(row.name, row.bounded, row.linear) for row in theory.properties()[:3]]
+        [('tanh', True, True), ('sigmoid', True, False), ('arctan', False, True)]
+    """
+    return [_examine(name, float64(function)) for name, function in FUNCTIONS.items()]
+
+
+def _examine(name: str, f: Activation) -> Properties:
+    powers = 2.0 ** torch.arange(-20, 301, dtype=torch.float64)
+    origin = powers.new_zeros(())
+    values = f.value(torch.cat([-powers.flip(0), origin.unsqueeze(0), powers]))
+    bound, lower, upper = float(values.abs().max()), float(values[0]), float(values[-1])
+    tail = min(_tail(f, 1.0), _tail(f, -1.0))
+    slopes = _slope_at_origin(f, origin), _slope_at_origin(f, f.value(origin))
+    verdicts = bound <= 1, tail > 0, upper > 0, *(slope > 0 for slope in slopes)
+    return Properties(name, bound, tail, lower, upper, *slopes, *verdicts)
+
+
+def _tail(f: Activation, sign: float) -> float:
+    """p of |z f'(z)| ~ z^-p, from two points far out on the axis."""
+    z = sign * torch.tensor([2.0**50, 2.0**100], dtype=torch.float64)
+    near, far = (z * f.slope(z)).abs().tolist()
+    return math.log2(near / far) / 50 if far else math.inf
+
+
+def _slope_at_origin(f: Activation, center: Tensor) -> float:
+    """a if alpha (f(z / alpha) - center) = a z for several z and two large alpha, else NaN."""
+    z = torch.tensor([-3.0, -1.0, 0.5, 2.0], dtype=torch.float64)
+    slopes = torch.cat([alpha * (f.value(z / alpha) - center) / z for alpha in (LARGE, 2 * LARGE)])
+    slope = float(slopes.mean())
+    return slope if float((slopes - slope).abs().max()) <= NEAR * abs(slope) else math.nan

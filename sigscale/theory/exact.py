@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .._checks import check_integer
 from ..kernels.functions import FUNCTIONS
-from ._checks import checked_count
 from ._network import Activation, chain
 
 GUARD = 64  # bits beyond what is asked for
@@ -84,7 +84,10 @@ def _run(
     f = Activation(entry.mp_value, entry.mp_slope)
     # An error of the argument z of f' costs as many bits as z has in front of the point.
     size = max(mp.mag(each) for each in (*weights, start, scale) if each)
-    with mp.workdps(checked_count(digits, "digits")), mp.workprec(mp.mp.prec + GUARD + max(0, 2 * size)):
+    with (
+        mp.workdps(check_integer(digits, "digits", "50 is the default")),
+        mp.workprec(mp.mp.prec + GUARD + max(0, 2 * size)),
+    ):
         output, partials = chain(weights, start, f, scale, naive=naive)
     with mp.workdps(digits):
         return weights, +output, [+part for part in partials]

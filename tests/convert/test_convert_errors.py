@@ -36,7 +36,7 @@ def traces(model: nn.Module) -> list[tuple[object, ...]]:
         (
             {"learnable": True, "num_parameters": 4},
             ValueError,
-            "also lstm: scale those by themselves",
+            "also lstm: scale those separately",
         ),
         (
             {"include": "frist"},

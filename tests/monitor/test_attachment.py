@@ -318,3 +318,30 @@ def test_history_of_another_model(tmp_path):
         other.load(path)
     with pytest.raises(RuntimeError, match="the monitor is closed"):
         other.__enter__()
+
+
+class Magnitude(nn.Module):
+    def forward(self, weight):
+        return weight.abs()
+
+
+@pytest.mark.parametrize("removed", ["before close()", "after close()"])
+def test_module_parametrized_while_monitored(removed):
+    """The parametrized class derives from the one that counts; afterwards, and in copies, from PyTorch's."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.PReLU())
+    parametrize = nn.utils.parametrize
+    with ss.GradientMonitor(model) as monitor:
+        parametrize.register_parametrization(model[1], "weight", Magnitude())
+        model(torch.ones(2, 4)).sum().backward()
+        monitor.step()
+        copied = copy.deepcopy(model)
+        if removed == "before close()":
+            parametrize.remove_parametrizations(model[1], "weight")
+    for net in (model, copied):
+        if parametrize.is_parametrized(net[1]):
+            assert type(net[1]).__bases__ == (nn.PReLU,)
+            parametrize.remove_parametrizations(net[1], "weight")
+        assert type(net[1]) is nn.PReLU
+    with torch.no_grad():
+        copied[1].weight.fill_(3.0)
+    assert model[1].weight.item() == 0.25

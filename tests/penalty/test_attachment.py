@@ -299,3 +299,25 @@ def test_kept_gradients():
     optimizer.step()
     assert parameter.grad._version > version
     assert not parameter.grad.is_inference()
+
+
+def test_repeating_a_failed_step():
+    """The penalty's gradient stays in .grad, as after any step, until zero_grad()."""
+    nets = model(), model()
+    optimizers = [optim.SGD(net.parameters(), lr=0.1) for net in nets]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        ss.WeightPenalty(net, 0.3, 0.1).attach(optimizer)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = optimizers[0].register_step_pre_hook(interrupt)
+    loss_of(nets[0]).backward()
+    with pytest.raises(KeyboardInterrupt):
+        optimizers[0].step()
+    hook.remove()
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        optimizer.zero_grad()
+        loss_of(net).backward()
+        optimizer.step()
+    assert_same(nets[0].parameters(), [*nets[1].parameters()], rtol=0, atol=0)

@@ -165,7 +165,9 @@ class TestTheorem1:
             lambda: theory.smallest_parameter(t, 1.0),
             lambda: theory.theorem_1_domain([0.5, t]),
         ):
-            with pytest.raises(ValueError, match=rf"t must be in \(0, 1\); got {t}: the theorem"):
+            with pytest.raises(
+                ValueError, match=rf"t must be a real number in \(0, 1\); got {t}: the theorem"
+            ):
                 call()
 
     def test_bad_shapes(self):
