@@ -19,12 +19,16 @@ OF_ANY_FUNCTION = ("activations", "quantiles/test_grad_sketch.py", "theory", "te
 
 @pytest.fixture
 def toy():
+    if "algebraic" in ss.FUNCTIONS:  # by the plugin
+        yield ss.FUNCTIONS["algebraic"]
+        return
     yield ss.FUNCTIONS.register(ALGEBRAIC)
     ss.FUNCTIONS.unregister("algebraic")
 
 
 @pytest.mark.interpreter
-def test_end_to_end(toy, device):
+@pytest.mark.usefixtures("toy")
+def test_end_to_end(device):
     layer = ss.nn.Algebraic(alpha=1.7)
     assert repr(layer) == "Algebraic(alpha=1.7)"
     assert "u / sqrt(1 + u^2)" in ss.algebraic.__doc__
@@ -38,13 +42,14 @@ def test_end_to_end(toy, device):
     torch.testing.assert_close(layer(x), x / torch.sqrt(1 + (x / 1.7) ** 2))
 
 
-@pytest.mark.parametrize("interpreted", ["", "1"], ids=["twin", "interpreter"])
-def test_suite_on_registered_function(interpreted):
-    """Registered before collection, it goes through every test that is parametrized by the registry."""
+def test_suite_on_registered_function():
+    """Registered before collection, it goes through every test that is parametrized by the registry.
+
+    Through the interpreter, `tests/kernels/test_interpreter.py` does that.
+    """
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.oracles.toy"]
     command += ["-m", "not gpu", "-k", "algebraic", *(TESTS / suite for suite in OF_ANY_FUNCTION)]
-    environment = os.environ | {"TRITON_INTERPRET": interpreted}
-    environment.pop("PYTEST_XDIST_WORKER", None)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     assert int(run.stdout.split(" passed")[0].split()[-1]) >= 30, run.stdout

@@ -47,7 +47,7 @@ def same(result, expected):
 def test_any_view(name, device):
     activation = getattr(ss, name)
 
-    @settings(max_examples=EXAMPLES)
+    @settings(max_examples=EXAMPLES if name == "tanh" else EXAMPLES // 4)
     @given(x=views(), grad=views(), save=st.sampled_from(["input", "output"]))
     def check(x, grad, save):
         x = x.to(device) if device != "cpu" else x
@@ -74,15 +74,12 @@ def test_any_view(name, device):
     check()
 
 
-@pytest.mark.parametrize("extra", [-1, 0, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.interpreter
-def test_around_a_block(dtype, extra, device):
+def test_around_a_block(dtype, device):
     """The masked tail begins where it must and writes no further."""
-    for blocks in (0, 1, 3):
-        n = blocks * FORWARD_BLOCK[dtype.itemsize] + extra
-        if n < 0:
-            continue
+    block = FORWARD_BLOCK[dtype.itemsize]
+    for n in (0, 1, block - 1, block, block + 1, 3 * block - 1, 3 * block, 3 * block + 1):
         x = torch.linspace(-5, 5, n, dtype=torch.float64).to(dtype).to(device)
         y = ss.tanh(x, 1.7)
         want = 1.7 * torch.tanh(x.double() / 1.7)

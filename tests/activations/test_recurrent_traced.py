@@ -93,10 +93,17 @@ def same(found, wanted):
 
 
 @pytest.mark.parametrize(
-    ("prepare", "learnable"),
-    [(plain, True), (parametrized, False), (pruned, False), (hooked, False), (in_one_buffer, False)],
+    ("name", "prepare", "learnable"),
+    [
+        ("LSTM", plain, True),
+        ("LSTM", parametrized, False),
+        ("LSTM", in_one_buffer, False),
+        ("GRU", plain, False),
+        ("GRU", hooked, False),
+        ("RNN", in_one_buffer, True),
+        ("RNN", pruned, False),
+    ],
 )
-@pytest.mark.parametrize("name", NAMES)
 class TestGraphs:
     def test_strict_export(self, name, prepare, learnable):
         module, x = Head(prepare(make(name, alpha=1.7, learnable=learnable))), inputs()
@@ -145,8 +152,15 @@ class TestGraphs:
         same(module(x)[0], functional_call(module, dict(module.named_parameters()), (x,))[0])
 
 
-@pytest.mark.parametrize(("prepare", "learnable"), [(plain, True), (parametrized, False)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "prepare", "learnable"),
+    [
+        ("LSTM", plain, True),
+        ("LSTM", parametrized, False),
+        ("GRU", plain, False),
+        ("RNN", parametrized, True),
+    ],
+)
 class TestCompiled:
     def test_compile(self, name, prepare, learnable):
         torch.compiler.reset()

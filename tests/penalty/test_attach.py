@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn, optim
@@ -9,6 +11,7 @@ from torch import nn, optim
 import sigscale as ss
 
 STEPS = 4
+L2, BOTH = (0.3, 0.0), (0.3, 0.02)
 
 
 def model(device="cpu", dtype=torch.float64):
@@ -33,68 +36,110 @@ def train(net, optimizer, penalty=None):
     return [p.detach().clone() for p in net.parameters()]
 
 
+def train_by_closures(net, optimizer, penalty=None, by_keyword=False):
+    """The losses that step() returns, and the parameters."""
+    losses = []
+    for step in range(3):
+
+        def closure(step=step):
+            optimizer.zero_grad()
+            loss = loss_of(net, step) if penalty is None else loss_of(net, step) + penalty()
+            loss.backward()
+            return loss
+
+        losses.append((optimizer.step(closure=closure) if by_keyword else optimizer.step(closure)).detach())
+    return [*losses, *(p.detach().clone() for p in net.parameters())]
+
+
+def train_scaled(net, optimizer, penalty=None, unscaled=False):
+    scaler = torch.amp.GradScaler(net[0].weight.device.type, init_scale=1024.0)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(net, step)).backward()
+        if unscaled:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def train_compiled(net, optimizer, penalty=None):
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    for i in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(net, i).backward()
+        step()
+    return [p.detach().clone() for p in net.parameters()]
+
+
 def assert_same(results, expected, **tolerances):
     for result, true in zip(results, expected, strict=True):
         torch.testing.assert_close(result, true, **tolerances)
 
 
-MAKERS = {
-    "SGD": lambda p, **k: optim.SGD(p, lr=0.1, momentum=0.9, **k),
-    "SGD, no foreach": lambda p, **k: optim.SGD(p, lr=0.1, foreach=False, **k),
-    "SGD, fused": lambda p, **k: optim.SGD(p, lr=0.1, fused=True, **k),
-    "SGD, maximize": lambda p, **k: optim.SGD(p, lr=0.001, maximize=True, **k),
-    "Adam": lambda p, **k: optim.Adam(p, lr=0.01, **k),
-    "Adam, foreach": lambda p, **k: optim.Adam(p, lr=0.01, foreach=True, **k),
-    "Adam, fused": lambda p, **k: optim.Adam(p, lr=0.01, fused=True, **k),
-    "Adam, amsgrad, maximize": lambda p, **k: optim.Adam(p, lr=0.01, amsgrad=True, maximize=True, **k),
-    "NAdam": lambda p, **k: optim.NAdam(p, lr=0.01, **k),
-    "RAdam": lambda p, **k: optim.RAdam(p, lr=0.01, **k),
-    "Adamax": lambda p, **k: optim.Adamax(p, lr=0.01, **k),
-    "Adagrad": lambda p, **k: optim.Adagrad(p, lr=0.1, **k),
-    "Adadelta": lambda p, **k: optim.Adadelta(p, **k),
-    "RMSprop": lambda p, **k: optim.RMSprop(p, lr=0.01, **k),
-    "ASGD": lambda p, **k: optim.ASGD(p, lr=0.1, **k),
+def assert_as_in_loss(make, l2, l1, training=train, reference=train, of=None, device="cpu", tolerance=1e-9):
+    """Attached to an optimizer in one training, and in the loss (objective, if maximized) of another."""
+    attached, written = model(device), model(device)
+    optimizer, other = make(attached.parameters()), (of or make)(written.parameters())
+    attachment = ss.WeightPenalty(attached, l2, l1).attach(optimizer)
+    penalty = ss.WeightPenalty(written, l2, l1)
+    sign = -1 if other.param_groups[0].get("maximize") else 1
+    result, expected = training(attached, optimizer), reference(written, other, lambda: sign * penalty())
+    assert_same(result, expected, rtol=tolerance, atol=tolerance)
+    return result, attachment, optimizer
+
+
+COUPLED = {
+    "SGD": partial(optim.SGD, lr=0.1, momentum=0.9),
+    "SGD, no foreach": partial(optim.SGD, lr=0.1, foreach=False),
+    "SGD, fused": partial(optim.SGD, lr=0.1, fused=True),
+    "SGD, maximize": partial(optim.SGD, lr=0.001, maximize=True),
+    "Adam": partial(optim.Adam, lr=0.01),
+    "Adam, foreach": partial(optim.Adam, lr=0.01, foreach=True),
+    "Adam, fused": partial(optim.Adam, lr=0.01, fused=True),
+    "Adam, amsgrad, maximize": partial(optim.Adam, lr=0.01, amsgrad=True, maximize=True),
+    "NAdam": partial(optim.NAdam, lr=0.01),
+    "RAdam": partial(optim.RAdam, lr=0.01),
+    "Adamax": partial(optim.Adamax, lr=0.01),
+    "Adagrad": partial(optim.Adagrad, lr=0.1),
+    "Adadelta": optim.Adadelta,
+    "RMSprop": partial(optim.RMSprop, lr=0.01),
+    "ASGD": partial(optim.ASGD, lr=0.1),
 }
 OTHERS = {
-    "Adam, decoupled": lambda p: optim.Adam(p, lr=0.01, decoupled_weight_decay=True),
-    "AdamW": lambda p: optim.AdamW(p, lr=0.01),
-    "Adafactor": lambda p: optim.Adafactor(p),
-    "Rprop": lambda p: optim.Rprop(p),
-    "NAdam, decoupled": lambda p: optim.NAdam(p, lr=0.01, decoupled_weight_decay=True),
-    "subclass": lambda p: type("Mine", (optim.SGD,), {})(p, lr=0.1),
+    "Adam, decoupled": partial(optim.Adam, lr=0.01, decoupled_weight_decay=True),
+    "AdamW": partial(optim.AdamW, lr=0.01),
+    "Adafactor": optim.Adafactor,
+    "Rprop": optim.Rprop,
+    "NAdam, decoupled": partial(optim.NAdam, lr=0.01, decoupled_weight_decay=True),
+    "subclass": partial(type("Mine", (optim.SGD,), {}), lr=0.1),
 }
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", COUPLED)
 def test_weight_decay(name, device):
     """As stock weight_decay=r, and in the loss: pulled to zero, from either side of a maximum too."""
-    attached, stock, written = model(device), model(device), model(device)
-    optimizer = MAKERS[name](attached.parameters())
-    attachment = ss.WeightPenalty(attached, l2=0.3).attach(optimizer)
+    result, attachment, optimizer = assert_as_in_loss(COUPLED[name], *L2, device=device)
     assert attachment.ways == ("weight_decay",)
-    result = train(attached, optimizer)
-    assert_same(result, train(stock, MAKERS[name](stock.parameters(), weight_decay=0.3)), rtol=0, atol=0)
-    penalty = ss.WeightPenalty(written, l2=0.3)
-    signed = (lambda: -penalty()) if "maximize" in name else penalty
-    assert_same(result, train(written, MAKERS[name](written.parameters()), signed), rtol=1e-9, atol=1e-9)
+    stock = model(device)
+    assert_same(result, train(stock, COUPLED[name](stock.parameters(), weight_decay=0.3)), rtol=0, atol=0)
     assert optimizer.param_groups[0]["weight_decay"] == 0
 
 
-@pytest.mark.parametrize("name", [*MAKERS, *OTHERS])
-@pytest.mark.parametrize(("l2", "l1"), [(0.3, 0.0), (0.0, 0.02), (0.3, 0.02)])
-def test_attached_equals_loss(name, l2, l1, device):
-    attached, written = model(device), model(device)
-    make = (MAKERS | OTHERS)[name]
-    optimizer = make(attached.parameters())
-    attachment = ss.WeightPenalty(attached, l2, l1).attach(optimizer)
-    assert attachment.ways == ("weight_decay" if name in MAKERS and not l1 else "gradient",)
-    penalty = ss.WeightPenalty(written, l2, l1)
-    signed = (lambda: -penalty()) if "maximize" in name else penalty
-    expected = train(written, make(written.parameters()), signed)
-    assert_same(train(attached, optimizer), expected, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize(
+    ("name", "l2", "l1"),
+    [
+        *((name, *BOTH) for name in (*COUPLED, *OTHERS)),
+        *((name, *L2) for name in OTHERS),
+        *((name, 0.0, 0.02) for name in ("SGD", "Adam, amsgrad, maximize", "AdamW")),
+    ],
+)
+def test_added_gradient(name, l2, l1, device):
+    _, attachment, _ = assert_as_in_loss((COUPLED | OTHERS)[name], l2, l1, device=device)
+    assert attachment.ways == ("gradient",)
 
 
-def test_adamw():
+def test_adamw_decay_differs():
     ours, theirs = model(), model()
     optimizer = optim.AdamW(ours.parameters(), lr=0.01, weight_decay=0.0)
     ss.WeightPenalty(ours, l2=0.3).attach(optimizer)
@@ -148,10 +193,7 @@ def test_frozen_parameters():
     attachment = ss.WeightPenalty(net, 0.25).attach(optimizer)
     loss_of(net).backward()
     net[0].requires_grad_(False)
-    before, gradients = (
-        [p.detach().clone() for p in net.parameters()],
-        [p.grad.clone() for p in net.parameters()],
-    )
+    before, gradients = zip(*((p.detach().clone(), p.grad.clone()) for p in net.parameters()), strict=True)
     assert attachment.ways == ("gradient",)
     optimizer.step()
     for i, parameter in enumerate(net.parameters()):
@@ -161,25 +203,23 @@ def test_frozen_parameters():
     assert attachment.ways == ("weight_decay",)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize(("l2", "l1"), [(0.3, 0.0), (0.3, 0.02)])
-@pytest.mark.parametrize("unscaled", [False, True])
-@pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW, optim.Adam])
-def test_gradient_scaler(kind, unscaled, l2, l1, fused, device):
+@pytest.mark.parametrize(
+    ("kind", "fused", "unscaled", "factors"),
+    [
+        (optim.SGD, False, False, L2),
+        (optim.SGD, True, False, BOTH),
+        (optim.Adam, True, False, L2),
+        (optim.Adam, False, True, BOTH),
+        (optim.AdamW, True, True, L2),
+        (optim.AdamW, True, False, BOTH),
+        (optim.AdamW, False, False, L2),
+        (optim.SGD, True, True, L2),
+    ],
+)
+def test_gradient_scaler(kind, fused, unscaled, factors, device):
     """Fused optimizers take the scale out themselves, after the penalty's gradient is added."""
-    scaled, plain = model(device), model(device)
-    scaler = torch.amp.GradScaler(device, init_scale=1024.0)
-    optimizer = kind(scaled.parameters(), lr=0.01, fused=fused)
-    ss.WeightPenalty(scaled, l2, l1).attach(optimizer)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        scaler.scale(loss_of(scaled, step)).backward()
-        if unscaled:
-            scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-    expected = train(plain, kind(plain.parameters(), lr=0.01), ss.WeightPenalty(plain, l2, l1))
-    assert_same(scaled.parameters(), expected, rtol=1e-9, atol=1e-9)
+    make, training = partial(kind, lr=0.01, fused=fused), partial(train_scaled, unscaled=unscaled)
+    assert_as_in_loss(make, *factors, training, of=partial(kind, lr=0.01), device=device)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -196,32 +236,14 @@ def test_skipped_step(fused):
     assert optimizer.param_groups[0]["weight_decay"] == 0
 
 
-@pytest.mark.parametrize("l1", [0.0, 0.02])
-@pytest.mark.parametrize("by_keyword", [False, True])
-@pytest.mark.parametrize("kind", [optim.LBFGS, optim.SGD, optim.Adam, optim.AdamW])
-def test_closures(kind, by_keyword, l1):
+@pytest.mark.parametrize("factors", [L2, BOTH], ids=str)
+@pytest.mark.parametrize("kind", [optim.LBFGS, optim.SGD, optim.AdamW])
+def test_closures(kind, factors):
     """Each evaluation has the penalty's value and gradient, whatever line search does with it."""
     options = {"line_search_fn": "strong_wolfe", "max_iter": 5} if kind is optim.LBFGS else {"lr": 0.01}
-    losses, results = [], []
-    for attached in (True, False):
-        net = model()
-        optimizer = kind(net.parameters(), **options)
-        penalty = ss.WeightPenalty(net, 0.3, l1)
-        if attached:
-            penalty.attach(optimizer)
-
-        def closure(net=net, optimizer=optimizer, penalty=penalty, attached=attached):
-            optimizer.zero_grad()
-            loss = loss_of(net) if attached else loss_of(net) + penalty()
-            loss.backward()
-            return loss
-
-        for _ in range(2):
-            loss = optimizer.step(closure=closure) if by_keyword else optimizer.step(closure)
-            losses.append(float(loss.detach()))
-        results.append([p.detach() for p in net.parameters()])
-    assert losses[:2] == pytest.approx(losses[2:], rel=1e-4)
-    assert_same(*results, rtol=1e-9, atol=1e-9)
+    for by_keyword in (False, True):
+        training = partial(train_by_closures, by_keyword=by_keyword)
+        assert_as_in_loss(partial(kind, **options), *factors, training, train_by_closures)
 
 
 def test_closures_without_a_tensor():
@@ -251,21 +273,10 @@ def test_clipping():
     torch.testing.assert_close(net[0].weight.detach(), before - clipped - 0.3 * before)
 
 
-@pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
-@pytest.mark.parametrize("l1", [0.0, 0.02])
-def test_compiled_step(kind, l1):
-    results = []
-    for compiled in (False, True):
-        net = model()
-        optimizer = kind(net.parameters(), lr=0.01)
-        ss.WeightPenalty(net, 0.3, l1).attach(optimizer)
-        step = torch.compile(lambda o=optimizer: o.step(), backend="eager") if compiled else optimizer.step
-        for i in range(STEPS):
-            optimizer.zero_grad()
-            loss_of(net, i).backward()
-            step()
-        results.append([p.detach() for p in net.parameters()])
-    assert_same(*results, rtol=1e-3, atol=1e-5)  # compiled, Adam's bias correction is in fp32
+@pytest.mark.parametrize(("kind", "factors"), [(optim.SGD, L2), (optim.AdamW, L2), (optim.AdamW, BOTH)])
+def test_compiled_step(kind, factors):
+    # Compiled, Adam's bias correction is in fp32.
+    assert_as_in_loss(partial(kind, lr=0.01), *factors, train_compiled, tolerance=1e-5)
 
 
 @pytest.mark.gpu

@@ -63,46 +63,6 @@ def test_copied_optimizer():
     assert attachment.ways == ("weight_decay",)
 
 
-def test_loading_after_interrupted_step():
-    net = model()
-    optimizer = optim.SGD(net.parameters(), lr=0.1)
-    ss.WeightPenalty(net, 0.3).attach(optimizer)
-    state = optimizer.state_dict()
-    state["param_groups"][0]["weight_decay"] = 0.7
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    hook = optimizer.register_step_pre_hook(interrupt)
-    loss_of(net).backward()
-    with pytest.raises(KeyboardInterrupt):
-        optimizer.step()
-    hook.remove()
-    optimizer.load_state_dict(state)
-    optimizer.step()
-    assert optimizer.param_groups[0]["weight_decay"] == 0.7
-
-
-def test_interrupted_step():
-    net, stock = model(), model()
-    optimizer = optim.SGD(net.parameters(), lr=0.1)
-    attachment = ss.WeightPenalty(net, 0.3).attach(optimizer)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    hook = optimizer.register_step_pre_hook(interrupt)
-    for _ in range(2):
-        loss_of(net).backward()
-        with pytest.raises(KeyboardInterrupt):
-            optimizer.step()
-        assert optimizer.state_dict()["param_groups"][0]["weight_decay"] == 0
-    hook.remove()
-    assert_same(train(net, optimizer), train(stock, optim.SGD(stock.parameters(), lr=0.1, weight_decay=0.3)))
-    attachment.remove()
-    assert optimizer.param_groups[0]["weight_decay"] == 0
-
-
 def test_monitored_gradient():
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
@@ -176,53 +136,6 @@ def test_warning_of_double_penalty():
     penalty()
 
 
-@pytest.mark.parametrize("given", [None, 3, model(), torch.amp.GradScaler("cpu")])
-def test_not_an_optimizer(given):
-    for method in (ss.WeightPenalty(model(), 0.1).attach, ss.WeightPenalty(model(), 0.1).detach):
-        with pytest.raises(
-            TypeError, match=f"must be a torch.optim.Optimizer; got {type(given).__name__}: pass"
-        ):
-            method(given)
-
-
-def test_optimizer_of_another_model():
-    with pytest.raises(ValueError, match="must hold some of the penalized parameters; got SGD over 6 others"):
-        ss.WeightPenalty(model(), 0.1).attach(optim.SGD(model().parameters(), lr=0.1))
-
-
-def test_differentiable_optimizers():
-    net = model()
-    with pytest.raises(ValueError, match=r"differentiable=True.*add penalty\(\) to the loss"):
-        ss.WeightPenalty(net, 0.1).attach(optim.SGD(net.parameters(), lr=0.1, differentiable=True))
-
-
-@pytest.mark.parametrize("kind", [optim.SGD, optim.SparseAdam])
-def test_sparse_gradients(kind):
-    layer, dense = nn.Embedding(3, 2, sparse=True), nn.Parameter(torch.ones(2))
-    optimizer = kind([dense, layer.weight], lr=0.1)
-    ss.WeightPenalty([dense, layer.weight], 0.1, 0.1).attach(optimizer)
-    (layer(torch.tensor([1])).sum() + dense.sum()).backward()
-    with pytest.raises(
-        TypeError, match=r"got layout torch.sparse_coo for a parameter of shape \(3, 2\): make it"
-    ):
-        optimizer.step()
-    assert torch.equal(dense.detach(), torch.ones(2))
-    assert torch.equal(dense.grad, torch.ones(2))
-
-
-def test_step_with_grad_scaler_argument():
-    class Old(optim.SGD):
-        def step(self, closure=None, *, grad_scaler=None):
-            return super().step(closure)
-
-    net = model()
-    optimizer = Old(net.parameters(), lr=0.1)
-    ss.WeightPenalty(net, 0.1).attach(optimizer)
-    loss_of(net).backward()
-    with pytest.raises(RuntimeError, match="takes the GradScaler itself"):
-        optimizer.step(grad_scaler=torch.amp.GradScaler("cpu"))
-
-
 def pull(parameter, optimizer):
     """What a step adds to the gradient of a parameter."""
     before = parameter.grad.clone()
@@ -276,20 +189,6 @@ def test_narrowed_parameters(l1):
             torch.testing.assert_close(parameter.grad, expected.to(parameter.dtype))
 
 
-def test_sparse_gradients_after_dense_ones():
-    parameters = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
-    optimizer = optim.AdamW(parameters, lr=0.1)
-    ss.WeightPenalty(parameters, 0.1).attach(optimizer)
-    for parameter in parameters:
-        parameter.grad = torch.zeros(2, 2)
-    optimizer.step()
-    parameters[2].grad = torch.eye(2).to_sparse()
-    before = [p.grad.clone() for p in parameters[:2]]
-    with pytest.raises(TypeError, match=r"got layout torch\.sparse_coo for a parameter"):
-        optimizer.step()
-    assert_same([p.grad for p in parameters[:2]], before, rtol=0, atol=0)
-
-
 def test_kept_gradients():
     """As of any addition in place, so that autograd notices."""
     (parameter,) = with_gradients(1.0)
@@ -321,3 +220,73 @@ def test_repeating_a_failed_step():
         loss_of(net).backward()
         optimizer.step()
     assert_same(nets[0].parameters(), [*nets[1].parameters()], rtol=0, atol=0)
+
+
+class TakesTheScaler(optim.SGD):
+    def step(self, closure=None, *, grad_scaler=None):
+        return super().step(closure)
+
+
+NO_OPTIMIZER = "must be a torch.optim.Optimizer; got {}: pass the optimizer itself"
+REFUSED = {
+    "None": (lambda net: None, TypeError, NO_OPTIMIZER.format("NoneType")),
+    "number": (lambda net: 3, TypeError, NO_OPTIMIZER.format("int")),
+    "module": (lambda net: net, TypeError, NO_OPTIMIZER.format("Sequential")),
+    "scaler": (lambda net: torch.amp.GradScaler("cpu"), TypeError, NO_OPTIMIZER.format("GradScaler")),
+    "scheduler": (
+        lambda net: optim.lr_scheduler.ConstantLR(optim.SGD(net.parameters(), lr=0.1)),
+        TypeError,
+        NO_OPTIMIZER.format("ConstantLR"),
+    ),
+    "of another model": (
+        lambda net: optim.SGD(model().parameters(), lr=0.1),
+        ValueError,
+        "must hold some of the penalized parameters; got SGD over 6 others",
+    ),
+    "differentiable": (
+        lambda net: optim.SGD(net.parameters(), lr=0.1, differentiable=True),
+        ValueError,
+        r"differentiable=True.*add penalty\(\) to the loss",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_optimizers(make, error, message):
+    net = model()
+    penalty, optimizer = ss.WeightPenalty(net, 0.1), make(net)
+    with pytest.raises(error, match=message):
+        penalty.attach(optimizer)
+    with pytest.raises(error, match=message if error is TypeError else "not attached to this SGD"):
+        penalty.detach(optimizer)
+
+
+def test_step_with_grad_scaler_argument():
+    (parameter,) = with_gradients(1.0)
+    optimizer = TakesTheScaler([parameter], lr=0.1)
+    ss.WeightPenalty([parameter], 0.1).attach(optimizer)
+    with pytest.raises(RuntimeError, match="takes the GradScaler itself"):
+        optimizer.step(grad_scaler=torch.amp.GradScaler("cpu"))
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW, optim.SparseAdam])
+@pytest.mark.parametrize("after_dense", [False, True])
+def test_sparse_gradients(kind, after_dense):
+    """Refused before anything is added, also where all gradients were dense a step before."""
+    parameters = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
+    optimizer = kind(parameters, lr=0.1)
+    ss.WeightPenalty(parameters, 0.1, 0.1).attach(optimizer)
+    if after_dense and kind is not optim.SparseAdam:
+        for parameter in parameters:
+            parameter.grad = torch.zeros(2, 2)
+        optimizer.step()
+    for parameter in parameters:
+        parameter.grad = torch.ones(2, 2)
+    parameters[2].grad = torch.eye(2).to_sparse()
+    before = parameters[0].detach().clone()
+    with pytest.raises(
+        TypeError, match=r"layout torch.sparse_coo for a parameter of shape \(2, 2\): make it"
+    ):
+        optimizer.step()
+    assert torch.equal(parameters[0].detach(), before)
+    assert torch.equal(parameters[0].grad, torch.ones(2, 2))
