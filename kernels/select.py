@@ -2,17 +2,16 @@
 
 Values order like the unsigned integers that `sort_key` makes of their bits, NaN behind infinity. A pass reads
 x once and counts, for each of J wanted ranks, the next digit of the keys that begin with the digits found so
-far; `narrow_kernel` then finds the digit into which the rank falls. fp32 takes three passes (12, 10 and 10
-bits), 16-bit types two, fp64 seven.
+far, the rank's prefix; then each prefix gets the digit into which its rank falls.
 
-    digit_kernel           counts[j, digit] += 1 over the keys that begin like the j-th prefix      reads x
+    digit_kernel           counts[row of a prefix, digit] += 1 over the keys that begin like the prefix
     narrow_kernel          appends a digit to each prefix; the last makes the prefix the value's key
-    multi_select_kernel    values[tensor, j] = order statistic ranks[tensor, j] of many small tensors: each
-                           program finds one, bit by bit, reading its tensor from the cache once per bit
+    multi_select_kernel    the quantiles of many small tensors: a program does all of that, and interpolates,
+                           for one of them, in digits of 8 bits
 
-Ranks ascend, so that equal prefixes are neighbors; the first of them counts for all. Where counters are in
-shared memory, a hash table without collisions behind them finds a key's prefix, among ten as quickly as among
-two; elsewhere the key is compared with each.
+For one tensor, fp32 takes three passes (12, 10 and 10 bits), 16-bit types two, fp64 seven. Equal prefixes
+share a row of counters. Where these are in shared memory, a hash table without collisions behind them finds a
+key's prefix, among many as quickly as among two; elsewhere the key is compared with each.
 
 The host decides nothing and only integers are added: the passes can be captured in a CUDA graph, their number
 does not depend on the data, and the result does not depend on the order in which programs run.
@@ -27,15 +26,28 @@ from torch import Tensor
 
 from . import counters, device, launcher, multi_tensor, reference_select
 from ._triton import tl, triton
-from .counters import CHUNK, add_counted, barrier, count_portably, increment, open_counters, read, spare_word
+from .counters import (
+    CHUNK,
+    add_counted,
+    barrier,
+    clear,
+    count_portably,
+    increment,
+    open_counters,
+    read,
+    spare_word,
+)
+from .math import constant, fma, narrow, widen
 from .multi_tensor import tensor_at
 
 DIGIT = 10  # bits of a digit after the first, at most
-RANKS = 10  # found at a time, so that their counters fit the 48 KiB that a kernel may declare
-TABLE = 1024  # words of a program's table of prefixes
+BYTE = constant(8)  # bits of a digit of `multi_select_kernel`
+RANKS = 10  # found at a time in one tensor, so that their counters fit the 48 KiB that a kernel may declare
+QUANTILES = 15  # found at a time in many tensors, for the same reason
+TABLE = constant(1024)  # words of a program's table of prefixes
 AS_MANY_COUNTERS = 4  # mantissa bits of a sketch, for the geometry of programs
+MANY_COUNTERS = 5  # the same of `multi_select_kernel`: 16 warps for one tensor
 PROGRAMS = 3  # per multiprocessor, as many as it holds at a time
-WARPS, TILE = 8, 2048  # of `multi_select_kernel`
 
 
 def digits(width: int) -> list[tuple[int, int]]:
@@ -84,10 +96,27 @@ def value_of_key(key, DTYPE: tl.constexpr):
 
 
 @triton.constexpr_function
-def words_of(bits, j, first, shared):
-    """Words of a program's counters and, behind them, of its table of prefixes."""
-    counted = (1 if first else j) << bits
-    return counted, counted + (0 if first or not shared else TABLE)
+def words_of(bits, j, first):
+    """Words of a program's counters."""
+    return (1 if first else j) << bits
+
+
+@triton.constexpr_function
+def bits_above(dtype, shift, bits):
+    """Bits of a key above a digit."""
+    return dtype.primitive_bitwidth - shift - bits
+
+
+@triton.constexpr_function
+def key_type(dtype):
+    return tl.uint64 if dtype.primitive_bitwidth == 64 else tl.uint32
+
+
+@triton.jit
+def rows_of(prefix, prefixes, J: tl.constexpr):
+    """Each prefix's row of counters: the number of lesser ones among the first J, so that equals share."""
+    lesser = prefixes[None, :] < prefix[:, None]
+    return tl.sum((lesser & (tl.arange(0, prefixes.shape[0])[None, :] < J)).to(tl.int32), axis=1)
 
 
 @triton.jit
@@ -97,28 +126,26 @@ def slot_of(prefix, multiplier):
 
 
 @triton.jit
-def enter_prefixes(table, prefix_ptr, KEY: tl.constexpr, ABOVE: tl.constexpr, J: tl.constexpr):
+def enter_prefixes(table, prefix, row, KEY: tl.constexpr, ABOVE: tl.constexpr):
     """Fill the zeroed table; return a multiplier by which no two of the prefixes share a slot.
 
-    An entry is a prefix of ABOVE bits, and above them the number of the first prefix like it. What no prefix
-    enters stays 0, or 1 in the first slot: prefixes that belong into other slots.
+    An entry is a prefix of at most ABOVE bits, and above them its row. What no prefix enters stays 0, or 1 in
+    the first slot: prefixes that belong into other slots.
     """
-    j = tl.minimum(tl.arange(0, 16), J - 1)
-    prefix = tl.load(prefix_ptr + j)
-    one, other = prefix[:, None], tl.load(prefix_ptr + j)[None, :]
+    prefix = prefix.to(KEY)
+    one, other = prefix[:, None], prefix[None, :]
     state = tl.full((), 0, KEY)
     multiplier = state
     shared_slots = tl.full((), 1, tl.int32)
-    while shared_slots > 0:  # one multiplier in five at most
+    while shared_slots > 0:  # a few times at most
         state = state * 1664525 + 1013904223
         multiplier = state | (tl.full((), 1, KEY) << (KEY.primitive_bitwidth - 1)) | 1
-        same = slot_of(one.to(KEY), multiplier) == slot_of(other.to(KEY), multiplier)
+        same = slot_of(one, multiplier) == slot_of(other, multiplier)
         shared_slots = tl.sum((same & (one != other)).to(tl.int32))
-    number = tl.sum((other < one).to(tl.int32), axis=1)
-    entry = prefix.to(KEY) | (number.to(KEY) << ABOVE)
     write(table, tl.full((), 1, KEY))
     barrier()
-    write(table + slot_of(prefix.to(KEY), multiplier) * (KEY.primitive_bitwidth // 8), entry)
+    slot = slot_of(prefix, multiplier)
+    write(table + slot * (KEY.primitive_bitwidth // 8), prefix | (row.to(KEY) << ABOVE))
     barrier()
     return multiplier
 
@@ -161,24 +188,58 @@ def look_up(table, slot, KEY: tl.constexpr):
 
 
 @triton.jit
-def row_by_comparing(above, prefix_ptr, J: tl.constexpr):
-    """The number of the first prefix like `above`, or -1."""
-    row = tl.full(above.shape, -1, tl.int32)
-    last = tl.full((), -1, tl.int64)
-    for j in range(J):
-        prefix = tl.load(prefix_ptr + j)
-        if prefix != last:  # most repeat the one before: a quantile's two order statistics
-            row = tl.where(above == prefix.to(above.dtype), j, row)
-        last = prefix
-    return row
+def row_by_comparing(above, prefix, row):
+    """The row of the prefix that `above` is, or -1."""
+    found = tl.full(above.shape, -1, tl.int32)
+    lane = tl.arange(0, prefix.shape[0])
+    for j in tl.static_range(prefix.shape[0]):
+        like = above == tl.sum(tl.where(lane == j, prefix, 0)).to(above.dtype)
+        found = tl.where(like, tl.sum(tl.where(lane == j, row, 0)), found)
+    return found
+
+
+@triton.jit
+def counter_of(
+    key,
+    shift,
+    base,
+    table,
+    multiplier,
+    prefix,
+    row,
+    BITS: tl.constexpr,
+    ABOVE: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """The counter of each key's digit (an address in shared memory, else a number); whether it has one."""
+    digit = ((key >> shift) & ((1 << BITS) - 1)).to(tl.int32)
+    above = key >> shift >> BITS
+    if SHARED:
+        matched = above ^ look_up(table, slot_of(above, multiplier), key.dtype)
+        wanted = (matched & ((1 << ABOVE) - 1)) == 0
+        counter = base + digit * 4 + (matched >> (ABOVE - BITS - 2)).to(tl.int32)  # if wanted, in its row
+    else:
+        found = row_by_comparing(above, prefix, row)
+        wanted = found >= 0
+        counter = (found << BITS) + digit
+    return counter, wanted
+
+
+@triton.jit
+def append_digit(prefix, rank, counts, BITS: tl.constexpr):
+    """Prefixes (R,) with the digits that their ranks fall into, by counts (R, digits); ranks among those."""
+    lesser = tl.cumsum(counts, axis=1) <= rank[:, None]
+    prefix = (prefix << BITS) | tl.sum(lesser.to(tl.int32), axis=1).to(tl.int64)
+    return prefix, rank - tl.sum(tl.where(lesser, counts, 0), axis=1)
 
 
 @triton.jit
 def count_digits(
     base,
     counts_ptr,
-    prefix_ptr,
     multiplier,
+    prefix,
+    row,
     x,
     mask,
     SHIFT: tl.constexpr,
@@ -188,36 +249,23 @@ def count_digits(
     SHARED: tl.constexpr,
 ):
     """Count the digits of one tile under the mask (None: everywhere)."""
-    ALL: tl.constexpr = words_of(BITS, J, FIRST, SHARED)
+    WORDS: tl.constexpr = words_of(BITS, J, FIRST)
     key = sort_key(x)
-    KEY: tl.constexpr = key.dtype
-    digit = ((key >> SHIFT) & ((1 << BITS) - 1)).to(tl.int32)
-    counted = mask
-    address = base + digit * 4
-    if not FIRST:
-        above = key >> (SHIFT + BITS)
-        if SHARED:
-            ABOVE: tl.constexpr = key_bits(x.dtype.primitive_bitwidth, SHIFT, BITS)
-            matched = above ^ look_up(base + ALL[0] * 4, slot_of(above, multiplier), KEY)
-            found = (matched & ((1 << ABOVE) - 1)) == 0
-            address += (matched >> (ABOVE - BITS - 2)).to(tl.int32)  # where found, the row's counters
-        else:
-            row = row_by_comparing(above, prefix_ptr, J)
-            found = row >= 0
-            digit += row << BITS
-        counted = found if mask is None else found & mask
+    if FIRST:
+        digit = (key >> SHIFT).to(tl.int32)
+        counter = base + digit * 4 if SHARED else digit
+        counted = mask
+    else:
+        ABOVE: tl.constexpr = bits_above(x.dtype, SHIFT, BITS)
+        table = base + WORDS * 4
+        counter, counted = counter_of(key, SHIFT, base, table, multiplier, prefix, row, BITS, ABOVE, SHARED)
+        counted = counted if mask is None else counted & mask
     if SHARED:
         if counted is not None:
-            address = tl.where(counted, address, spare_word(base, ALL[1]))
-        increment(address)
+            counter = tl.where(counted, counter, spare_word(base, WORDS if FIRST else WORDS + TABLE))
+        increment(counter)
     else:
-        count_portably(counts_ptr, digit, counted, ALL[0])
-
-
-@triton.constexpr_function
-def key_bits(width, shift, bits):
-    """Bits of a key above a digit."""
-    return width - shift - bits
+        count_portably(counts_ptr, counter, counted, WORDS)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -233,24 +281,26 @@ def digit_kernel(
     SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    ALL: tl.constexpr = words_of(BITS, J, FIRST, SHARED)
-    WORDS: tl.constexpr = ALL[0]
-    WIDTH: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth
-    base = open_counters(ALL[1], SHARED)
-    multiplier = 0
-    if SHARED and not FIRST:
-        KEY: tl.constexpr = tl.uint64 if WIDTH == 64 else tl.uint32
-        multiplier = enter_prefixes(base + WORDS * 4, prefix_ptr, KEY, key_bits(WIDTH, SHIFT, BITS), J)
+    WORDS: tl.constexpr = words_of(BITS, J, FIRST)
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    base = open_counters(WORDS if FIRST else WORDS + TABLE, SHARED)
+    prefix, row, multiplier = 0, 0, 0
+    if not FIRST:
+        prefix = tl.load(prefix_ptr + tl.minimum(tl.arange(0, 16), J - 1))
+        row = rows_of(prefix, prefix, J)
+        if SHARED:
+            ABOVE: tl.constexpr = bits_above(DTYPE, SHIFT, BITS)
+            multiplier = enter_prefixes(base + WORDS * 4, prefix, row, key_type(DTYPE), ABOVE)
     offs = tl.arange(0, BLOCK)
     start = tl.program_id(0).to(tl.int64) * BLOCK
     while start + BLOCK <= n:
         x = tl.load(x_ptr + start + offs)
-        count_digits(base, counts_ptr, prefix_ptr, multiplier, x, None, SHIFT, BITS, J, FIRST, SHARED)
+        count_digits(base, counts_ptr, multiplier, prefix, row, x, None, SHIFT, BITS, J, FIRST, SHARED)
         start += tl.num_programs(0) * BLOCK
     if start < n:
         mask = offs < n - start
         x = tl.load(x_ptr + start + offs, mask=mask)
-        count_digits(base, counts_ptr, prefix_ptr, multiplier, x, mask, SHIFT, BITS, J, FIRST, SHARED)
+        count_digits(base, counts_ptr, multiplier, prefix, row, x, mask, SHIFT, BITS, J, FIRST, SHARED)
     if SHARED:
         barrier()
         for first in range(0, WORDS, CHUNK):
@@ -273,68 +323,103 @@ def narrow_kernel(
     LAST: tl.constexpr,
 ):
     """Program j appends a digit to the j-th prefix; after the last digit it stores the value."""
-    j = tl.program_id(0)
-    prefix = tl.full((), 0, tl.int64)
-    row = tl.full((), 0, tl.int32)
+    j = tl.program_id(0) + tl.arange(0, 1)
+    prefix = tl.zeros([1], tl.int64)
+    row = tl.zeros([1], tl.int32)
     if not FIRST:
         prefix = tl.load(prefix_ptr + j)
-        for i in tl.static_range(J):
-            row = tl.where(tl.load(prefix_ptr + (J - 1 - i)) == prefix, J - 1 - i, row)
-    digit = tl.arange(0, 1 << BITS)
-    counts = tl.load(counts_ptr + (row << BITS) + digit)
-    rank = tl.load(rank_ptr + j)
-    found = tl.sum((tl.cumsum(counts) <= rank).to(tl.int32))
-    prefix = (prefix << BITS) | found.to(tl.int64)
+        row = rows_of(prefix, tl.load(prefix_ptr + tl.minimum(tl.arange(0, 16), J - 1)), J)
+    counts = tl.load(counts_ptr + (row << BITS)[:, None] + tl.arange(0, 1 << BITS)[None, :])
+    prefix, rank = append_digit(prefix, tl.load(rank_ptr + j), counts, BITS)
     if LAST:
         tl.store(values_ptr + j, value_of_key(prefix, values_ptr.dtype.element_ty))
     else:
-        before = tl.sum(tl.where(digit < found, counts, 0))
         tl.store(next_prefix_ptr + j, prefix)
-        tl.store(next_rank_ptr + j, rank - before)
+        tl.store(next_rank_ptr + j, rank)
 
 
 @triton.jit
-def number_below(x_ptr, n, key, BLOCK: tl.constexpr):
-    """The number of n values whose sort key is below `key`, an int64 that holds the key's bits."""
-    offs = tl.arange(0, BLOCK)
-    below = tl.zeros([BLOCK], tl.int64)
-    start = tl.full((), 0, tl.int64)
-    while start < n:
-        mask = offs < n - start
-        keys = sort_key(tl.load(x_ptr + start + offs, mask=mask))
-        below += ((keys < key.to(keys.dtype, bitcast=keys.dtype == tl.uint64)) & mask).to(tl.int64)
-        start += BLOCK
-    return tl.sum(below)
+def count_bytes(base, counts, multiplier, prefix, row, shift, x, mask, P: tl.constexpr, SHARED: tl.constexpr):
+    """Count a tile's digits under the mask (None: everywhere) in shared memory, else add them to counts."""
+    WORDS: tl.constexpr = words_of(BYTE, P, False)
+    key = sort_key(x)
+    ABOVE: tl.constexpr = key.dtype.primitive_bitwidth - BYTE
+    table = base + WORDS * 4
+    counter, wanted = counter_of(key, shift, base, table, multiplier, prefix, row, BYTE, ABOVE, SHARED)
+    wanted = wanted if mask is None else wanted & mask
+    if SHARED:
+        increment(tl.where(wanted, counter, spare_word(base, WORDS + TABLE)))
+    else:
+        counts += tl.histogram(counter, WORDS, mask=wanted)
+    return counts
 
 
 @triton.jit
 def multi_select_kernel(
-    values_ptr,
+    out_ptr,
     addresses_ptr,
     sizes_ptr,
     ranks_ptr,
-    nans_ptr,
-    J: tl.constexpr,
-    WIDTH: tl.constexpr,
+    weights_ptr,
+    K: tl.constexpr,
+    P: tl.constexpr,
+    INTERPOLATED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = values_ptr.dtype.element_ty
-    wanted = tl.program_id(0)
-    tensor = wanted // J
-    x_ptr = tensor_at(addresses_ptr, tensor, values_ptr, False)
-    n = tl.load(sizes_ptr + tensor)
-    rank = tl.load(ranks_ptr + wanted)
-    found = tl.full((), 0, tl.int64)
-    bit = tl.full((), 1, tl.int64) << (WIDTH - 1)
-    for _ in range(WIDTH):
-        candidate = found | bit
-        if number_below(x_ptr, n, candidate, BLOCK) <= rank:
-            found = candidate
-        bit = (bit >> 1) & 0x7FFFFFFFFFFFFFFF
-    tl.store(values_ptr + wanted, value_of_key(found, DTYPE))
-    if wanted % J == 0:
-        of_nan = tl.full((), -1 if WIDTH == 64 else (1 << WIDTH) - 1, tl.int64)
-        tl.store(nans_ptr + tensor, n - number_below(x_ptr, n, of_nan, BLOCK))
+    """Program i finds the K quantiles of tensor i, which lie between the order statistics ranks[i, k, :]."""
+    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
+    KEY: tl.constexpr = key_type(DTYPE)
+    WORDS: tl.constexpr = words_of(BYTE, P, False)
+    tensor = tl.program_id(0)
+    x_ptr = tensor_at(addresses_ptr, tensor, out_ptr, ALIGNED)
+    n = tl.load(sizes_ptr + tensor).to(tl.int32)
+    lane = tl.arange(0, P)
+    # What is not a quantile's asks for the greatest value, which tells whether there is a NaN.
+    rank = tl.load(ranks_ptr + tensor * (2 * K) + lane, mask=lane < 2 * K, other=0).to(tl.int32)
+    rank = tl.where(lane < 2 * K, rank, n - 1)
+    prefix = tl.zeros([P], tl.int64)
+    base = open_counters(WORDS + TABLE, SHARED)
+    offs = tl.arange(0, BLOCK)
+    shift = tl.full((), DTYPE.primitive_bitwidth, KEY)
+    for place in range(DTYPE.primitive_bitwidth // BYTE):
+        shift -= BYTE
+        row = rows_of(prefix, prefix, P)
+        counts = tl.zeros([WORDS], tl.int32)
+        multiplier = tl.full((), 0, KEY)
+        if SHARED:
+            if place > 0:
+                clear(base, WORDS + TABLE)
+            multiplier = enter_prefixes(base + WORDS * 4, prefix, row, KEY, KEY.primitive_bitwidth - BYTE)
+        start = tl.full((), 0, tl.int32)
+        while start + BLOCK <= n:
+            x = tl.load(x_ptr + start + offs)
+            counts = count_bytes(base, counts, multiplier, prefix, row, shift, x, None, P, SHARED)
+            start += BLOCK
+        if start < n:
+            mask = offs < n - start
+            x = tl.load(x_ptr + start + offs, mask=mask)
+            counts = count_bytes(base, counts, multiplier, prefix, row, shift, x, mask, P, SHARED)
+        of_rows = (row << BYTE)[:, None] + tl.arange(0, 1 << BYTE)[None, :]
+        if SHARED:
+            barrier()
+            counts = read(base + of_rows * 4)
+            barrier()
+        else:
+            counts = tl.reshape(tl.gather(counts, tl.reshape(of_rows, [WORDS]), 0), [P, 1 << BYTE])
+        prefix, rank = append_digit(prefix, rank, counts, BYTE)
+
+    value = widen(value_of_key(prefix, DTYPE))
+    has_nan = tl.max((value != value).to(tl.int32), axis=0) > 0
+    below, above = tl.split(tl.reshape(value, [P // 2, 2]))
+    k = tl.arange(0, P // 2)
+    if INTERPOLATED:  # by the formula of torch.lerp
+        weight = tl.load(weights_ptr + tensor * K + k, mask=k < K, other=0.0)
+        nearer = tl.where(tl.abs(weight) < 0.5, below, above)
+        below = fma(weight - tl.where(tl.abs(weight) < 0.5, 0.0, 1.0), above - below, nearer)
+    result = tl.where(has_nan, float("nan"), below)
+    tl.store(out_ptr + tensor * K + k, narrow(result, DTYPE), mask=k < K)
 
 
 class Selection:
@@ -361,7 +446,7 @@ class Selection:
         return self.x.numel() - self.nans
 
     def order_statistics(self, ranks: Tensor) -> Tensor:
-        """The values of these ranks, at most RANKS: int64, ascending, from 0 on."""
+        """The values of these ranks, at most RANKS: int64, from 0 on."""
         x, ranks = self.x, ranks.contiguous()
         if not device.takes_kernel(x):
             return reference_select.order_statistics(x, ranks, self.nans)
@@ -395,23 +480,33 @@ def _count_digit(
     )
 
 
-def order_statistics_of_many(tensors: Sequence[Tensor], ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """Order statistics ranks (tensors, j) of tensors of one dtype, and each tensor's number of NaN.
+def quantiles_of_many(tensors: Sequence[Tensor], between: Tensor, weight: Tensor | None) -> Tensor:
+    """Quantiles (tensors, k) of tensors of one dtype and alignment, in one launch; NaN if a tensor has one.
 
-    The tensors are on a device with kernels, dense, not empty, and small.
+    A quantile is the weighted mean of two order statistics, of the ranks `between` (tensors, k, 2), `weight`
+    (tensors, k) being that of the second; without `weight`, it is the first. The tensors are on a device with
+    kernels, dense, not empty, and small; k is at most QUANTILES.
     """
     first = tensors[0]
-    values = torch.empty(ranks.shape, dtype=first.dtype, device=first.device)
-    nans = torch.empty(len(tensors), dtype=torch.int64, device=first.device)
+    k = between.shape[1]
+    out = torch.empty(len(tensors), k, dtype=first.dtype, device=first.device)
     sizes = multi_tensor.sizes(tuple(tensor.numel() for tensor in tensors), first.device)
     addresses = multi_tensor.addresses(tensors, first.device)
-    constants = (ranks.shape[1], 8 * first.element_size(), TILE)
+    _, block, shared = counters.geometry(first, MANY_COUNTERS)
+    constants = (
+        k,
+        32 if 2 * k >= 16 else 16,
+        weight is not None,
+        multi_tensor.is_aligned(tensors),
+        shared,
+        block,
+    )
     launcher.launch(
         multi_select_kernel,
         ("select many", *constants),
-        ranks.numel(),
-        (values, addresses, sizes, ranks, nans),
+        len(tensors),
+        (out, addresses, sizes, between, out if weight is None else weight),
         *constants,
-        num_warps=WARPS,
+        num_warps=counters.WARPS[MANY_COUNTERS],
     )
-    return values, nans
+    return out

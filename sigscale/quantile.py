@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Literal, NamedTuple
 
@@ -178,9 +178,14 @@ def _of_all(x: Tensor, wanted: Wanted) -> Tensor:
         return _by_sorting(x.detach().reshape(-1), wanted)
     if not devices.takes_kernel(x):
         each = MANY * each
-    chunks = (wanted.numbers[i : i + each] for i in range(0, len(wanted.numbers), each))
-    parts = [_by_selection(x.detach(), wanted._replace(numbers=chunk)) for chunk in chunks]
+    parts = [_by_selection(x.detach(), part) for part in _parts(wanted, each)]
     return torch.cat(parts) if parts else x.new_empty(0)
+
+
+def _parts(wanted: Wanted, most: int) -> Iterator[Wanted]:
+    """The quantiles wanted, at most so many at a time."""
+    for first in range(0, len(wanted.numbers), most):
+        yield wanted._replace(numbers=wanted.numbers[first : first + most])
 
 
 def _of_rows(x: Tensor, wanted: Wanted) -> Tensor:
@@ -199,27 +204,24 @@ def _by_selection(x: Tensor, wanted: Wanted) -> Tensor:
     selection = select.Selection(x)
     if wanted.omit_nan:
         numbers = _numbers(wanted.numbers, x.dtype, rank_dtype, x.device)
-        positions, ranks, order = _ascending(
-            _positions(numbers, wanted.interpolation, selection.valid, x.dtype)
-        )
+        ranks, weight = _ranks(_positions(numbers, wanted.interpolation, selection.valid, x.dtype))
     else:
-        positions, ranks, order = _constant_ranks(wanted, n, x.dtype, rank_dtype, x.device)
-    values = selection.order_statistics(ranks)[order]
+        ranks, weight = _constant_ranks(wanted, n, x.dtype, rank_dtype, x.device)
+    values = selection.order_statistics(ranks)
     k = len(wanted.numbers)
-    result = _between(values[:k], values[-k:], positions.weight)
+    result = _between(values[:k], values[-k:], weight)
     return result if wanted.omit_nan else result.masked_fill(selection.nans > 0, torch.nan)
 
 
 def _of_each(tensors: Sequence[Tensor], wanted: Wanted) -> Tensor:
-    """The quantiles (tensors, k) of small tensors of one dtype, on a device with kernels."""
+    """The quantiles (tensors, k) of small tensors of one dtype and alignment, on a device with kernels."""
     dtype, device = tensors[0].dtype, tensors[0].device
-    sizes = multi_tensor.sizes(tuple(x.numel() for x in tensors), device).unsqueeze(-1)
-    numbers = _numbers(wanted.numbers, dtype, _rank_dtype(dtype, SMALL), device)
-    positions = _positions(numbers, wanted.interpolation, sizes, dtype)
-    values, nans = select.order_statistics_of_many(tensors, torch.cat(positions[:2], 1))
-    k = len(wanted.numbers)
-    result = _between(values[:, :k], values[:, k:], positions.weight)
-    return result.masked_fill(nans.unsqueeze(-1) > 0, torch.nan)
+    sizes = tuple(x.numel() for x in tensors)
+    parts = [
+        select.quantiles_of_many(tensors, *_positions_of_each(part, sizes, dtype, device))
+        for part in _parts(wanted, select.QUANTILES)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat([tensors[0].new_empty(len(tensors), 0), *parts], 1)
 
 
 def _of_each_on_cpu(tensors: Sequence[Tensor], wanted: Wanted) -> Tensor:
@@ -227,15 +229,28 @@ def _of_each_on_cpu(tensors: Sequence[Tensor], wanted: Wanted) -> Tensor:
     dtype = tensors[0].dtype
     ordered = torch.cat([x.as_strided((x.numel(),), (1,)) for x in tensors]).to(_computed(dtype))
     array, end = ordered.numpy(), 0
-    for x in tensors:
-        array[end : end + x.numel()].sort()  # NaN last
-        end += x.numel()
-    sizes = multi_tensor.sizes(tuple(x.numel() for x in tensors), ordered.device).unsqueeze(-1)
-    numbers = _numbers(wanted.numbers, dtype, _rank_dtype(dtype, SMALL), ordered.device)
-    positions = _positions(numbers, wanted.interpolation, sizes, dtype)
-    ends = sizes.cumsum(0)
-    below, above = (ordered[ends - sizes + ranks].to(dtype) for ranks in positions[:2])
-    return _between(below, above, positions.weight).masked_fill(ordered[ends - 1].isnan(), torch.nan)
+    sizes = tuple(x.numel() for x in tensors)
+    for size in sizes:
+        array[end : end + size].sort()  # NaN last
+        end += size
+    between, weight = _positions_of_each(wanted, sizes, dtype, ordered.device)
+    ends = multi_tensor.sizes(sizes, ordered.device).cumsum(0)
+    starts = ends.roll(1)
+    starts[0] = 0
+    below, above = ordered[starts.view(-1, 1, 1) + between].to(dtype).unbind(-1)
+    return _between(below, above, weight).masked_fill(ordered[ends - 1].isnan().unsqueeze(-1), torch.nan)
+
+
+@made_once(64)
+def _positions_of_each(
+    wanted: Wanted, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """The ranks (tensors, k, 2) of the values between which quantiles lie, and the weight of the second."""
+    numbers = torch.tensor(wanted.numbers, dtype=_computed(dtype)).to(_rank_dtype(dtype, SMALL))
+    below, above, weight = _positions(numbers, wanted.interpolation, torch.tensor(sizes).unsqueeze(-1), dtype)
+    return to_device(torch.stack([below, above], -1), device), (
+        None if weight is None else to_device(weight, device)
+    )
 
 
 def _by_sorting(x: Tensor, wanted: Wanted) -> Tensor:
@@ -277,19 +292,18 @@ def _computed(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
-def _ascending(positions: Positions) -> tuple[Positions, Tensor, Tensor]:
-    """The positions, their ranks in ascending order, and where each of below and above is among these."""
+def _ranks(positions: Positions) -> tuple[Tensor, Tensor | None]:
+    """The ranks wanted, those below before those above, and the weight of the values above."""
     ranks = positions.below if positions.weight is None else torch.cat([positions.below, positions.above])
-    ascending, order = ranks.sort()
-    return positions, ascending, order.argsort()
+    return ranks, positions.weight
 
 
 @made_once(256)
 def _constant_ranks(
     wanted: Wanted, n: int, dtype: torch.dtype, rank_dtype: torch.dtype, device: torch.device
-) -> tuple[Positions, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     numbers = _numbers(wanted.numbers, dtype, rank_dtype, device)
-    return _ascending(_positions(numbers, wanted.interpolation, n, dtype))
+    return _ranks(_positions(numbers, wanted.interpolation, n, dtype))
 
 
 @made_once(256)

@@ -111,6 +111,23 @@ def test_quantiles(dtype, ran):
     assert set(ran) == {"digit_kernel", "narrow_kernel"}
 
 
+@pytest.mark.parametrize("q", [[0.3, 0.5, 1.0], [i / 16 for i in range(17)]], ids=len)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quantiles_of_many(q, dtype, ran):
+    """In one launch for each dtype, alignment and 15 quantiles, and nothing else that a device would do."""
+    tensors = [CASES[case](dtype) for case in ("nans", "infinities", "signed zeros", "distinct", "constant")]
+    tensors = [torch.cat([x] * 3)[:n] for x, n in zip(tensors, (999, 5000, 2048, 700, 1), strict=True)]
+    for interpolation in ("linear", "midpoint", "nearest") if len(q) == 3 else ["linear"]:
+        ran.clear()
+        results = ss.foreach_quantile([*tensors, tensors[3][3:]], q, interpolation=interpolation)
+        assert ran == ["multi_select_kernel"] * 2 * -(-len(q) // 15)
+        for result, x in zip(results, [*tensors, tensors[3][3:]], strict=True):
+            wide = x.float() if dtype.itemsize == 2 else x
+            numbers = torch.tensor(q, dtype=wide.dtype)
+            expected = torch.quantile(wide, numbers, interpolation=interpolation).to(dtype)
+            torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_many_tensors(ran):
     torch.manual_seed(0)
     tensors = [CASES[case](dtype) for dtype in DTYPES for case in CHOSEN]

@@ -25,6 +25,7 @@ BUDGET = {"bf16": 29.2, "fp32": 26.5}
 # What each dtype keeps for tanh's backward by default: its input in 16 bits, its output in fp32.
 LEAN = {("tanh", "slope", "bf16", 3): 24.0, ("tanh", "slope_from_output", "fp32", 3): 15.5}
 LATER = {"fp32": 18.6, "bf16": 22.0, "fp16": 22.0}  # digits of exact selection behind the first
+LATER_OF_MANY = {"fp32": 20.0, "bf16": 23.0, "fp16": 23.0, "fp64": 34.0}  # of each digit of 8 bits
 SLACK = 0.6 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0.0
 
 
@@ -36,6 +37,7 @@ def kernel_binary(kernel, dtype, m, target, **constants):
     block = 32 * warps * elements if shared else counters.PORTABLE_TILE
     types = {"counts_ptr": "*i64", "prefix_ptr": "*i64", "addresses_ptr": "*i64", "sizes_ptr": "*i64"}
     types |= {"rows_ptr": "*i32", "chunk_tensors_ptr": "*i32", "chunk_numbers_ptr": "*i32"}
+    types |= {"ranks_ptr": "*i64", "weights_ptr": "*fp64" if dtype == "fp64" else "*fp32"}
     pointers = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name.endswith("_ptr")}
     constants |= {"SHARED": shared, "BLOCK": block}
     if "M" in kernel.arg_names:
@@ -108,6 +110,23 @@ def test_selection_on_hopper(dtype):
             assert resident >= select.PROGRAMS
 
 
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("lanes", [16, 32])
+def test_selection_from_many_on_hopper(lanes, dtype):
+    """One program a tensor, which reads it once for each of its digits of 8 bits, whatever is wanted."""
+    binary, elements = many_binary(dtype, "sm_90", lanes)
+    per_element, spilled = check_loop(binary, elements)
+    print(f"many tensors, {lanes} ranks, {dtype}: {per_element:.1f} instructions per element and digit")
+    assert not spilled
+    assert per_element <= LATER_OF_MANY[dtype] + SLACK
+
+
+def many_binary(dtype, target, lanes=16):
+    """The kernel as its launcher would compile it for lanes // 2 - 1 quantiles."""
+    constants = {"K": lanes // 2 - 1, "P": lanes, "INTERPOLATED": True, "ALIGNED": True}
+    return kernel_binary(multi_select_kernel, dtype, select.MANY_COUNTERS, target, **constants)
+
+
 COUNTING = [
     (sketch_kernel, {}),
     (backward_sketch_kernel, {"SLOPE": FUNCTIONS["tanh"].slope}),
@@ -129,16 +148,14 @@ def test_compiles(kernel, constants, dtype, target):
 @pytest.mark.parametrize("target", sass.TARGETS)
 def test_small_kernels_compile(target):
     integers = dict.fromkeys(
-        ("counts_ptr", "prefix_ptr", "rank_ptr", "next_prefix_ptr", "next_rank_ptr", "ranks_ptr", "nans_ptr"),
-        "*i64",
-    ) | dict.fromkeys(("addresses_ptr", "sizes_ptr"), "*i64")
-    for dtype, number in BYTES.items():
+        ("counts_ptr", "prefix_ptr", "rank_ptr", "next_prefix_ptr", "next_rank_ptr"), "*i64"
+    )
+    for dtype in BYTES:
         pointers = integers | {"values_ptr": f"*{dtype}"}
         for last in (False, True):
             constants = {"BITS": 10, "J": 10, "FIRST": False, "LAST": last}
             assert sass.compiled(narrow_kernel, target, 4, pointers, constants).kernel
-        constants = {"J": 10, "WIDTH": 8 * number, "BLOCK": select.TILE}
-        assert sass.compiled(multi_select_kernel, target, select.WARPS, pointers, constants).kernel
+        assert many_binary(dtype, target)[0].kernel
     pointers = {name: "*fp64" for name in summarize_kernel.arg_names if name.endswith("_ptr")} | integers
     constants = {"M": 3, "MAGNITUDE": True, "K": 5, "T": 1, "WIDTH": 2048}
     assert sass.compiled(summarize_kernel, target, 8, pointers, constants).kernel

@@ -198,7 +198,7 @@ class _Block:
         if name in simple and not (name == "mul" and "hi" in details):
             return simple[name](*values).astype(TYPES.get(kind, bool))
         if name == "fma" or (name == "mad" and "lo" in details):
-            wide = np.float64 if kind == "f32" else values[0].dtype
+            wide = {"f32": np.float64, "f64": np.longdouble}.get(kind, values[0].dtype)
             return (values[0].astype(wide) * values[1] + values[2]).astype(values[0].dtype)
         raise NotImplementedError(f"PTX instruction {name}.{'.'.join(details)}")
 

@@ -16,7 +16,7 @@ import sigscale as ss
 from sigscale.kernels import reference_select
 from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.device import takes_kernel
-from sigscale.kernels.select import Selection, order_statistics_of_many
+from sigscale.kernels.select import Selection, quantiles_of_many
 from tests.oracles.adversarial import CASES, IDS, TABLE
 
 MODULE = sys.modules["sigscale.quantile"]  # the attribute of this name is the function
@@ -260,7 +260,7 @@ def test_no_host_reads():
     ss.quantile(x, GRID), ss.nanquantile(x, GRID)
     with Transfers() as transfers:
         Selection(x).order_statistics(torch.tensor([3]))
-        order_statistics_of_many([x], torch.tensor([[3]]))
+        quantiles_of_many([x], torch.tensor([[[3, 4]]]), torch.tensor([[0.5]]))
     assert not transfers.seen
 
 
