@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._checks import DTYPES, check_real
 from ._names import Selection, named_parameters, wrappers
+from ._sharding import is_flattened
 
 LEARNED_SCALE = "log2_alpha"  # the name of the parameter in modules whose alpha learns
 MAX_FACTOR = torch.finfo(torch.float32).max
@@ -112,7 +113,7 @@ def _fault(parameter: Any) -> tuple[type[Exception], str, str] | None:
         return TypeError, type(parameter).__name__, "pass the parameters themselves"
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         return ValueError, "an uninitialized one", "call the model once before"
-    if getattr(parameter, "_fsdp_flattened", False):
+    if is_flattened(parameter):
         remedy = "no process sees the whole of it; shard with torch.distributed.fsdp.fully_shard instead"
         return TypeError, "a shard of FullyShardedDataParallel", remedy
     if parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
