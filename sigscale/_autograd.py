@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _compiled as compiled
 from ._checks import is_plain
 from ._counting import count_gradient, counted, is_batched
+from ._sharding import beside
 from .kernels import activation, learned, reference, reference_learned
 from .kernels.functions import Function
 from .sketch import QuantileSketch
@@ -127,6 +128,7 @@ def activate(
     """alpha f(x / alpha) of checked arguments, differentiable as often as wanted."""
     if not is_plain(x) or (isinstance(alpha, Tensor) and not is_plain(alpha)):
         if not compiled.is_compiled(x):
+            alpha = beside(alpha, x) if isinstance(alpha, Tensor) else alpha
             return reference.composed(function, x if sketch is None else counted(x, sketch), alpha)
         if isinstance(alpha, Tensor):
             return compiled.activate_learned(function, x, alpha, sketch)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _operators as operators
+from ._sharding import own_part
 from .kernels import device
 from .sketch import QuantileSketch
 
@@ -44,17 +45,19 @@ class CompiledCount(torch.autograd.Function):
     """`CountGradient` for torch.compile, which refuses a jvp; counts that were saved must not change."""
 
     @staticmethod
-    def forward(x: Tensor, counts: Tensor, m: int) -> Tensor:
+    def forward(x: Tensor, counts: Tensor, m: int, copies: bool) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        _, ctx.counts, ctx.m = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, bool], output: Tensor) -> None:
+        _, ctx.counts, ctx.m, ctx.copies = inputs
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        count_in_graph(ctx.counts, g, ctx.m)
-        return g, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        part = own_part(g, copies=ctx.copies)
+        if part is not None:
+            torch.ops.sigscale.count_(ctx.counts, part, ctx.m)
+        return g, None, None, None
 
 
 def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
@@ -69,7 +72,7 @@ def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
             msg="sigscale counts no gradient under torch.func: leave grad_sketch out, or close the monitor"
         )
     counts = counts_in_graph(sketch, x.device)
-    return CompiledCount.apply(x, counts, sketch.mantissa_bits)  # type: ignore[no-any-return]
+    return CompiledCount.apply(x, counts, sketch.mantissa_bits, sketch.counts_copies)  # type: ignore[no-any-return]
 
 
 def takes_part(x: Tensor) -> bool:
@@ -90,17 +93,19 @@ def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
     One without values, a fake tensor or one on the meta device, adds nothing.
     """
     if torch.compiler.is_compiling():  # compiled autograd
-        count_in_graph(counts_in_graph(sketch, g.device), g, sketch.mantissa_bits)
+        count_in_graph(sketch, g)
         return
     _check_countable(g)
     if _is_recorded():
         _record(sketch, g)
     elif not (g.is_meta or _is_fake(g)):
-        sketch.update(_local(g))
+        sketch.update(g)
 
 
-def count_in_graph(counts: Tensor, g: Tensor, m: int) -> None:
-    torch.ops.sigscale.count_(counts, _local(g), m)
+def count_in_graph(sketch: QuantileSketch, g: Tensor) -> None:
+    part = own_part(g, copies=sketch.counts_copies)
+    if part is not None:
+        torch.ops.sigscale.count_(counts_in_graph(sketch, part.device), part, sketch.mantissa_bits)
 
 
 def _check_countable(g: Tensor) -> None:
@@ -113,11 +118,6 @@ def _check_countable(g: Tensor) -> None:
         operators.refuse_batched()
 
 
-def _local(g: Tensor) -> Tensor:
-    """This process's part of a DTensor."""
-    return g.to_local() if hasattr(g, "to_local") else g
-
-
 def _is_recorded() -> bool:
     """Whether make_fx or AOTAutograd records operations into a graph."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
@@ -126,7 +126,7 @@ def _is_recorded() -> bool:
 def _record(sketch: QuantileSketch, g: Tensor) -> None:
     """Count in a graph that make_fx traces, and that holds the counts as a constant."""
     if not _is_fake(g):
-        count_in_graph(counts_in_graph(sketch, g.device), g, sketch.mantissa_bits)
+        count_in_graph(sketch, g)
         return
     from torch._guards import detect_fake_mode
     from torch._subclasses.functional_tensor import FunctionalTensor
@@ -139,7 +139,7 @@ def _record(sketch: QuantileSketch, g: Tensor) -> None:
     mode: Any = detect_fake_mode(g)
     allowed, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
     try:
-        count_in_graph(counts_in_graph(sketch, g.device), g, sketch.mantissa_bits)
+        count_in_graph(sketch, g)
     finally:
         mode.allow_non_fake_inputs = allowed
 

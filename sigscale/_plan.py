@@ -52,7 +52,7 @@ class Options:
 
 
 class Mark(NamedTuple):
-    """A module whose calls become scaled, by an alpha that may learn in `owner`; or, without it, stay plain."""
+    """A module whose calls become scaled, by an alpha that may learn in `owner`; or without it stay plain."""
 
     module: nn.Module
     owner: nn.Module | None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ._checks import DTYPES
 from ._names import Selection, named_parameters, wrappers
+from ._sharding import is_flattened
 from .kernels.penalty import all_dense_on_cpu
 from .kernels.reference_penalty import PLAIN
 
@@ -88,7 +89,7 @@ def _check_parameter(name: str | None, parameter: Any) -> None:
         got, remedy = type(parameter).__name__, "pass the parameters themselves"
     elif isinstance(parameter, nn.parameter.UninitializedParameter):
         error, got, remedy = ValueError, "an uninitialized one", "call the model once before"
-    elif getattr(parameter, "_fsdp_flattened", False):
+    elif is_flattened(parameter):
         got = "a shard of FullyShardedDataParallel"
         remedy = "no process sees the whole of it; shard with torch.distributed.fsdp.fully_shard instead"
     elif parameter.dtype not in DTYPES or parameter.layout is not torch.strided:

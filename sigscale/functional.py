@@ -68,8 +68,10 @@ def functional(function: Function) -> ActivationFunction:
             alpha = check_alpha(alpha)
         if save is not None:
             check_save(save)
-        if grad_sketch is not None and not isinstance(grad_sketch, QuantileSketch):
-            check_sketch(grad_sketch)
+        if grad_sketch is not None:
+            if not isinstance(grad_sketch, QuantileSketch):
+                check_sketch(grad_sketch)
+            grad_sketch.check_source(x)
         return activate(function, x, alpha, save, grad_sketch)
 
     activation.__name__ = activation.__qualname__ = function.name

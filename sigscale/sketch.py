@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ._checks import Quantiles, check_input, check_integer, check_quantiles, check_real
+from ._sharding import own_part
 from .kernels import summary
 from .kernels.device import check_supported, device_of_backend, is_capturing
 from .kernels.reference_sketch import MANTISSA_BITS, bin_count, zero_bin
@@ -63,6 +64,8 @@ class QuantileSketch:
         0.4
     """
 
+    counts_copies = False  # of a DTensor's copies, whether each process counts its own
+
     def __init__(self, mantissa_bits: int = 3, *, device: torch.device | str | int | None = None) -> None:
         if type(mantissa_bits) is not int or mantissa_bits not in MANTISSA_BITS:
             raise ValueError(
@@ -87,6 +90,9 @@ class QuantileSketch:
     def update(self, x: Tensor) -> QuantileSketch:
         """Count all values of x: float16, bfloat16, float32 or float64, any shape and strides.
 
+        Of a DTensor each process counts its shard, or what the first of those counts that hold the same, so
+        that all_reduce() has each value once.
+
         Raises:
             TypeError: x is not a dense real floating-point tensor.
             ValueError: x lies on another device than what was counted before, or on one without kernels.
@@ -98,11 +104,15 @@ class QuantileSketch:
                 f"update() takes a tensor with values, got {what}: call it outside, on its values"
             )
         check_supported(x.device, "update()")
-        x = x.detach().resolve_neg()
-        counts = self.counts_on(x.device)
-        if x.numel():
-            count(counts, x, self.mantissa_bits)
+        part = own_part(x.detach(), copies=self.counts_copies)
+        if part is not None:
+            counts = self.counts_on(part.device)
+            if part.numel():
+                count(counts, part.resolve_neg(), self.mantissa_bits)
         return self
+
+    def check_source(self, x: Tensor) -> None:
+        """Raise an error if the gradient of x is not to be counted here."""
 
     def counts_on(self, device: torch.device) -> Tensor:
         """The counts, for a kernel on `device` to add to."""

@@ -30,7 +30,7 @@ def counting_class(base: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         sketch: NamedSketch | None = self.grad_sketch  # type: ignore[assignment]
         x: Any = args[0] if args else kwargs.get("input")
-        if sketch is None or not measurable(x, sketch.name):
+        if sketch is None or not measurable(x, sketch):
             return base.forward(self, *args, **kwargs)
         overwrites = getattr(self, "inplace", False)
         if overwrites and not torch.compiler.is_compiling():
@@ -65,14 +65,16 @@ def count_overwritten(x: Tensor, sketch: QuantileSketch) -> None:
     base.register_hook(count)
 
 
-def measurable(x: Any, name: str) -> bool:
+def measurable(x: Any, sketch: NamedSketch) -> bool:
     """Whether x takes part in a backward pass; TypeError if it does and cannot be counted."""
     if not (isinstance(x, Tensor) and takes_part(x)):
         return False
+    name = sketch.name
     if x.dtype not in DTYPES or x.is_nested or x.layout is not torch.strided:
         kind = "a nested tensor" if x.is_nested else f"{x.dtype}, {x.layout}"
         raise TypeError(
             "a monitor counts dense gradients of dtype float16, bfloat16, float32 or float64; "
             f"the input of {name!r} is {kind}: leave it out with exclude={name!r}"
         )
+    sketch.check_source(x)
     return True

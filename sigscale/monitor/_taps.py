@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .._checks import warn
 from .._names import named_modules
 from .._overlay import uncover
+from .._sharding import Reduction, is_placed
 from ..kernels.device import is_capturing
 from ..nn.activation import Activation, check_free
 from ._hooks import NamedSketch, counting_class
@@ -28,6 +29,15 @@ class RowSketch(NamedSketch):
     """A sketch whose counts are a row of others; a copy of the module that has it has none."""
 
     note_capture: Callable[[], None]
+    wants_placed = False
+
+    def check_source(self, x: Tensor) -> None:
+        if self.wants_placed and not is_placed(x) and x.requires_grad:
+            raise TypeError(
+                f"the input of {self.name!r} is a plain tensor in a tensor-parallel model, which does not "
+                "say whether other processes hold the same values: have the layer before give a DTensor, "
+                "with use_local_output=False, or leave it out with exclude=..."
+            )
 
     def allocate(self, device: torch.device) -> None:
         """A row has its counts; and torch.compile is free to use one graph for several of them."""
@@ -70,8 +80,8 @@ class Tap:
 class Taps:
     """The taps of a monitor, in the order of their rows."""
 
-    def __init__(self, recorder: Recorder, rows: Rows, every: int) -> None:
-        self._recorder, self._rows = recorder, rows
+    def __init__(self, recorder: Recorder, rows: Rows, every: int, reduction: Reduction) -> None:
+        self._recorder, self._rows, self._reduction = recorder, rows, reduction
         self._note_capture = partial(recorder.note_capture, every)
         self._taps: list[Tap] = []
         self._lost: set[str] = set()  # names of modules that the model has no more
@@ -83,6 +93,8 @@ class Taps:
         for name, module in modules:
             sketch = RowSketch(self._recorder.statistics.mantissa_bits)
             sketch.name, sketch.note_capture = name, self._note_capture
+            sketch.counts_copies = self._reduction.copies
+            sketch.wants_placed = self._reduction.inputs_must_be_placed
             self._taps.append(Tap(module, sketch))
         self.point()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._checks import DTYPES, check_integer
 from .._names import Selection, check_model, named_parameters
+from .._sharding import Group, Reduction
 from ..kernels.sketch import count_many
 from ..sketch import QuantileSketch
 from . import _options as options
@@ -21,7 +22,7 @@ from ._loss_scale import Factors, LossScale, factors_of_rows
 from ._options import OnVanishing
 from ._reader import Reader, last_step
 from ._recorder import Recorder
-from ._rows import Group, ParameterGradients, Reduction, Rows, named_activations, only_device
+from ._rows import ParameterGradients, Rows, named_activations, only_device
 from ._taps import Taps, Things, check_trackable
 from .history import GradientHistory
 
@@ -66,10 +67,12 @@ class GradientMonitor:
             values are divided by its scale, whether step() comes before or after its unscale_(), step()
             and update(); of several optimizers', before those of the first or after those of the last. After
             a step() that it skipped, parameters have counts only.
-        group: the processes whose counts are added up, so that each has the same history: "auto" adds up the
-            activations of a model in DistributedDataParallel, whose parameters have the same gradient
-            everywhere; a torch.distributed.ProcessGroup adds up sharded parameters (DTensor) as well; None
-            nothing. All processes must call step() then.
+        group: the processes whose counts are added up, so that each has the same history. "auto": those that
+            train the model by DistributedDataParallel, fully_shard (also of a 2-D mesh) or
+            parallelize_module, with a copy of a value counted once; in a tensor-parallel model the inputs of
+            activations must be DTensors (use_local_output=False), which say what is a copy. Or a
+            torch.distributed.ProcessGroup; None adds up nothing. All processes must call step() then. Make
+            the monitor after the model is wrapped or sharded.
         ring: how many steps are kept on the device; every half as many they are copied to the host.
         warn_below, warn_fraction: warn when at least this share of a layer's gradient is below
             warn_below in magnitude, once for each layer until it recovers. Looked at when records reach
@@ -78,8 +81,9 @@ class GradientMonitor:
             warn_below=None, 1e-8 is used.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, the model has nothing to measure or another
-            monitor does already; the model is left as it was.
+        TypeError, ValueError: an argument is of the wrong kind, the model has nothing to measure, another
+            monitor does already, or FullyShardedDataParallel has flattened parameters; the model is left as
+            it was.
 
     Example:
         >>> import torch, sigscale as ss
@@ -312,7 +316,7 @@ class GradientMonitor:
             self._taps.point()
 
     def _attach(self, modules: Sequence[tuple[str, nn.Module]], scaler: torch.amp.GradScaler | None) -> None:
-        self._taps = Taps(self._recorder, self._rows, self._every)
+        self._taps = Taps(self._recorder, self._rows, self._every, self._reduction)
         with ExitStack() as stack:
             stack.callback(self._taps.close)
             self._taps.attach(modules)

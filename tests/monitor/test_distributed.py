@@ -19,12 +19,50 @@ if not dist.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
 PROCESSES = 2
 STEPS = 3
-WAYS = ("auto", "bucket views", "world", "none", "compiled", "checkpointed", "fully sharded")
+MESHES = {
+    "fully sharded": (2,),
+    "sharded, by group": (2,),
+    "hybrid 1 x 2": (1, 2),
+    "hybrid 2 x 1": (2, 1),
+}
+WAYS = ("auto", "bucket views", "world", "none", "compiled", "checkpointed", *MESHES)
+PLACEMENTS = {"shard": Shard(0), "copies": Replicate(), "summands": Partial()}
+SEQUENCE = {"input_layouts": Shard(1)}
+PLANS = {
+    "columns and rows": {
+        "0": ColwiseParallel(use_local_output=False),
+        "2": RowwiseParallel(use_local_output=False),
+        "4": ColwiseParallel(use_local_output=False),
+        "6": RowwiseParallel(),
+    },
+    "alpha between local parts": {
+        "0": ColwiseParallel(),
+        "1": SequenceParallel(sequence_dim=-1, use_local_output=True),
+        "2": RowwiseParallel(use_local_output=False),
+        "4": ColwiseParallel(use_local_output=False),
+        "6": RowwiseParallel(),
+    },
+    "sequence": {
+        "0": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1), use_local_output=False),
+        "1": SequenceParallel(),
+        "2": ColwiseParallel(**SEQUENCE, output_layouts=Shard(1), use_local_output=False),
+        "3": SequenceParallel(),
+        "4": ColwiseParallel(**SEQUENCE, output_layouts=Shard(1), use_local_output=False),
+        "5": SequenceParallel(),
+        "6": ColwiseParallel(**SEQUENCE, output_layouts=Replicate()),
+    },
+}
 
 
 class Checkpointed(nn.Sequential):
@@ -32,11 +70,14 @@ class Checkpointed(nn.Sequential):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
+BOTH = "columns and rows, fully sharded"
+
+
 def network(way: str) -> nn.Sequential:
     torch.manual_seed(0)
     layers = [
         nn.Linear(6, 8),
-        ss.nn.Tanh(),
+        ss.nn.Tanh(learnable=True),
         nn.Linear(8, 8),
         nn.Tanh(),
         nn.Linear(8, 8),
@@ -57,19 +98,25 @@ def process(rank: int, folder: str) -> None:
     for way in WAYS:
         monitored(way, rank).save(f"{folder}/{way}-{rank}.npz")
     sharded().save(f"{folder}/sharded-{rank}.npz")
+    for plan in (*PLANS, BOTH):
+        torch.save(parallel(plan), f"{folder}/{plan}-{rank}.pt")
+    for name, placement in PLACEMENTS.items():
+        torch.save(placed(placement), f"{folder}/{name}-{rank}.pt")
+    refusals()
     dist.barrier()
     dist.destroy_process_group()
 
 
 def monitored(way: str, rank: int) -> ss.GradientHistory:
-    if way == "fully sharded":
-        model = fully_shard(network(way), mesh=init_device_mesh("cpu", (PROCESSES,)))
+    if way in MESHES:
+        names = ("copies", "shards")[-len(MESHES[way]) :]
+        model = fully_shard(network(way), mesh=init_device_mesh("cpu", MESHES[way], mesh_dim_names=names))
     else:
         model = DistributedDataParallel(network(way), gradient_as_bucket_view=way == "bucket views")
     if way == "compiled":
         model = torch.compile(model, backend="eager")
     world = dist.group.WORLD
-    group = {"none": None, "world": world, "fully sharded": world}.get(way, "auto")
+    group = {"none": None, "world": world, "sharded, by group": world}.get(way, "auto")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with ss.GradientMonitor(model, group=group, ring=2) as monitor:
         for step in range(STEPS):
@@ -100,10 +147,97 @@ def sharded() -> ss.GradientHistory:
     return monitor.history()
 
 
+def scaled_network() -> nn.Sequential:
+    """Scaled layers: one fixed, one that learns an alpha, one that learns one for each channel."""
+    torch.manual_seed(0)
+    layers = [ss.nn.Tanh(learnable=True), ss.nn.Sigmoid(), ss.nn.Arctan(learnable=True, num_parameters=8)]
+    widths = (6, 8, 8)
+    hidden = (
+        part for width, layer in zip(widths, layers, strict=True) for part in (nn.Linear(width, 8), layer)
+    )
+    return nn.Sequential(*hidden, nn.Linear(8, 2))
+
+
+def inputs(plan: str) -> torch.Tensor:
+    return whole((4, 8, 6) if plan == "sequence" else (10, 6), 7)
+
+
+def parallel(plan: str) -> tuple[ss.GradientHistory, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The history of a tensor-parallel model's step, its gradients, and its parameters after it."""
+    mesh = init_device_mesh("cpu", (1, PROCESSES), mesh_dim_names=("data", "tensor"))
+    model = parallelize_module(scaled_network(), mesh["tensor"], dict(PLANS[plan.partition(",")[0]]))
+    if plan == BOTH:
+        fully_shard(model, mesh=mesh["data"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ss.GradientMonitor(model) as monitor:
+        model(inputs(plan)).square().sum().backward()
+        monitor.step()
+    gradients = {name: gathered(parameter.grad) for name, parameter in model.named_parameters()}
+    optimizer.step()
+    return monitor.history(), gradients, {name: gathered(p) for name, p in model.named_parameters()}
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def placed(placement) -> dict[str, torch.Tensor]:
+    """Value, gradients and counts of an activation of one DTensor."""
+    mesh, x = init_device_mesh("cpu", (PROCESSES,)), whole((6, 4), 5)
+    if placement.is_partial():
+        x = DTensor.from_local(x / PROCESSES, mesh, [placement])
+    else:
+        x = distribute_tensor(x, mesh, [placement])
+    x.requires_grad_()
+    alpha = torch.tensor(1.5, requires_grad=True)
+    in_backward, model = ss.QuantileSketch(), nn.Sequential(nn.Tanh(), nn.Linear(4, 4))
+    model[1].weight = nn.Parameter(distribute_tensor(model[1].weight.detach(), mesh, [Shard(0)]))
+    with ss.GradientMonitor(model, parameters=False) as monitor:
+        y = ss.tanh(model[0](x), alpha, grad_sketch=in_backward)
+        y.square().sum().backward()
+        monitor.step()
+    return {
+        "value": gathered(y),
+        "gradient": gathered(x.grad),
+        "gradient of alpha": alpha.grad,
+        "monitored": monitor.sketch("0").counts,
+        "in backward": in_backward.all_reduce().counts,
+        "updated": ss.QuantileSketch().update(x).all_reduce().counts,
+    }
+
+
+def refusals() -> None:
+    for use_orig_params in (False, True):
+        flat = FullyShardedDataParallel(
+            network(""), use_orig_params=use_orig_params, device_id=torch.device("cpu")
+        )
+        with pytest.raises(TypeError, match="got FullyShardedDataParallel, which flattens them: shard with"):
+            ss.GradientMonitor(flat)
+    model, mesh = network(""), init_device_mesh("cpu", (PROCESSES,))
+    with ss.GradientMonitor(model) as monitor:
+        fully_shard(model, mesh=mesh)(batch(0, 0)).sum().backward()
+        with pytest.raises(RuntimeError, match="sharded after its monitor was made"):
+            monitor.step()
+    model = parallelize_module(network(""), mesh, {"2": ColwiseParallel(), "4": RowwiseParallel()})
+    with ss.GradientMonitor(model), pytest.raises(TypeError, match="the input of '1' is a plain tensor in a"):
+        model(batch(0, 0))
+    with (
+        ss.GradientMonitor(model, exclude="1"),
+        pytest.raises(TypeError, match="the input of '3' is a plain"),
+    ):
+        model(batch(0, 0))
+
+
 @pytest.fixture(scope="module")
-def histories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[ss.GradientHistory]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have left."""
     folder: Path = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(process, (str(folder),), nprocs=PROCESSES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def histories(folder: Path) -> dict[str, list[ss.GradientHistory]]:
     return {
         way: [ss.GradientHistory.load(folder / f"{way}-{rank}.npz") for rank in range(PROCESSES)]
         for way in (*WAYS, "sharded")
@@ -162,19 +296,37 @@ def test_sharded_parameters_count_once(histories):
             assert_row(first, step, name, g)
 
 
-def test_dtensor_activations():
-    """Each process counts the part that it has; here a single one has all."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        model, sketch = nn.Sequential(nn.Tanh(), nn.ReLU()), ss.QuantileSketch()
-        x = distribute_tensor(whole((4, 3), 0), mesh, [Shard(0)]).requires_grad_()
-        with ss.GradientMonitor(model) as monitor:
-            ss.tanh(model(x), grad_sketch=sketch).sum().backward()
-            monitor.step()
-        first = ss.QuantileSketch().update(x.grad.to_local())
-        assert type(sketch.counts) is torch.Tensor
-        assert sketch.count == monitor.sketch("1").count == 12
-        assert torch.equal(monitor.sketch("0").counts, first.counts)
-    finally:
-        dist.destroy_process_group()
+@pytest.mark.parametrize("plan", [*PLANS, BOTH])
+def test_tensor_parallel(plan, folder):
+    """The history, alpha's gradient and the step are those of one process."""
+    (first, gradients, after), (second, others, _) = (
+        torch.load(folder / f"{plan}-{rank}.pt") for rank in range(PROCESSES)
+    )
+    assert first.values.tobytes() == second.values.tobytes()
+    twin = Twin(scaled_network())
+    twin.model(inputs(plan)).square().sum().backward()
+    expected = {name: parameter.grad for name, parameter in twin.model.named_parameters()}
+    torch.testing.assert_close(gradients, expected)
+    assert all(torch.equal(gradients[name], other) for name, other in others.items())
+    torch.testing.assert_close(
+        after, {name: (p - 0.1 * p.grad).detach() for name, p in twin.model.named_parameters()}
+    )
+    for name, g in twin.step().items():
+        assert_row(first, 0, name, g)
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_dtensor(name, folder):
+    """Value, gradients and counts of an activation: copies count once, and summands as their sum."""
+    x, alpha = whole((6, 4), 5).requires_grad_(), torch.tensor(1.5, requires_grad=True)
+    h = x.tanh()
+    h.retain_grad()
+    y = ss.tanh(h, alpha)
+    y.square().sum().backward()
+    counted = {"monitored": x.grad, "in backward": h.grad, "updated": x}
+    expected = {"value": y.detach(), "gradient": x.grad, "gradient of alpha": alpha.grad}
+    for rank in range(PROCESSES):
+        found = torch.load(folder / f"{name}-{rank}.pt")
+        torch.testing.assert_close({key: found[key] for key in expected}, expected)
+        for key, values in counted.items():
+            assert torch.equal(found[key], ss.QuantileSketch().update(values).counts), key
