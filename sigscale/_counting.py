@@ -44,17 +44,17 @@ class CompiledCount(torch.autograd.Function):
     """`CountGradient` for torch.compile, which refuses a jvp; counts that were saved must not change."""
 
     @staticmethod
-    def forward(x: Tensor, counts: Tensor, m: int) -> Tensor:
+    def forward(x: Tensor, counts: Tensor, on: Tensor | None, m: int) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        _, ctx.counts, ctx.m = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.counts, ctx.on, ctx.m = inputs
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        count_in_graph(ctx.counts, g, ctx.m)
-        return g, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        torch.ops.sigscale.count_(ctx.counts, ctx.on, _local(g), ctx.m)
+        return g, None, None, None
 
 
 def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
@@ -69,7 +69,7 @@ def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
             msg="sigscale counts no gradient under torch.func: leave grad_sketch out, or close the monitor"
         )
     counts = counts_in_graph(sketch, x.device)
-    return CompiledCount.apply(x, counts, sketch.mantissa_bits)  # type: ignore[no-any-return]
+    return CompiledCount.apply(x, counts, sketch.switch, sketch.mantissa_bits)  # type: ignore[no-any-return]
 
 
 def takes_part(x: Tensor) -> bool:
@@ -90,7 +90,7 @@ def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
     One without values, a fake tensor or one on the meta device, adds nothing.
     """
     if torch.compiler.is_compiling():  # compiled autograd
-        count_in_graph(counts_in_graph(sketch, g.device), g, sketch.mantissa_bits)
+        count_in_graph(sketch, g)
         return
     _check_countable(g)
     if _is_recorded():
@@ -99,8 +99,9 @@ def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
         sketch.update(_local(g))
 
 
-def count_in_graph(counts: Tensor, g: Tensor, m: int) -> None:
-    torch.ops.sigscale.count_(counts, _local(g), m)
+def count_in_graph(sketch: QuantileSketch, g: Tensor) -> None:
+    counts = counts_in_graph(sketch, g.device)
+    torch.ops.sigscale.count_(counts, sketch.switch, _local(g), sketch.mantissa_bits)
 
 
 def _check_countable(g: Tensor) -> None:
@@ -126,7 +127,7 @@ def _is_recorded() -> bool:
 def _record(sketch: QuantileSketch, g: Tensor) -> None:
     """Count in a graph that make_fx traces, and that holds the counts as a constant."""
     if not _is_fake(g):
-        count_in_graph(counts_in_graph(sketch, g.device), g, sketch.mantissa_bits)
+        count_in_graph(sketch, g)
         return
     from torch._guards import detect_fake_mode
     from torch._subclasses.functional_tensor import FunctionalTensor
@@ -139,7 +140,7 @@ def _record(sketch: QuantileSketch, g: Tensor) -> None:
     mode: Any = detect_fake_mode(g)
     allowed, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
     try:
-        count_in_graph(counts_in_graph(sketch, g.device), g, sketch.mantissa_bits)
+        count_in_graph(sketch, g)
     finally:
         mode.allow_non_fake_inputs = allowed
 

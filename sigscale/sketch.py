@@ -63,6 +63,8 @@ class QuantileSketch:
         0.4
     """
 
+    switch: Tensor | None = None  # of a monitor's: while switch[0] is 0, nothing is counted
+
     def __init__(self, mantissa_bits: int = 3, *, device: torch.device | str | int | None = None) -> None:
         if type(mantissa_bits) is not int or mantissa_bits not in MANTISSA_BITS:
             raise ValueError(
@@ -101,7 +103,7 @@ class QuantileSketch:
         x = x.detach().resolve_neg()
         counts = self.counts_on(x.device)
         if x.numel():
-            count(counts, x, self.mantissa_bits)
+            count(counts, x, self.mantissa_bits, self.switch)
         return self
 
     def counts_on(self, device: torch.device) -> Tensor:
@@ -120,6 +122,14 @@ class QuantileSketch:
                 "take one sketch a device and merge them with sketch += other.to(device)"
             )
         return self._counts
+
+    def counted_on(self, device: torch.device) -> dict[str, Any]:
+        """What a kernel on `device` needs to know, to count."""
+        return {"counts": self.counts_on(device), "m": self.mantissa_bits, "on": self.switch}
+
+    def is_idle(self) -> bool:
+        """Whether the host knows that nothing is counted now."""
+        return False
 
     def allocate(self, device: torch.device) -> None:
         """Have counts on `device` if there are none yet, also while torch.compile traces the call."""
