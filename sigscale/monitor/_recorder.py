@@ -163,12 +163,12 @@ class Recorder:
         self._is_due = self.calls % self.every == 0 and not self._is_paused
         self._since_copy += measured
         if 2 * self._since_copy >= self.slots:
-            self._send()
+            self._send(records)
 
     def take(self, *, wait: bool = False) -> None:
         """Put what has reached the host to the records; all there is, if it may `wait` for the device."""
         if wait and (self._since_copy or self.captured):
-            self._send()
+            self._send(self.records)
         while self._under_way:
             copy = self._under_way[0]
             if copy.arrived is not None and not copy.arrived.query():
@@ -188,11 +188,11 @@ class Recorder:
         shares: list[float] = summary.fraction_of_bins_below(values, thresholds)[:, 0].tolist()
         return shares
 
-    def _send(self) -> None:
+    def _send(self, records: Records) -> None:
         self._since_copy = 0
-        copy = self._spare.pop() if self._spare else self._buffers(self.records)
-        copy.ring.copy_(self.records.ring, non_blocking=True)
-        copy.ticket.copy_(self.records.ticket, non_blocking=True)
+        copy = self._spare.pop() if self._spare else self._buffers(records)
+        copy.ring.copy_(records.ring, non_blocking=True)
+        copy.ticket.copy_(records.ticket, non_blocking=True)
         devices.mark(copy.arrived, self.device)
         self._under_way.append(copy)
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .._checks import DTYPES, check_integer
 from .._names import Selection, check_model, named_parameters
+from .._operators import register
+from ..kernels.record import Records
 from ..sketch import QuantileSketch
 from . import _options as options
 from ._loss_scale import LossScale, factors_of_rows
@@ -158,12 +160,17 @@ class GradientMonitor:
                 may be called again: what the activations have counted stays until it succeeds.
         """
         self._check_open()
+        recorder = self._recorder
+        if torch.compiler.is_compiling():
+            if self._loss_scale is not None:
+                torch._dynamo.graph_break(  # what the scaler did in this graph, the host does not know yet
+                    msg="with a scaler, call monitor.step() outside of functions compiled with fullgraph=True"
+                )
+            there = self._gradients_by_row()
+            torch.ops.sigscale.record_(*recorder.records, [*there.values()], [*there], self._number)
+            return
         with torch.no_grad():
-            self._measure()
-        if self._loss_scale is not None:
-            self._loss_scale.done()
-        if not (torch.compiler.is_compiling() or self._recorder.capturing):
-            self._reader.look(wait=False)
+            self._end_step(recorder.records, {} if recorder.is_idle() else self._gradients_by_row())
 
     def pause(self) -> None:
         """Measure no step until `resume()`, not even the one in progress; their numbers go on.
@@ -288,19 +295,24 @@ class GradientMonitor:
                 "leave the with block, or call close(), after the last step"
             )
 
-    def _measure(self) -> None:
-        recorder, there, factors = self._recorder, dict[int, Tensor](), None
+    def _end_step(self, records: Records, gradients: Mapping[int, Tensor]) -> None:
+        recorder = self._recorder
         idle = recorder.is_idle()
-        if not idle:
-            there, factors = self._gradients_by_row(), self._factors()
+        factors = None if idle else self._factors()
         try:
             if not idle:
-                recorder.count(recorder.records, there)
-                self._add_up(recorder.records.counts)
-            recorder.finish(recorder.records, factors)
+                recorder.count(records, gradients)
+                self._reduction.add_up(
+                    records.counts[self._rows.activations], records.counts[self._rows.single]
+                )
+            recorder.finish(records, factors)
         except BaseException:
-            recorder.discard()  # half of a step is none
+            records.counts.zero_()  # half of a step is none
             raise
+        if self._loss_scale is not None:
+            self._loss_scale.done()
+        if not recorder.capturing:
+            self._reader.look(wait=False)
 
     def _gradients_by_row(self) -> dict[int, Tensor]:
         gradients = self._gradients.now()
@@ -315,11 +327,13 @@ class GradientMonitor:
         parameters = scale.parameters(self._gradients.tracked())
         return factors_of_rows(self._rows, self._are_parameters, scale.activations(), parameters)
 
-    def _add_up(self, counts: Tensor) -> None:
-        self._reduction.add_up(counts[self._rows.activations], counts[self._rows.single])
-
     def _add_rows(self, names: Sequence[str]) -> None:
         if names:
+            if torch.compiler.is_compiling():
+                torch._dynamo.graph_break(
+                    msg=f"the model has new parameters, {names[0]!r} first: call monitor.step() once outside "
+                    "of the compiled function"
+                )
             self._recorder.grow(names)
             self._are_parameters = self._rows.are_parameters(self._recorder.device)
             self._taps.point()
@@ -344,3 +358,26 @@ class GradientMonitor:
 def measured() -> Things:
     """What open monitors measure."""
     return {thing for monitor in OPEN for thing in monitor._measured()}
+
+
+def record_in_graph(
+    counts: Tensor,
+    last: Tensor,
+    scale: Tensor,
+    ring: Tensor,
+    ticket: Tensor,
+    gradients: Sequence[Tensor],
+    rows: Sequence[int],
+    number: int,
+) -> None:
+    """`GradientMonitor.step` of the monitor with that number, each time its graph runs."""
+    records = Records(counts, last, scale, ring, ticket)
+    BY_NUMBER[number]._end_step(records, dict(zip(rows, gradients, strict=True)))
+
+
+register(
+    "record_(Tensor(a!) counts, Tensor(b!) last, Tensor(c!) scale, Tensor(d!) ring, Tensor(e!) ticket, "
+    "Tensor[] gradients, int[] rows, int number) -> ()",
+    record_in_graph,
+    lambda *arguments: None,
+)

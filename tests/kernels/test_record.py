@@ -1,4 +1,4 @@
-"""The end of a monitored step: the kernel against its twin, in the interpreter, as PTX, and as machine code."""
+"""The end of a monitored step: the kernel against its twin, interpreted, as PTX, and as machine code."""
 
 from __future__ import annotations
 

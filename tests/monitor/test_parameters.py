@@ -76,10 +76,10 @@ def test_rows_added_during_a_copy():
             recorder.records.counts[1 : len(rows), 2000] += torch.arange(1, len(rows))
             values += [[sum(range(len(rows))), *range(1, len(rows))]]
             recorder.finish(recorder.records, None)
-        recorder._send()
+        recorder._send(recorder.records)
     recorder.take()
     for _ in range(3):
-        recorder._send()
+        recorder._send(recorder.records)
     recorder.records.counts[1:5, 2000] += 7
     recorder.finish(recorder.records, None)
     recorder.take(wait=True)
