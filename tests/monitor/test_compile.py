@@ -162,14 +162,14 @@ def test_compiled_step_that_the_host_must_see(fresh_compiler):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     with ss.GradientMonitor(model, scaler=scaler) as monitor:
         scaler.scale(model(batch(0)).sum()).backward()
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"with a scaler, call monitor.step.. outside"):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"with a scaler, call monitor.step"):
             torch.compile(monitor.step, fullgraph=True, backend="eager")()
         torch.compile(monitor.step, backend="eager")()
         assert monitor.history()["mean"][0].max() < 100
     with ss.GradientMonitor(model) as monitor:
         model.append(nn.Linear(3, 2))
         model(batch(0)).sum().backward()
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"new parameters, '7.weight' first: call mon"):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"parameters, '7.weight' first: call"):
             torch.compile(monitor.step, fullgraph=True, backend="eager")()
         torch.compile(monitor.step, backend="eager")()
         assert monitor.history().count[0, -2:].tolist() == [6, 2]
