@@ -3,6 +3,7 @@
     forward_kernel            y = alpha f(x / alpha)       reads x, writes y                2 N elements moved
     backward_kernel           dx = g f'(x / alpha)         reads g and x (or y), writes dx  3 N elements moved
     backward_sketch_kernel    the same, and counts dx      the same, and the counts of a sketch
+                              if a switch is on
 
 Tensors are processed in memory order, as one dimension of N elements. Blocks inside the tensor are not
 masked, so that their loads and stores are 128 bits wide whatever N is; only the last block is masked. Scalars
@@ -98,11 +99,44 @@ def backward_kernel(
         gradient(g_ptr + offs, saved_ptr + offs, dx_ptr + offs, offs < n - start, alpha, inv, SLOPE)
 
 
+@triton.jit
+def gradient_tiles(
+    g_ptr,
+    saved_ptr,
+    dx_ptr,
+    n,
+    alpha,
+    inv,
+    base,
+    counts_ptr,
+    SLOPE: tl.constexpr,
+    M: tl.constexpr,
+    SHARED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Store the gradient of the program's tiles; count it unless M is 0."""
+    offs = tl.arange(0, BLOCK)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    while start + BLOCK <= n:
+        g, saved, dx = g_ptr + start + offs, saved_ptr + start + offs, dx_ptr + start + offs
+        stored = gradient(g, saved, dx, None, alpha, inv, SLOPE)
+        if M:
+            count_values(base, counts_ptr, stored, None, M, SHARED, True)
+        start += tl.num_programs(0) * BLOCK
+    if start < n:
+        g, saved, dx = g_ptr + start + offs, saved_ptr + start + offs, dx_ptr + start + offs
+        mask = offs < n - start
+        stored = gradient(g, saved, dx, mask, alpha, inv, SLOPE)
+        if M:
+            count_values(base, counts_ptr, stored, mask, M, SHARED, True)
+
+
 @triton.jit(do_not_specialize=["n", "alpha_bits", "inv_bits"])
 def backward_sketch_kernel(
     g_ptr,
     saved_ptr,
     dx_ptr,
+    on_ptr,
     counts_ptr,
     n: tl.int64,
     alpha_bits: tl.int64,
@@ -114,20 +148,13 @@ def backward_sketch_kernel(
 ):
     alpha = alpha_bits.to(tl.float64, bitcast=True)
     inv = inv_bits.to(tl.float64, bitcast=True)
+    on = tl.load(on_ptr)
     base = open_counters(words(M), SHARED)
-    offs = tl.arange(0, BLOCK)
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    while start + BLOCK <= n:
-        g, saved, dx = g_ptr + start + offs, saved_ptr + start + offs, dx_ptr + start + offs
-        stored = gradient(g, saved, dx, None, alpha, inv, SLOPE)
-        count_values(base, counts_ptr, stored, None, M, SHARED, True)
-        start += tl.num_programs(0) * BLOCK
-    if start < n:
-        g, saved, dx = g_ptr + start + offs, saved_ptr + start + offs, dx_ptr + start + offs
-        mask = offs < n - start
-        stored = gradient(g, saved, dx, mask, alpha, inv, SLOPE)
-        count_values(base, counts_ptr, stored, mask, M, SHARED, True)
-    close_counters(base, counts_ptr, M, SHARED)
+    if on != 0:
+        gradient_tiles(g_ptr, saved_ptr, dx_ptr, n, alpha, inv, base, counts_ptr, SLOPE, M, SHARED, BLOCK)
+        close_counters(base, counts_ptr, M, SHARED)
+    else:
+        gradient_tiles(g_ptr, saved_ptr, dx_ptr, n, alpha, inv, base, counts_ptr, SLOPE, 0, SHARED, BLOCK)
 
 
 def forward(function: Function, x: Tensor, alpha: float) -> Tensor:
@@ -155,15 +182,16 @@ def backward(
     from_output: bool,
     counts: Tensor | None = None,
     m: int = 3,
+    on: Tensor | None = None,
 ) -> Tensor:
     """g f'(x / alpha), from saved = x or, if `from_output`, from saved = alpha f(x / alpha).
 
-    Also adds the result to `counts`, if given, those of a sketch with m mantissa bits.
+    Also adds the result to `counts`, if given, those of a sketch with m mantissa bits, unless on[0] is 0.
     """
     if not device.takes_kernel(saved):
         dx = reference.backward(function, g, saved, alpha, from_output=from_output)
         if counts is not None:
-            reference_sketch.count(counts, dx, m)
+            reference_sketch.count(counts, dx, m, on)
         return dx
     saved = launcher.dense(saved)
     dx = torch.empty_like(saved)
@@ -187,7 +215,7 @@ def backward(
             backward_sketch_kernel,
             (function, from_output, m),
             grid,
-            (g, saved, dx, counts),
+            (g, saved, dx, counters.always(dx.device) if on is None else on, counts),
             *(n, *scalars, slope, m, shared, block),
             num_warps=counters.WARPS[m],
         )

@@ -3,10 +3,14 @@
 Counting an element costs one `red` instruction. A program opens its counters once, counts, and finally adds
 them to the counts in global memory. On other GPUs and in the interpreter there are none, and `count_portably`
 adds to the counts tile by tile.
+
+Every kernel that counts takes the address of a switch, an int64, and counts unless that is 0. It reads it
+once, before it clears the counters, which hides the wait for it.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import device
@@ -109,6 +113,12 @@ def count_portably(counts_ptr, index, mask, BINS: tl.constexpr):
         counted = tl.histogram(index - first, PAGE, mask=page)
         bins = first + tl.arange(0, PAGE)
         add_counted(counts_ptr, bins, counted, bins < BINS)
+
+
+@device.made_once(16)
+def always(target: torch.device) -> Tensor:
+    """A switch that is on."""
+    return device.upload((1,), torch.int64, target)
 
 
 def geometry(x: Tensor, m: int, programs: int | None = None) -> tuple[int, int, bool]:

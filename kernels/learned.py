@@ -134,11 +134,53 @@ def backward_tile(
     return total
 
 
+@triton.jit
+def backward_tiles(
+    g_ptr,
+    x_ptr,
+    dx_ptr,
+    n,
+    width,
+    alpha,
+    inv,
+    base,
+    counts_ptr,
+    VALUE: tl.constexpr,
+    SLOPE: tl.constexpr,
+    ALPHA_SLOPE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    DX: tl.constexpr,
+    SUM: tl.constexpr,
+    M: tl.constexpr,
+    SHARED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Store and count the program's tiles of dx; return the sum of g (f(u) - u f'(u)) for each column."""
+    start, column, step = first_tile(width, BLOCK)
+    offs = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32)
+    while start + BLOCK <= n:
+        total = backward_tile(
+            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
+            None if WHOLE else offs < width - column, alpha, inv, total, base, counts_ptr,
+            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
+        )  # fmt: skip
+        start += step
+    if start < n:
+        total = backward_tile(
+            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
+            offs < tl.minimum(n - start, width - column), alpha, inv, total, base, counts_ptr,
+            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
+        )  # fmt: skip
+    return total
+
+
 @triton.jit(do_not_specialize=["n", "units", "inner", "channels"])
 def learned_backward_kernel(
     g_ptr,
     x_ptr,
     alpha_ptr,
+    on_ptr,
     counts_ptr,
     sums_ptr,
     dx_ptr,
@@ -157,31 +199,32 @@ def learned_backward_kernel(
     SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dx unless DX is False, counted unless M is 0; sums (chunks, width / GROUP) unless GROUP is 0."""
+    """dx unless DX is False, counted unless M or the switch is 0; sums (chunks, width / GROUP) if wanted."""
     width = units * ELEMENTS
-    start, column, step = first_tile(width, BLOCK)
-    offs = tl.arange(0, BLOCK)
-    alpha, inv = scales(alpha_ptr, column + offs, inner, channels, PER_CHANNEL)
-    base = open_counters(words(M), SHARED and M > 0)
-    total = tl.zeros([BLOCK], tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32)
+    column = first_tile(width, BLOCK)[1]
+    alpha, inv = scales(alpha_ptr, column + tl.arange(0, BLOCK), inner, channels, PER_CHANNEL)
     SUM: tl.constexpr = GROUP > 0
-    while start + BLOCK <= n:
-        total = backward_tile(
-            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
-            None if WHOLE else offs < width - column, alpha, inv, total, base, counts_ptr,
-            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
-        )  # fmt: skip
-        start += step
-    if start < n:
-        total = backward_tile(
-            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
-            offs < tl.minimum(n - start, width - column), alpha, inv, total, base, counts_ptr,
-            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
+    if M:
+        on = tl.load(on_ptr)
+        base = open_counters(words(M), SHARED)
+        if on != 0:
+            total = backward_tiles(
+                g_ptr, x_ptr, dx_ptr, n, width, alpha, inv, base, counts_ptr,
+                VALUE, SLOPE, ALPHA_SLOPE, WHOLE, DX, SUM, M, SHARED, BLOCK,
+            )  # fmt: skip
+            close_counters(base, counts_ptr, M, SHARED)
+        else:
+            total = backward_tiles(
+                g_ptr, x_ptr, dx_ptr, n, width, alpha, inv, base, counts_ptr,
+                VALUE, SLOPE, ALPHA_SLOPE, WHOLE, DX, SUM, 0, SHARED, BLOCK,
+            )  # fmt: skip
+    else:
+        total = backward_tiles(
+            g_ptr, x_ptr, dx_ptr, n, width, alpha, inv, 0, counts_ptr,
+            VALUE, SLOPE, ALPHA_SLOPE, WHOLE, DX, SUM, 0, SHARED, BLOCK,
         )  # fmt: skip
     if SUM:
         add_up(sums_ptr, total, tl.program_id(0) // tl.cdiv(width, BLOCK), column, width, GROUP, BLOCK)
-    if M:
-        close_counters(base, counts_ptr, M, SHARED)
 
 
 @triton.jit
@@ -263,17 +306,21 @@ def backward(
     dalpha: bool,
     counts: Tensor | None = None,
     m: int = 3,
+    on: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """With dx, g f'(u), added to `counts` if given; with dalpha, g (f(u) - u f'(u)) summed for each alpha."""
+    """With dx, g f'(u); with dalpha, g (f(u) - u f'(u)) summed for each alpha.
+
+    Also adds dx to `counts`, if given, unless on[0] is 0.
+    """
     if not device.takes_kernel(x):
         in_x, in_alpha = reference_learned.backward(function, g, x, alpha, dx=dx, dalpha=dalpha)
         if counts is not None and in_x is not None:
-            reference_sketch.count(counts, launcher.dense(in_x), m)
+            reference_sketch.count(counts, in_x, m, on)
         return in_x, in_alpha
     if counts is not None and m > COUNTED_BITS:
         in_x, in_alpha = backward(function, g, x, alpha, dx=dx, dalpha=dalpha)
         if in_x is not None:
-            sketch.count(counts, in_x, m)
+            sketch.count(counts, in_x, m, on)
         return in_x, in_alpha
     x, alpha = launcher.dense(x), alpha.contiguous()
     if g.stride() != x.stride():
@@ -289,12 +336,13 @@ def backward(
     group = cut.group if dalpha else 0
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     sums = torch.empty(cut.chunks, cut.width // cut.group if dalpha else 0, dtype=exact, device=x.device)
+    switch = counters.always(x.device) if on is None else on
     constants = (cut.per_channel, cut.width % block == 0, dx, group, m, shared, block)
     launcher.launch(
         learned_backward_kernel,
         (function, "learned backward", alpha.dtype, *constants),
         cut.tiles * cut.chunks,
-        (g, x, alpha, sums if counts is None else counts, sums, in_x),
+        (g, x, alpha, switch, sums if counts is None else counts, sums, in_x),
         *(x.numel(), cut.width // UNIT, cut.inner, cut.channels),
         *(function.value, function.slope, function.alpha_slope, *constants),
         num_warps=warps,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .device import made_once
+from .launcher import dense
 
 MANTISSA_BITS = (2, 3, 4, 5)
 _INFINITY = {torch.int16: 0x7F80, torch.int32: 0x7F80 << 16, torch.int64: 0x7FF0 << 48}  # its bits
@@ -62,8 +63,15 @@ def edges(m: int, *, magnitude: bool) -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
-def count(counts: Tensor, x: Tensor, m: int) -> None:
-    """Add the values of x, whose elements fill a block of memory, to the counts of a sketch."""
+def is_off(on: Tensor | None) -> bool:
+    """Whether there is a switch, on the CPU, and on[0] is 0."""
+    return on is not None and on[:1].tolist() == [0]
+
+
+def count(counts: Tensor, x: Tensor, m: int, on: Tensor | None = None) -> None:
+    """Add the values of x to the counts of a sketch, unless on[0] is 0."""
+    if is_off(on):
+        return
     x = _flat(x)
     first, *others = x.split(CHUNK)
     found = _bincount(_words(first, m), 1, m)
@@ -74,8 +82,12 @@ def count(counts: Tensor, x: Tensor, m: int) -> None:
         counts += bins
 
 
-def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int) -> None:
-    """Add the values of each tensor, dense, to its row of counts (rows, bins): small tensors together."""
+def count_many(
+    counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int, on: Tensor | None = None
+) -> None:
+    """Add the values of each tensor to its row of counts (rows, bins): small tensors together."""
+    if is_off(on):
+        return
     small: dict[torch.dtype, list[tuple[int, Tensor]]] = {}
     for row, tensor in zip(rows, tensors, strict=True):
         if tensor.numel() > SMALL:
@@ -93,7 +105,7 @@ def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.detach().as_strided((x.numel(),), (1,))
+    return dense(x.detach()).as_strided((x.numel(),), (1,))
 
 
 @made_once(16)

@@ -154,11 +154,15 @@ def count_tiles(
 
 
 @triton.jit(do_not_specialize=["n"])
-def sketch_kernel(x_ptr, counts_ptr, n: tl.int64, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr):
+def sketch_kernel(
+    x_ptr, on_ptr, counts_ptr, n: tl.int64, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr
+):
+    on = tl.load(on_ptr)
     base = open_counters(words(M), SHARED)
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    count_tiles(base, counts_ptr, x_ptr, start, n, tl.num_programs(0) * BLOCK, M, SHARED, BLOCK)
-    close_counters(base, counts_ptr, M, SHARED)
+    if on != 0:
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        count_tiles(base, counts_ptr, x_ptr, start, n, tl.num_programs(0) * BLOCK, M, SHARED, BLOCK)
+        close_counters(base, counts_ptr, M, SHARED)
 
 
 @triton.jit
@@ -169,6 +173,7 @@ def multi_sketch_kernel(
     rows_ptr,
     chunk_tensors_ptr,
     chunk_numbers_ptr,
+    on_ptr,
     counts_ptr,
     M: tl.constexpr,
     SHARED: tl.constexpr,
@@ -176,31 +181,45 @@ def multi_sketch_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    tensor, start, end = chunk_at(tl.program_id(0), chunk_tensors_ptr, chunk_numbers_ptr, sizes_ptr, CHUNK)
-    x_ptr = tensor_at(addresses_ptr, tensor, like_ptr, ALIGNED)
-    counts_ptr += tl.load(rows_ptr + tensor).to(tl.int64) * constexpr_bin_count(M)
+    on = tl.load(on_ptr)
     base = open_counters(words(M), SHARED)
-    count_tiles(base, counts_ptr, x_ptr, start, end, BLOCK, M, SHARED, BLOCK)
-    close_counters(base, counts_ptr, M, SHARED)
+    if on != 0:
+        tensor, start, end = chunk_at(
+            tl.program_id(0), chunk_tensors_ptr, chunk_numbers_ptr, sizes_ptr, CHUNK
+        )
+        x_ptr = tensor_at(addresses_ptr, tensor, like_ptr, ALIGNED)
+        counts_ptr += tl.load(rows_ptr + tensor).to(tl.int64) * constexpr_bin_count(M)
+        count_tiles(base, counts_ptr, x_ptr, start, end, BLOCK, M, SHARED, BLOCK)
+        close_counters(base, counts_ptr, M, SHARED)
 
 
-def count(counts: Tensor, x: Tensor, m: int) -> None:
-    """Add the values of x, on the same device, to the counts of a sketch with m mantissa bits."""
-    x = launcher.dense(x)
+def count(counts: Tensor, x: Tensor, m: int, on: Tensor | None = None) -> None:
+    """Add the values of x to the counts of a sketch with m mantissa bits, unless on[0] is 0."""
     if not device.takes_kernel(x):
-        return reference_sketch.count(counts, x, m)
+        return reference_sketch.count(counts, x, m, on)
+    x = launcher.dense(x)
     grid, block, shared = counters.geometry(x, m)
-    arguments = (x.numel(), m, shared, block)
     return launcher.launch(
-        sketch_kernel, ("count", m), grid, (x, counts), *arguments, num_warps=counters.WARPS[m]
+        sketch_kernel,
+        ("count", m),
+        grid,
+        (x, counters.always(x.device) if on is None else on, counts),
+        *(x.numel(), m, shared, block),
+        num_warps=counters.WARPS[m],
     )
 
 
-def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int) -> None:
-    """Add the values of each tensor to its row of counts (rows, bins): one launch for each dtype."""
+def count_many(
+    counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m: int, on: Tensor | None = None
+) -> None:
+    """Add the values of each tensor to its row of counts (rows, bins), unless on[0] is 0.
+
+    One launch for each dtype.
+    """
     if not device.takes_kernel(counts):
-        reference_sketch.count_many(counts, rows, [launcher.dense(tensor) for tensor in tensors], m)
+        reference_sketch.count_many(counts, rows, tensors, m, on)
         return
+    switch = counters.always(counts.device) if on is None else on
     for group, indices in multi_tensor.by_kind(tensors):
         first = group[0]
         _, block, shared = counters.geometry(first, m)
@@ -212,7 +231,7 @@ def count_many(counts: Tensor, rows: Sequence[int], tensors: Sequence[Tensor], m
             multi_sketch_kernel,
             ("count many", *constants),
             table.numbers.numel(),
-            (first, addresses, table.sizes, table.rows, table.tensors, table.numbers, counts),
+            (first, addresses, table.sizes, table.rows, table.tensors, table.numbers, switch, counts),
             *constants,
             num_warps=counters.WARPS[m],
         )

@@ -40,27 +40,23 @@ def order_statistic(rank, counts, through, position, lower_ptr, upper_ptr, BINS:
 
 
 @triton.jit
-def summarize_kernel(
+def summarize_row(
     out_ptr,
-    scale_ptr,
+    counts_ptr,
+    scale,
     q_ptr,
     thresholds_ptr,
     lower_ptr,
     upper_ptr,
-    counts_ptr,
     M: tl.constexpr,
     MAGNITUDE: tl.constexpr,
     K: tl.constexpr,
     T: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Program `row` turns one row of counts into one row of the summary."""
+    """Turn one row of counts into one row of the summary."""
     ZERO: tl.constexpr = constexpr_zero_bin(M)
     BINS: tl.constexpr = ZERO + 1 if MAGNITUDE else 2 * ZERO + 1
-    row = tl.program_id(0).to(tl.int64)
-    out_ptr += row * (LEADING + K + T)
-    counts_ptr += row * constexpr_bin_count(M)
-    scale = tl.load(scale_ptr + row)
     position = tl.arange(0, WIDTH)
     there = position < BINS
     if MAGNITUDE:
@@ -97,8 +93,32 @@ def summarize_kernel(
 
     for t in range(T):
         threshold = tl.load(thresholds_ptr + t) * scale
-        below = tl.sum(tl.where(lower < threshold, counts, 0))
+        below = tl.sum(tl.where(tl.abs(near) < threshold, counts, 0))
         tl.store(out_ptr + LEADING + K + t, below.to(tl.float64) / number)
+
+
+@triton.jit
+def summarize_kernel(
+    out_ptr,
+    scale_ptr,
+    q_ptr,
+    thresholds_ptr,
+    lower_ptr,
+    upper_ptr,
+    counts_ptr,
+    M: tl.constexpr,
+    MAGNITUDE: tl.constexpr,
+    K: tl.constexpr,
+    T: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    out_ptr += row * (LEADING + K + T)
+    counts_ptr += row * constexpr_bin_count(M)
+    summarize_row(
+        out_ptr, counts_ptr, tl.load(scale_ptr + row),
+        q_ptr, thresholds_ptr, lower_ptr, upper_ptr, M, MAGNITUDE, K, T, WIDTH,
+    )  # fmt: skip
 
 
 def summarize(
@@ -107,12 +127,12 @@ def summarize(
     """Summaries of sketches with counts (rows, bins) of values times scale (rows,).
 
     A row of the result, (rows, len(STATISTICS) + k + t) in float64, holds STATISTICS, the k quantiles q and
-    the shares of values in bins that begin below the t thresholds.
+    the shares of values in bins whose magnitudes begin below the t thresholds.
     """
     if not device.takes_kernel(counts):
         return summarize_plainly(counts, scale, q, thresholds, m, magnitude=magnitude)
     lower, upper = edges_on(counts.device, m, magnitude=magnitude)
-    k, t, width = q.numel(), thresholds.numel(), 1 << (lower.numel() - 1).bit_length()
+    k, t, width = q.numel(), thresholds.numel(), width_of(lower)
     out = torch.empty(len(counts), len(STATISTICS) + k + t, dtype=torch.float64, device=counts.device)
     launcher.launch(
         summarize_kernel,
@@ -125,18 +145,24 @@ def summarize(
     return out
 
 
+def width_of(lower: Tensor) -> int:
+    """How many bins a program holds: a power of two."""
+    return 1 << (lower.numel() - 1).bit_length()
+
+
 def summarize_plainly(
     counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
 ) -> Tensor:
     """The kernel's twin in plain PyTorch, on any device."""
     values = distribution(counts, m, magnitude=magnitude)
+    magnitudes = values if magnitude else distribution(counts, m, magnitude=True)
     scale = scale.unsqueeze(-1)
     numbers = [counts.sum(-1), counts[:, zero_bin(m)], counts[:, 0] + counts[:, -2], counts[:, -1]]
     parts = [
         torch.stack(numbers, -1).double(),
         mean(values).unsqueeze(-1) / scale,
         quantiles(values, q) / scale,
-        fraction_of_bins_below(values, thresholds * scale),
+        fraction_of_bins_below(magnitudes, thresholds * scale),
     ]
     return torch.cat(parts, -1)
 

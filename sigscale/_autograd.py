@@ -55,9 +55,8 @@ class Activation(torch.autograd.Function):
         elif sketch is None:
             dx = activation.backward(function, g, saved, alpha, from_output=keep_output)
         else:
-            counts, bits = sketch.counts_on(saved.device), sketch.mantissa_bits
             dx = activation.backward(
-                function, g, saved, alpha, from_output=keep_output, counts=counts, m=bits
+                function, g, saved, alpha, from_output=keep_output, **sketch.counted_on(saved.device)
             )
         return dx, None, None, None, None
 
@@ -95,8 +94,7 @@ class LearnedActivation(torch.autograd.Function):
         elif sketch is None:
             dx, dalpha = learned.backward(function, g, x, alpha, **wanted)
         else:
-            wanted |= {"counts": sketch.counts_on(x.device), "m": sketch.mantissa_bits}
-            dx, dalpha = learned.backward(function, g, x, alpha, **wanted)
+            dx, dalpha = learned.backward(function, g, x, alpha, **wanted, **sketch.counted_on(x.device))
         return dx, dalpha, None, None
 
 
@@ -126,6 +124,8 @@ def activate(
     function: Function, x: Tensor, alpha: float | Tensor, save: str | None, sketch: QuantileSketch | None
 ) -> Tensor:
     """alpha f(x / alpha) of checked arguments, differentiable as often as wanted."""
+    if sketch is not None and sketch.is_idle():
+        sketch = None
     if not is_plain(x) or (isinstance(alpha, Tensor) and not is_plain(alpha)):
         if not compiled.is_compiled(x):
             alpha = beside(alpha, x) if isinstance(alpha, Tensor) else alpha

@@ -22,13 +22,19 @@ class CompiledActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, counts: Tensor | None, name: str, alpha: float, keep_output: bool, m: int
+        x: Tensor,
+        counts: Tensor | None,
+        on: Tensor | None,
+        name: str,
+        alpha: float,
+        keep_output: bool,
+        m: int,
     ) -> Tensor:
         return reference.composed(FUNCTIONS[name], x, alpha)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.counts, ctx.name, ctx.alpha, ctx.keep_output, ctx.m = inputs
+        x, ctx.counts, ctx.on, ctx.name, ctx.alpha, ctx.keep_output, ctx.m = inputs
         ctx.save_for_backward(output if ctx.keep_output else x)
 
     @staticmethod
@@ -39,21 +45,23 @@ class CompiledActivation(torch.autograd.Function):
             dx = reference.composed_backward(function, g, saved, ctx.alpha, from_output=ctx.keep_output)
         else:
             dx = torch.ops.sigscale.backward_count_(
-                ctx.counts, g, saved, ctx.name, ctx.alpha, ctx.keep_output, ctx.m
+                ctx.counts, ctx.on, g, saved, ctx.name, ctx.alpha, ctx.keep_output, ctx.m
             )
-        return dx, None, None, None, None, None
+        return dx, None, None, None, None, None, None
 
 
 class CompiledLearnedActivation(torch.autograd.Function):
     """y = alpha f(x / alpha), differentiable with respect to alpha as well; keeps x."""
 
     @staticmethod
-    def forward(x: Tensor, alpha: Tensor, counts: Tensor | None, name: str, m: int) -> Tensor:
+    def forward(
+        x: Tensor, alpha: Tensor, counts: Tensor | None, on: Tensor | None, name: str, m: int
+    ) -> Tensor:
         return reference.composed(FUNCTIONS[name], x, alpha)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, alpha, ctx.counts, ctx.name, ctx.m = inputs
+        x, alpha, ctx.counts, ctx.on, ctx.name, ctx.m = inputs
         ctx.save_for_backward(x, alpha)
 
     @staticmethod
@@ -63,8 +71,10 @@ class CompiledLearnedActivation(torch.autograd.Function):
             function = FUNCTIONS[ctx.name]
             dx, dalpha = reference_learned.composed_backward(function, g, x, alpha, dx=True, dalpha=True)
         else:
-            dx, dalpha = torch.ops.sigscale.learned_backward_count_(ctx.counts, g, x, alpha, ctx.name, ctx.m)
-        return dx, dalpha, None, None, None
+            dx, dalpha = torch.ops.sigscale.learned_backward_count_(
+                ctx.counts, ctx.on, g, x, alpha, ctx.name, ctx.m
+            )
+        return dx, dalpha, None, None, None, None
 
 
 def is_compiled(x: Tensor) -> bool:
@@ -82,17 +92,17 @@ def activate(
     function: Function, x: Tensor, alpha: float, keep_output: bool, sketch: QuantileSketch | None
 ) -> Tensor:
     """alpha f(x / alpha) in the graph that torch.compile traces."""
-    counts, m = _counts_for(x, sketch)
-    return CompiledActivation.apply(x, counts, function.name, alpha, keep_output, m)  # type: ignore[no-any-return]
+    counts, on, m = _counts_for(x, sketch)
+    return CompiledActivation.apply(x, counts, on, function.name, alpha, keep_output, m)  # type: ignore[no-any-return]
 
 
 def activate_learned(function: Function, x: Tensor, alpha: Tensor, sketch: QuantileSketch | None) -> Tensor:
     """The same with an alpha that learns."""
-    counts, m = _counts_for(x, sketch)
-    return CompiledLearnedActivation.apply(x, alpha, counts, function.name, m)  # type: ignore[no-any-return]
+    counts, on, m = _counts_for(x, sketch)
+    return CompiledLearnedActivation.apply(x, alpha, counts, on, function.name, m)  # type: ignore[no-any-return]
 
 
-def _counts_for(x: Tensor, sketch: QuantileSketch | None) -> tuple[Tensor | None, int]:
+def _counts_for(x: Tensor, sketch: QuantileSketch | None) -> tuple[Tensor | None, Tensor | None, int]:
     if sketch is None or not takes_part(x):
-        return None, 0
-    return counts_in_graph(sketch, x.device), sketch.mantissa_bits
+        return None, None, 0
+    return counts_in_graph(sketch, x.device), sketch.switch, sketch.mantissa_bits

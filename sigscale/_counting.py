@@ -45,19 +45,19 @@ class CompiledCount(torch.autograd.Function):
     """`CountGradient` for torch.compile, which refuses a jvp; counts that were saved must not change."""
 
     @staticmethod
-    def forward(x: Tensor, counts: Tensor, m: int, copies: bool) -> Tensor:
+    def forward(x: Tensor, counts: Tensor, on: Tensor | None, m: int, copies: bool) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, bool], output: Tensor) -> None:
-        _, ctx.counts, ctx.m, ctx.copies = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.counts, ctx.on, ctx.m, ctx.copies = inputs
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         part = own_part(g, copies=ctx.copies)
         if part is not None:
-            torch.ops.sigscale.count_(ctx.counts, part, ctx.m)
-        return g, None, None, None
+            torch.ops.sigscale.count_(ctx.counts, ctx.on, part, ctx.m)
+        return g, None, None, None, None
 
 
 def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
@@ -72,7 +72,8 @@ def counted(x: Tensor, sketch: QuantileSketch) -> Tensor:
             msg="sigscale counts no gradient under torch.func: leave grad_sketch out, or close the monitor"
         )
     counts = counts_in_graph(sketch, x.device)
-    return CompiledCount.apply(x, counts, sketch.mantissa_bits, sketch.counts_copies)  # type: ignore[no-any-return]
+    settings = sketch.switch, sketch.mantissa_bits, sketch.counts_copies
+    return CompiledCount.apply(x, counts, *settings)  # type: ignore[no-any-return]
 
 
 def takes_part(x: Tensor) -> bool:
@@ -105,7 +106,8 @@ def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
 def count_in_graph(sketch: QuantileSketch, g: Tensor) -> None:
     part = own_part(g, copies=sketch.counts_copies)
     if part is not None:
-        torch.ops.sigscale.count_(counts_in_graph(sketch, part.device), part, sketch.mantissa_bits)
+        counts = counts_in_graph(sketch, part.device)
+        torch.ops.sigscale.count_(counts, sketch.switch, part, sketch.mantissa_bits)
 
 
 def _check_countable(g: Tensor) -> None:

@@ -65,6 +65,7 @@ class QuantileSketch:
     """
 
     counts_copies = False  # of a DTensor's copies, whether each process counts its own
+    switch: Tensor | None = None  # of a monitor's: while switch[0] is 0, nothing is counted
 
     def __init__(self, mantissa_bits: int = 3, *, device: torch.device | str | int | None = None) -> None:
         if type(mantissa_bits) is not int or mantissa_bits not in MANTISSA_BITS:
@@ -108,7 +109,7 @@ class QuantileSketch:
         if part is not None:
             counts = self.counts_on(part.device)
             if part.numel():
-                count(counts, part.resolve_neg(), self.mantissa_bits)
+                count(counts, part.resolve_neg(), self.mantissa_bits, self.switch)
         return self
 
     def check_source(self, x: Tensor) -> None:
@@ -130,6 +131,14 @@ class QuantileSketch:
                 "take one sketch a device and merge them with sketch += other.to(device)"
             )
         return self._counts
+
+    def counted_on(self, device: torch.device) -> dict[str, Any]:
+        """What a kernel on `device` needs to know, to count."""
+        return {"counts": self.counts_on(device), "m": self.mantissa_bits, "on": self.switch}
+
+    def is_idle(self) -> bool:
+        """Whether the host knows that nothing is counted now."""
+        return False
 
     def allocate(self, device: torch.device) -> None:
         """Have counts on `device` if there are none yet, also while torch.compile traces the call."""

@@ -48,7 +48,7 @@ class HistogramLogger(ScalarLogger):
         if histogram_every is not None:
             remedy = "100 writes one every 100 steps"
             self._every = check_integer(histogram_every, "histogram_every", remedy, wrong_type=ValueError)
-        self._copied = monitor._calls - 1  # the last step looked at
+        self._copied = monitor._recorder.newest  # the last step looked at
         self._copies: deque[Copy] = deque()
 
     @abstractmethod
@@ -57,14 +57,14 @@ class HistogramLogger(ScalarLogger):
 
     def _copy_if_due(self, every: int) -> None:
         """Copy the counts of the first step measured at or after each multiple of `every`."""
-        step, measured_every = self.monitor._calls - 1, self.monitor._every
-        if step == self._copied or step % measured_every or step % every >= measured_every:
+        recorder, names = self.monitor._recorder, [*self.monitor._rows.names]
+        step = recorder.newest
+        if step == self._copied or step % every >= recorder.every:
             return
         self._copied = step
-        recorder, names = self.monitor._reader.recorder, [*self.monitor._rows.names]
         counts, scale = (
             there[: len(names)].to("cpu", non_blocking=True, copy=True)
-            for there in (recorder.last, recorder.scale)
+            for there in (recorder.records.last, recorder.records.scale)
         )
         arrived = devices.arrival(recorder.device)
         devices.mark(arrived, recorder.device)

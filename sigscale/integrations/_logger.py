@@ -61,10 +61,9 @@ class Logger(ABC):
         reader = self.monitor._reader
         reader.look(wait=wait)
         statistics, names, kinds = reader.recorder.statistics, reader.rows.names, reader.rows.kinds
-        for numbers, values in reader.recorder.records[self._written :]:
+        for steps, values in reader.recorder.arrived[self._written :]:
             self._written += 1
             rows = min(len(names), values.shape[1])
-            steps = reader.first + reader.every * numbers
             yield GradientHistory(
                 steps,
                 names[:rows],

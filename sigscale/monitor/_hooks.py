@@ -30,7 +30,7 @@ def counting_class(base: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         sketch: NamedSketch | None = self.grad_sketch  # type: ignore[assignment]
         x: Any = args[0] if args else kwargs.get("input")
-        if sketch is None or not measurable(x, sketch):
+        if sketch is None or sketch.is_idle() or not measurable(x, sketch):
             return base.forward(self, *args, **kwargs)
         overwrites = getattr(self, "inplace", False)
         if overwrites and not torch.compiler.is_compiling():

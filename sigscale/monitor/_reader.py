@@ -18,11 +18,10 @@ from .history import GradientHistory, Record, assembled, quantile_name
 
 
 class Reader:
-    """Reads a recorder, of which each step measured is the `every`-th one made."""
+    """Reads a recorder."""
 
-    def __init__(self, recorder: Recorder, rows: Rows, every: int, alarm: Alarm | None) -> None:
-        self.recorder, self.rows, self.every, self.alarm = recorder, rows, every, alarm
-        self.first = 0  # number of the first step measured
+    def __init__(self, recorder: Recorder, rows: Rows, alarm: Alarm | None) -> None:
+        self.recorder, self.rows, self.alarm = recorder, rows, alarm
         self.earlier: GradientHistory | None = None
         self._looked = self._lost = 0
 
@@ -43,30 +42,30 @@ class Reader:
         statistics, single = recorder.statistics, self.rows.single
         column = len(summary.STATISTICS) + len(statistics.quantiles)
         column += statistics.thresholds.index(self.alarm.below)
-        for numbers, values in recorder.records[self._looked :]:
+        for numbers, values in recorder.arrived[self._looked :]:
             self._looked += 1
             for number, shares in zip(numbers.tolist(), values[:, single, column], strict=True):
                 layers = self.rows.names[single][: len(shares)]  # those that had rows at the time
-                self.alarm.look(self.first + self.every * number, layers, shares)
+                self.alarm.look(number, layers, shares)
 
-    def history(self, calls: int) -> GradientHistory:
-        """The records after `calls` calls of step()."""
+    def history(self) -> GradientHistory:
+        """All records."""
         self.look(wait=True)
-        recorded = self._assembled(self.recorder.records, calls)
+        recorded = self._assembled(self.recorder.arrived)
         return recorded if self.earlier is None else self.earlier.followed_by(recorded)
 
-    def last(self, calls: int) -> GradientHistory:
-        """The last step that was recorded in so many calls of step(), if any."""
+    def last(self) -> GradientHistory:
+        """The last step that was recorded, if any."""
         self.look(wait=True)
-        records = self.recorder.records[-1:]
-        newest = self._assembled(records, calls) if records or self.earlier is None else self.earlier
+        records = self.recorder.arrived[-1:]
+        newest = self._assembled(records) if records or self.earlier is None else self.earlier
         return dataclasses.replace(newest, steps=newest.steps[-1:], values=newest.values[-1:])
 
-    def _assembled(self, records: Sequence[Record], calls: int) -> GradientHistory:
+    def _assembled(self, records: Sequence[Record]) -> GradientHistory:
         recorder, rows, statistics = self.recorder, self.rows, self.recorder.statistics
         numbers, values = assembled(records, len(rows), statistics.columns)
         return GradientHistory(
-            self.first + self.every * numbers,
+            numbers,
             [*rows.names],
             [*rows.kinds],
             statistics.quantiles,
@@ -74,22 +73,20 @@ class Reader:
             values,
             statistics.magnitude,
             statistics.mantissa_bits,
-            # How often a CUDA graph was replayed, which measures every step, is known to the device only.
-            self.first + recorder.taken if self.every == 1 else calls,
+            recorder.calls,
         )
 
-    def resume(self, earlier: GradientHistory) -> int:
-        """Continue a history; returns its number of steps."""
+    def resume(self, earlier: GradientHistory) -> None:
+        """Continue a history."""
         layers = self.rows.names[self.rows.single]
         if not set(layers) & set(earlier.names):
             raise ValueError(
                 f"the history must be of this model; got one of {', '.join(earlier.names[:4])}, ..., and the "
                 f"model has {', '.join(layers[:4])}, ...: load the file of the same training"
             )
-        earlier.followed_by(self.history(0))
+        earlier.followed_by(self.history())
         self.earlier = earlier
-        self.first = self.every * -(-earlier.step_count // self.every)
-        return earlier.step_count
+        self.recorder.go_on(earlier.step_count)
 
     def vanishing(self, below: float) -> dict[str, float]:
         threshold = options.check_threshold(below, "below")
@@ -106,7 +103,7 @@ class Reader:
                 "choose a row of history().names"
             )
         self._check_measured()
-        scale = self.recorder.scale[row].item()
+        scale = self.recorder.records.scale[row].item()
         if math.isnan(scale):
             raise RuntimeError(
                 f"the scaler skipped the last step, or changed its scale within it, which left {name!r} "
@@ -114,7 +111,7 @@ class Reader:
             )
         bits = self.recorder.statistics.mantissa_bits
         sketch = QuantileSketch(bits)
-        counts = unscaled(self.recorder.last[row], scale, bits)
+        counts = unscaled(self.recorder.records.last[row], scale, bits)
         sketch.load_state_dict({"mantissa_bits": bits, "counts": counts})
         return sketch
 

@@ -12,6 +12,7 @@ from .._checks import DTYPES
 from .._names import Selection, named_modules, named_parameters
 from .._sharding import Reduction
 from ..kernels.device import SUPPORTED
+from ..kernels.record import Layout
 from ..nn.activation import Activation
 
 TOTALS = {"activation": "all activations", "parameter": "all parameters"}
@@ -30,6 +31,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(len(self), self.totals, self._first_parameter)
 
     @property
     def activations(self) -> slice:
@@ -54,15 +59,6 @@ class Rows:
         if TOTALS["parameter"] in self.names:
             mask[self.totals - 1] = True
         return mask
-
-    def sum_up(self, counts: Tensor) -> None:
-        """Fill the rows of the totals in counts (rows, bins)."""
-        for row, name in enumerate(self.names[: self.totals]):
-            of_parameters = name == TOTALS["parameter"]
-            first, last = (
-                (self._first_parameter, len(self)) if of_parameters else (self.totals, self._first_parameter)
-            )
-            torch.sum(counts[first:last], 0, out=counts[row])
 
 
 class ParameterGradients:

@@ -6,7 +6,6 @@ Copies of a model, by copy or pickle, are of the model as it is without a monito
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +27,12 @@ Things = set[nn.Module | nn.Parameter]
 class RowSketch(NamedSketch):
     """A sketch whose counts are a row of others; a copy of the module that has it has none."""
 
-    note_capture: Callable[[], None]
+    recorder: Recorder
     wants_placed = False
+
+    def is_idle(self) -> bool:
+        """As the host knows; graphs, which serve all steps, leave it to the switch."""
+        return not torch.compiler.is_compiling() and self.recorder.is_idle()
 
     def check_source(self, x: Tensor) -> None:
         if self.wants_placed and not is_placed(x) and x.requires_grad:
@@ -44,7 +47,7 @@ class RowSketch(NamedSketch):
 
     def counts_on(self, device: torch.device) -> Tensor:
         if is_capturing(device):
-            self.note_capture()
+            self.recorder.note_capture()
         return super().counts_on(device)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -64,25 +67,23 @@ class Tap:
         kind: Any = type(module)
         if not isinstance(module, Activation):
             module.__class__ = counting_class(kind)
+        self.listen()
 
-    def listen(self, on: bool) -> None:
-        """Count, or let the backward pass go by as if there were no tap."""
-        if vars(self.module).get("grad_sketch") in (None, self.sketch):  # else the user's own
-            vars(self.module).pop("grad_sketch", None)
-            if on:
-                vars(self.module)["grad_sketch"] = self.sketch
+    def listen(self) -> None:
+        if vars(self.module).get("grad_sketch") is None:  # else the user's own
+            vars(self.module)["grad_sketch"] = self.sketch
 
     def close(self) -> None:
-        self.listen(False)
+        if vars(self.module).get("grad_sketch") is self.sketch:
+            del vars(self.module)["grad_sketch"]
         uncover(self.module)
 
 
 class Taps:
     """The taps of a monitor, in the order of their rows."""
 
-    def __init__(self, recorder: Recorder, rows: Rows, every: int, reduction: Reduction) -> None:
+    def __init__(self, recorder: Recorder, rows: Rows, reduction: Reduction) -> None:
         self._recorder, self._rows, self._reduction = recorder, rows, reduction
-        self._note_capture = partial(recorder.note_capture, every)
         self._taps: list[Tap] = []
         self._lost: set[str] = set()  # names of modules that the model has no more
 
@@ -92,7 +93,7 @@ class Taps:
     def attach(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         for name, module in modules:
             sketch = RowSketch(self._recorder.statistics.mantissa_bits)
-            sketch.name, sketch.note_capture = name, self._note_capture
+            sketch.name, sketch.recorder, sketch.switch = name, self._recorder, self._recorder.records.ticket
             sketch.counts_copies = self._reduction.copies
             sketch.wants_placed = self._reduction.inputs_must_be_placed
             self._taps.append(Tap(module, sketch))
@@ -101,11 +102,7 @@ class Taps:
     def point(self) -> None:
         """Have each sketch count into its row, wherever that lies now."""
         for row, tap in enumerate(self._taps, self._rows.activations.start):
-            tap.sketch._counts = self._recorder.counts[row]
-
-    def listen(self, on: bool) -> None:
-        for tap in self._taps:
-            tap.listen(on)
+            tap.sketch._counts = self._recorder.records.counts[row]
 
     def close(self) -> None:
         for tap in self._taps:
@@ -118,6 +115,7 @@ class Taps:
         for tap in self._taps:
             name, module = tap.sketch.name, there.get(tap.sketch.name)
             if module is tap.module or tap.module in there.values() or name in self._lost:
+                tap.listen()
                 continue
             if not isinstance(module, ACTIVATIONS):
                 self._lost.add(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from .._checks import DTYPES, check_integer
 from .._names import Selection, check_model, named_parameters
+from .._operators import register
 from .._sharding import Group, Reduction
-from ..kernels.sketch import count_many
+from ..kernels.record import Records
 from ..sketch import QuantileSketch
 from . import _options as options
-from ._loss_scale import Factors, LossScale, factors_of_rows
+from ._loss_scale import LossScale, factors_of_rows
 from ._options import OnVanishing
 from ._reader import Reader, last_step
 from ._recorder import Recorder
@@ -27,6 +29,8 @@ from ._taps import Taps, Things, check_trackable
 from .history import GradientHistory
 
 OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
+BY_NUMBER: weakref.WeakValueDictionary[int, GradientMonitor] = weakref.WeakValueDictionary()
+NUMBERS = itertools.count()
 
 
 class GradientMonitor:
@@ -125,7 +129,7 @@ class GradientMonitor:
         options.check_scaler(scaler)
         alarm = options.check_alarm(warn_below, warn_fraction, on_vanishing)
         statistics = options.check_statistics(quantiles, thresholds, alarm, magnitude, mantissa_bits)
-        self._every = check_integer(every, "every", "10 measures every tenth step", wrong_type=ValueError)
+        check_integer(every, "every", "10 measures every tenth step", wrong_type=ValueError)
         slots = check_integer(ring, "ring", "64 keeps 64 steps on the device", wrong_type=ValueError)
         selection = Selection(include, exclude)
         self._reduction = Reduction(model, group)
@@ -141,12 +145,13 @@ class GradientMonitor:
         self._gradients = ParameterGradients(model, selected, self._reduction, device)
         trained = [name for name, _ in self._gradients.tracked()]
         self._rows = Rows([name for name, _ in modules], trained if tensors else None)
-        self._recorder = Recorder(device, statistics, len(self._rows), slots)
+        self._recorder = Recorder(device, statistics, self._rows, slots, every)
         self._recorder.load({tensor.dtype for _, tensor in tensors}.intersection(DTYPES))
-        self._reader = Reader(self._recorder, self._rows, self._every, alarm)
+        self._reader = Reader(self._recorder, self._rows, alarm)
         self._are_parameters = self._rows.are_parameters(device)
         self._loss_scale: LossScale | None = None
-        self._calls, self._is_open = 0, False
+        self._is_open, self._number = False, next(NUMBERS)
+        BY_NUMBER[self._number] = self
         self._attach(modules, scaler)
 
     def step(self) -> None:
@@ -159,27 +164,38 @@ class GradientMonitor:
                 may be called again: what the activations have counted stays until it succeeds.
         """
         self._check_open()
-        capturing = self._recorder.capturing
-        if capturing:
-            self._recorder.note_capture(self._every)
-        measured = self._calls % self._every == 0
-        if measured:
-            with torch.no_grad():
-                self._measure()
-        self._calls += 1
-        if self._loss_scale is not None:
-            self._loss_scale.done()
-        self._listen()
-        if measured and not capturing:
-            self._reader.look(wait=False)
+        recorder = self._recorder
+        if torch.compiler.is_compiling():
+            if self._loss_scale is not None:
+                torch._dynamo.graph_break(  # what the scaler did in this graph, the host does not know yet
+                    msg="with a scaler, call monitor.step() outside of functions compiled with fullgraph=True"
+                )
+            there = self._gradients_by_row()
+            torch.ops.sigscale.record_(*recorder.records, [*there.values()], [*there], self._number)
+            return
+        with torch.no_grad():
+            self._end_step(recorder.records, {} if recorder.is_idle() else self._gradients_by_row())
+
+    def pause(self) -> None:
+        """Measure no step until `resume()`, not even the one in progress; their numbers go on.
+
+        CUDA graphs and compiled code heed it as they are. Call it between steps, on the stream that trains.
+        """
+        self._check_open()
+        self._recorder.pause()
+
+    def resume(self) -> None:
+        """Measure again, from the next step that `every` chooses on."""
+        self._check_open()
+        self._recorder.resume()
 
     def history(self) -> GradientHistory:
         """All records, as arrays on the host; waits for the device."""
-        return self._reader.history(self._calls)
+        return self._reader.history()
 
     def last(self) -> GradientHistory:
         """The newest step of the history alone, for a logger: takes as long whatever the history's length."""
-        return self._reader.last(self._calls)
+        return self._reader.last()
 
     def discard(self) -> None:
         """Forget what backward passes have counted since the last step(): that of an aborted training step.
@@ -187,7 +203,7 @@ class GradientMonitor:
         The next step() counts as if that one had not been.
         """
         self._check_open()
-        self._recorder.counts.zero_()
+        self._recorder.discard()
         if self._loss_scale is not None:
             self._loss_scale.done()
 
@@ -245,13 +261,13 @@ class GradientMonitor:
 
     def _resume(self, path: str | os.PathLike[str] | IO[bytes], call: str) -> None:
         self._check_open()
-        if self._calls:
+        made = self._recorder.calls
+        if made:
             raise RuntimeError(
-                f"the monitor has made {self._calls} steps, and a loaded history would have to precede them: "
+                f"the monitor has made {made} steps, and a loaded history would have to precede them: "
                 f"call {call} before the first step()"
             )
-        self._calls = self._reader.resume(GradientHistory.load(path))
-        self._listen()
+        self._reader.resume(GradientHistory.load(path))
 
     def close(self) -> None:
         """Remove the hooks; the records can still be read."""
@@ -273,7 +289,7 @@ class GradientMonitor:
         return (
             f"GradientMonitor({rows.kinds.count('activation')} activations, "
             f"{rows.kinds.count('parameter')} parameters; "
-            f"every={self._every}, {self._recorder.device}{closed})"
+            f"every={self._recorder.every}, {self._recorder.device}{closed})"
         )
 
     def _check_open(self) -> None:
@@ -283,44 +299,54 @@ class GradientMonitor:
                 "leave the with block, or call close(), after the last step"
             )
 
-    def _measure(self) -> None:
+    def _end_step(self, records: Records, gradients: Mapping[int, Tensor]) -> None:
+        recorder = self._recorder
+        idle = recorder.is_idle()
+        factors = None if idle else self._factors()
+        try:
+            if not idle:
+                recorder.count(records, gradients)
+                self._reduction.add_up(
+                    records.counts[self._rows.activations], records.counts[self._rows.single]
+                )
+            recorder.finish(records, factors)
+        except BaseException:
+            records.counts.zero_()  # half of a step is none
+            raise
+        if self._loss_scale is not None:
+            self._loss_scale.done()
+        if not recorder.capturing:
+            self._reader.look(wait=False)
+
+    def _gradients_by_row(self) -> dict[int, Tensor]:
         gradients = self._gradients.now()
         self._taps.follow(self._gradients.model, measured)
-        factors = self._factors()
         self._add_rows([name for name in gradients if name not in self._rows.of])
-        try:
-            self._count(gradients)
-            self._recorder.record(
-                None if factors is None else factors_of_rows(self._rows, self._are_parameters, *factors)
-            )
-        except BaseException:
-            self._recorder.counts.zero_()  # half of a step is none
-            raise
+        return {self._rows.of[name]: part for name, part in gradients.items() if part is not None}
 
-    def _factors(self) -> tuple[Tensor, Factors | None] | None:
+    def _factors(self) -> Tensor | None:
         scale = self._loss_scale
-        return None if scale is None else (scale.activations(), scale.parameters(self._gradients.tracked()))
-
-    def _count(self, gradients: Mapping[str, Tensor | None]) -> None:
-        counts, rows, m = self._recorder.counts, self._rows, self._recorder.statistics.mantissa_bits
-        there = {rows.of[name]: part for name, part in gradients.items() if part is not None}
-        count_many(counts, list(there), list(there.values()), m)
-        self._reduction.add_up(counts[rows.activations], counts[rows.single])
-        rows.sum_up(counts)
+        if scale is None:
+            return None
+        parameters = scale.parameters(self._gradients.tracked())
+        return factors_of_rows(self._rows, self._are_parameters, scale.activations(), parameters)
 
     def _add_rows(self, names: Sequence[str]) -> None:
         if names:
-            self._recorder.grow(len(self._rows) + len(names))
-            self._rows.add(names)
+            if torch.compiler.is_compiling():
+                torch._dynamo.graph_break(
+                    msg=f"the model has new parameters, {names[0]!r} first: call monitor.step() once outside "
+                    "of the compiled function"
+                )
+            self._recorder.grow(names)
             self._are_parameters = self._rows.are_parameters(self._recorder.device)
             self._taps.point()
 
     def _attach(self, modules: Sequence[tuple[str, nn.Module]], scaler: torch.amp.GradScaler | None) -> None:
-        self._taps = Taps(self._recorder, self._rows, self._every, self._reduction)
+        self._taps = Taps(self._recorder, self._rows, self._reduction)
         with ExitStack() as stack:
             stack.callback(self._taps.close)
             self._taps.attach(modules)
-            self._listen()
             if scaler is not None and scaler.is_enabled():
                 self._loss_scale = LossScale(scaler, self._recorder.device)
                 stack.callback(self._loss_scale.close)
@@ -329,10 +355,6 @@ class GradientMonitor:
         self._is_open = True
         OPEN.add(self)
 
-    def _listen(self) -> None:
-        """Count in the next backward pass if its step is measured."""
-        self._taps.listen(self._calls % self._every == 0)
-
     def _measured(self) -> Things:
         return {*self._taps} | {tensor for _, tensor in self._gradients.tracked()}
 
@@ -340,3 +362,26 @@ class GradientMonitor:
 def measured() -> Things:
     """What open monitors measure."""
     return {thing for monitor in OPEN for thing in monitor._measured()}
+
+
+def record_in_graph(
+    counts: Tensor,
+    last: Tensor,
+    scale: Tensor,
+    ring: Tensor,
+    ticket: Tensor,
+    gradients: Sequence[Tensor],
+    rows: Sequence[int],
+    number: int,
+) -> None:
+    """`GradientMonitor.step` of the monitor with that number, each time its graph runs."""
+    records = Records(counts, last, scale, ring, ticket)
+    BY_NUMBER[number]._end_step(records, dict(zip(rows, gradients, strict=True)))
+
+
+register(
+    "record_(Tensor(a!) counts, Tensor(b!) last, Tensor(c!) scale, Tensor(d!) ring, Tensor(e!) ticket, "
+    "Tensor[] gradients, int[] rows, int number) -> ()",
+    record_in_graph,
+    lambda *arguments: None,
+)

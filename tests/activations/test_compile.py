@@ -178,14 +178,19 @@ def test_gradient_that_would_never_be_counted():
 def test_operators(name):
     counts, x, g = ss.QuantileSketch(device="cpu").counts, torch.randn(5, 2), torch.randn(5, 2)
     arguments = {
-        "count_": (counts, x, 3),
-        "backward_count_": (counts, g, x, "tanh", 1.5, False, 3),
-        "learned_backward_count_": (counts, g, x, torch.tensor([0.5, 2.0]), "tanh", 3),
+        "count_": (x, 3),
+        "backward_count_": (g, x, "tanh", 1.5, False, 3),
+        "learned_backward_count_": (g, x, torch.tensor([0.5, 2.0]), "tanh", 3),
     }[name]
-    results = torch.library.opcheck(getattr(torch.ops.sigscale, name).default, arguments)
-    assert set(results.values()) == {"SUCCESS"}
+    operator = getattr(torch.ops.sigscale, name).default
+    for on, count in ((None, 10), (torch.tensor([0]), 0), (torch.tensor([1]), 10)):
+        results = torch.library.opcheck(operator, (counts, on, *arguments))
+        assert set(results.values()) == {"SUCCESS"}
+        counts.zero_()
+        operator(counts, on, *arguments)
+        assert counts.sum() == count
     with pytest.raises(RuntimeError, match=r"batched by vmap .* cannot be counted"):
-        torch.func.vmap(lambda x: torch.ops.sigscale.count_(counts, x, 3))(x)
+        torch.func.vmap(lambda x: torch.ops.sigscale.count_(counts, None, x, 3))(x)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -121,7 +121,7 @@ def test_recorder_loads_kernels_for_any_alignment(monkeypatch):
     recorder = _recorder.Recorder(torch.device("cpu"), _recorder.Statistics((0.5,), (), True, 3), 1, 4)
     loaded = []
 
-    def count_many(counts, rows, tensors, m):
+    def count_many(counts, rows, tensors, m, on=None):
         loaded.extend(
             (group[0].dtype, multi_tensor.is_aligned(group)) for group, _ in multi_tensor.by_kind(tensors)
         )

@@ -35,7 +35,13 @@ def kernel_binary(kernel, dtype, m, target, **constants):
     elements = counters.ELEMENTS[BYTES[dtype]]
     warps = counters.WARPS[m]
     block = 32 * warps * elements if shared else counters.PORTABLE_TILE
-    types = {"counts_ptr": "*i64", "prefix_ptr": "*i64", "addresses_ptr": "*i64", "sizes_ptr": "*i64"}
+    types = {
+        "counts_ptr": "*i64",
+        "on_ptr": "*i64",
+        "prefix_ptr": "*i64",
+        "addresses_ptr": "*i64",
+        "sizes_ptr": "*i64",
+    }
     types |= {"rows_ptr": "*i32", "chunk_tensors_ptr": "*i32", "chunk_numbers_ptr": "*i32"}
     types |= {"ranks_ptr": "*i64", "weights_ptr": "*fp64" if dtype == "fp64" else "*fp32"}
     pointers = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name.endswith("_ptr")}
@@ -49,7 +55,7 @@ def check_loop(binary, elements):
     """Widest accesses, no local memory, and each element counted once by one atomic; instructions each."""
     program = sass.disassemble(binary.asm["cubin"])
     opcodes = [opcode for _, opcode, _ in program.values()]
-    loop = sass.full_loop(program)
+    loop = sass.full_loop(program, through="ATOMS")
     assert all(".128" in op for op in loop if op.startswith(("LDG.E.128", "STG"))), loop
     assert any(op == "LDG.E.128" for op in loop)
     # Copies of a tile's elements in several threads would be counted several times.

@@ -30,7 +30,12 @@ def compiled_backward(name, dtype, target, *, per_channel=False, whole=True, gro
         block = 32 * warps * counters.ELEMENTS[BYTES[dtype]] if shared else counters.PORTABLE_TILE
     sums = "*fp64" if dtype == "fp64" else "*fp32"
     pointers = dict.fromkeys(("g_ptr", "x_ptr", "dx_ptr"), f"*{dtype}")
-    pointers |= {"alpha_ptr": "*fp32", "sums_ptr": sums, "counts_ptr": "*i64" if m else sums}
+    pointers |= {
+        "alpha_ptr": "*fp32",
+        "sums_ptr": sums,
+        "on_ptr": "*i64",
+        "counts_ptr": "*i64" if m else sums,
+    }
     constants = {
         "VALUE": function.value,
         "SLOPE": function.slope,
@@ -54,11 +59,11 @@ def compiled_forward(name, dtype, target, *, per_channel, whole):
     return kernel, block // activation.THREADS
 
 
-def loop_of(binary):
+def loop_of(binary, through=""):
     """The round over full tiles; no local memory anywhere, every access of it 128 bits wide."""
     program = sass.disassemble(binary.asm["cubin"])
     assert not [op for _, op, _ in program.values() if op.startswith(("LDL", "STL"))], "local memory"
-    loop = sass.full_loop(program)
+    loop = sass.full_loop(program, through)
     accesses = [op for op in loop if op.startswith(("LDG", "STG"))]
     assert accesses
     assert all(".128" in op for op in accesses), accesses
@@ -83,9 +88,9 @@ CASES = [
 def test_backward_on_hopper(name, dtype, geometry):
     """dx, the gradient of alpha and the counts in one pass, which memory still limits."""
     binary, elements = compiled_backward(name, dtype, "sm_90", **GEOMETRIES[geometry])
-    loop = loop_of(binary)
-    per_element = len(loop) / elements
     is_counted, flags = "counted" in geometry, GEOMETRIES[geometry]
+    loop = loop_of(binary, "ATOMS" if is_counted else "")
+    per_element = len(loop) / elements
     warps = counters.WARPS[3] if is_counted else activation.NUM_WARPS
     resident = sass.resident(binary, warps)
     print(

@@ -16,6 +16,12 @@ from tests.oracles.collected import Twin, assert_step
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    counters.clear()
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     layers = [nn.Linear(6, 8), ss.nn.Tanh(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)]
@@ -77,31 +83,96 @@ def test_monitored_after_compiling(layer):
             network_(batch(1)).square().sum().backward()
         monitor.step()
     assert_step(monitor.history(), 0, twin.step())
-    counts = monitor._recorder.counts
+    counts = monitor._recorder.records.counts
     before = counts.clone()
     compiled(batch(0)).sum().backward()
     assert torch.equal(counts, before)
+
+
+def assert_measured(train, model, monitor, steps, measured):
+    """Steps of changing batch size through `train` record the truth of those measured, and no others."""
+    twin, truth = Twin(model), []
+    for step in range(steps):
+        x = torch.randn(3 + step % 5, 6, generator=torch.Generator().manual_seed(step))
+        for network_ in (model, twin.model):
+            network_.zero_grad()
+        train(x, step)
+        twin.model(x).square().sum().backward()
+        truth.append(twin.step())
+    history = monitor.history()
+    assert history.steps.tolist() == [*measured]
+    assert history.step_count == steps
+    for place, step in enumerate(measured):
+        assert_step(history, place, truth[step])
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_step_in_a_compiled_function():
     torch.compiler.reset()
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    twin = Twin(model)
 
     @torch.compile(backend="eager")
-    def train(x):
+    def train(x, step):
         model(x).square().sum().backward()
         monitor.step()
 
     with ss.GradientMonitor(model) as monitor:
-        for step in range(2):
-            model.zero_grad()
-            train(batch(step))
-    for step in range(2):
-        twin.model.zero_grad()
-        twin.model(batch(step)).square().sum().backward()
-        assert_step(monitor.history(), step, twin.step())
+        assert_measured(train, model, monitor, 4, range(4))
+
+
+@pytest.mark.parametrize(("backend", "steps"), [("eager", 100), ("aot_eager", 30), ("inductor", 30)])
+def test_compiled_step(backend, steps, fresh_compiler):
+    """One graph, whatever the cadence and pauses; the host has every record in time."""
+    model = network()
+    options = {"fullgraph": True, "backend": backend}
+    forward = torch.compile(model, **options)
+
+    def train(x, step):
+        if step in (11, 20):
+            (monitor.pause if step == 11 else monitor.resume)()
+        forward(x).square().sum().backward()
+        finish()
+
+    with ss.GradientMonitor(model, every=3, ring=4) as monitor:
+        finish = torch.compile(monitor.step, **options)
+        assert_measured(train, model, monitor, steps, [n for n in range(0, steps, 3) if not 11 <= n < 20])
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 3  # two forward, for one batch size and for any
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_whole_step_in_one_graph(backend, fresh_compiler):
+    model = mixed()
+    with torch._dynamo.config.patch(trace_autograd_ops=True), ss.GradientMonitor(model, every=3) as monitor:
+
+        @torch.compile(fullgraph=True, backend=backend)
+        def train(x, step):
+            model(x).square().sum().backward()
+            monitor.step()
+
+        assert_measured(lambda x, step: train(x, 0), model, monitor, 8, (0, 3, 6))
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_step_that_the_host_must_see(fresh_compiler):
+    """A scaler, whose calls the host follows, and new parameters break the graph, or are refused."""
+    model = network()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    with ss.GradientMonitor(model, scaler=scaler) as monitor:
+        scaler.scale(model(batch(0)).sum()).backward()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"with a scaler, call monitor.step"):
+            torch.compile(monitor.step, fullgraph=True, backend="eager")()
+        torch.compile(monitor.step, backend="eager")()
+        assert monitor.history()["mean"][0].max() < 100
+    with ss.GradientMonitor(model) as monitor:
+        model.append(nn.Linear(3, 2))
+        model(batch(0)).sum().backward()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"parameters, '7.weight' first: call"):
+            torch.compile(monitor.step, fullgraph=True, backend="eager")()
+        torch.compile(monitor.step, backend="eager")()
+        assert monitor.history().count[0, -2:].tolist() == [6, 2]
 
 
 def mixed() -> nn.Sequential:
@@ -132,12 +203,6 @@ def assert_equal_to_eager(
     assert not counters["graph_break"]
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    counters.clear()
-
-
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_one_graph(backend):
@@ -160,7 +225,7 @@ def test_batch_sizes():
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_cadence():
-    """Two graphs: one that counts, one that does not."""
+    """One graph, in which the device decides whether to count."""
     model, twin = network(), network()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with ss.GradientMonitor(model, every=3) as ours, ss.GradientMonitor(twin, every=3) as theirs:
@@ -170,7 +235,7 @@ def test_cadence():
                 monitor.step()
     assert (ours.history().count == theirs.history().count).all()
     assert len(ours.history()) == 4
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 
 import sigscale as ss
 from sigscale.monitor._recorder import Recorder, Statistics
+from sigscale.monitor._rows import Rows
 from sigscale.monitor.history import assembled
 from tests.oracles.collected import Twin, assert_step, batch, network, run
 
@@ -66,25 +67,26 @@ def test_parameters_added_later():
 
 def test_rows_added_during_a_copy():
     statistics = Statistics((0.5,), (), True, 3)
-    recorder = Recorder(torch.device("cpu"), statistics, 2, 8)
+    rows = Rows([], ["0", "1"])
+    recorder = Recorder(torch.device("cpu"), statistics, rows, 8)
     values = []
-    for rows in (2, 3, 4):
-        recorder.grow(rows)
+    for new in ([], ["2"], ["3"]):
+        recorder.grow(new)
         for _ in range(2):
-            recorder.counts[:rows, 2000] += torch.arange(1, rows + 1)
-            values += [[*range(1, rows + 1)]]
-            recorder.record(None)
-        recorder._send()
+            recorder.records.counts[1 : len(rows), 2000] += torch.arange(1, len(rows))
+            values += [[sum(range(len(rows))), *range(1, len(rows))]]
+            recorder.finish(recorder.records, None)
+        recorder._send(recorder.records)
     recorder.take()
     for _ in range(3):
-        recorder._send()
-    recorder.counts[:4, 2000] += 7
-    recorder.record(None)
+        recorder._send(recorder.records)
+    recorder.records.counts[1:5, 2000] += 7
+    recorder.finish(recorder.records, None)
     recorder.take(wait=True)
-    numbers, found = assembled(recorder.records, 4, statistics.columns)
+    numbers, found = assembled(recorder.arrived, 5, statistics.columns)
     assert numbers.tolist() == list(range(7))
-    for step, want in enumerate([*values, [7] * 4]):
-        np.testing.assert_array_equal(found[step, :, 0], [*want, *[np.nan] * (4 - len(want))])
+    for step, want in enumerate([*values, [28, *[7] * 4]]):
+        np.testing.assert_array_equal(found[step, :, 0], [*want, *[np.nan] * (5 - len(want))])
 
 
 def test_tied_parameters_count_once():

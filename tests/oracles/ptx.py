@@ -135,9 +135,7 @@ class _Block:
     def execute(self, opcode: str, operands: list[str], mask: np.ndarray) -> None:
         name, *details = opcode.split(".")
         kind = details[-1] if details else ""
-        if name == "atom":  # whose result is not used
-            name, operands = "red", operands[1:]
-        if name in ("ld", "st", "red"):
+        if name in ("ld", "st", "red", "atom"):
             return self.access(name, details, operands, mask)
         if name == "bar":
             return None
@@ -146,7 +144,9 @@ class _Block:
         if name == "setp":
             result = self.compare(details, operands)
         elif name == "cvt":
-            result = self.convert(details[-2], [self.value(operand, details[-1]) for operand in operands[1:]])
+            rounded = {"rmi": np.floor, "rpi": np.ceil}.get(details[0], lambda x: x)
+            values = [rounded(self.value(operand, details[-1])) for operand in operands[1:]]
+            result = self.convert(details[-2], values)
         elif name == "mov" and "{" in operands[0] + operands[1]:
             return self.repack(operands, mask)
         else:
@@ -239,7 +239,7 @@ class _Block:
 
     def access(self, name: str, details: list[str], operands: list[str], mask: np.ndarray) -> None:
         kind = details[-1]
-        where, what = (operands[1], operands[0]) if name == "ld" else operands
+        *before, where, what = operands if name != "ld" else operands[::-1]
         base, _, offset = where.strip("[] ").replace(" ", "").partition("+")
         if "param" in details:
             number = int(base.rsplit("_", 1)[1])
@@ -267,6 +267,10 @@ class _Block:
                 cells[places] = self.value(part, kind)[mask]
             else:
                 assert "add" in details
+                if before:  # right where each place is one thread's
+                    old = np.zeros(self.threads, TYPES[kind])
+                    old[mask] = cells[places]
+                    self.assign(before[0], old, mask)
                 np.add.at(cells, places, self.value(part, kind)[mask])
         return None
 

@@ -80,8 +80,11 @@ def full_block(program: dict[int, tuple[bool, str, str]]) -> list[str]:
 Ways = dict[int, tuple[str, ...]]  # by the width of their loads, the opcodes on a way
 
 
-def full_loop(program: dict[int, tuple[bool, str, str]]) -> list[str]:
-    """Opcodes of a round of the loop over full blocks: the shortest cycle through the widest global loads."""
+def full_loop(program: dict[int, tuple[bool, str, str]], through: str = "") -> list[str]:
+    """Opcodes of a round of the loop over full blocks: the shortest cycle through the widest global loads.
+
+    Where there are several, `through` begins an opcode of the one wanted.
+    """
     following = dict(pairwise(program))
 
     def rounds(address: int, head: int, known: dict[int, Ways]) -> Ways:
@@ -118,6 +121,7 @@ def full_loop(program: dict[int, tuple[bool, str, str]]) -> list[str]:
         if opcode == "BRA" and int(re.search(r"0x([0-9a-f]+)", operands)[1], 16) < address
     }
     cycles = [cycle for head in heads for cycle in rounds(head, head, {}).values()]
+    cycles = [cycle for cycle in cycles if any(opcode.startswith(through) for opcode in cycle)]
     return list(max(cycles, key=lambda cycle: (_load_width(cycle), -len(cycle))))
 
 
