@@ -73,7 +73,7 @@ class Reduction:
         if self._is_auto:
             self._find_groups(model)
         elif group is not None:
-            self._groups, self._first = [group], dist.get_global_rank(group, 0)
+            self._groups, self._first = [group], dist.get_global_rank(cast(Any, group), 0)
 
     @property
     def copies(self) -> bool:
