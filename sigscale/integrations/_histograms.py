@@ -58,10 +58,11 @@ class HistogramLogger(ScalarLogger):
     def _copy_if_due(self, every: int) -> None:
         """Copy the counts of the first step measured at or after each multiple of `every`."""
         step, measured_every = self.monitor._calls - 1, self.monitor._every
-        if step == self._copied or step % measured_every or step % every >= measured_every:
+        recorder, names = self.monitor._recorder, [*self.monitor._rows.names]
+        is_due = step % measured_every == 0 and step % every < measured_every
+        if step == self._copied or not is_due or recorder.capturing:
             return
         self._copied = step
-        recorder, names = self.monitor._reader.recorder, [*self.monitor._rows.names]
         counts, scale = (
             there[: len(names)].to("cpu", non_blocking=True, copy=True)
             for there in (recorder.last, recorder.scale)
