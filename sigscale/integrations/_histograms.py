@@ -59,7 +59,7 @@ class HistogramLogger(ScalarLogger):
         """Copy the counts of the first step measured at or after each multiple of `every`."""
         recorder, names = self.monitor._recorder, [*self.monitor._rows.names]
         step = recorder.newest
-        if step == self._copied or step % every >= recorder.every:
+        if step == self._copied or step % every >= recorder.every or recorder.capturing:
             return
         self._copied = step
         counts, scale = (

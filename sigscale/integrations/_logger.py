@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch.distributed as dist
 
@@ -31,11 +31,11 @@ class Logger(ABC):
             )
         self.monitor = monitor
         self.writes = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
-        self._written = 0  # chunks of records
+        self._next = 0  # the first step that is not written yet
 
     def step(self) -> None:
         """Write the records that have reached the host since the last call."""
-        if self.writes and not self.monitor._recorder.capturing:
+        if self.writes:
             self._pass_on(wait=False)
 
     def close(self) -> None:
@@ -54,27 +54,12 @@ class Logger(ABC):
         self.close()
 
     def _pass_on(self, *, wait: bool) -> None:
-        for records in self._arrived(wait):
+        if wait:
+            self.monitor.last()
+        records = self.monitor.arrived(self._next)
+        if len(records):
+            self._next = int(records.steps[-1]) + 1
             self.write(records)
-
-    def _arrived(self, wait: bool) -> Iterator[GradientHistory]:
-        reader = self.monitor._reader
-        reader.look(wait=wait)
-        statistics, names, kinds = reader.recorder.statistics, reader.rows.names, reader.rows.kinds
-        for steps, values in reader.recorder.arrived[self._written :]:
-            self._written += 1
-            rows = min(len(names), values.shape[1])
-            yield GradientHistory(
-                steps,
-                names[:rows],
-                kinds[:rows],
-                statistics.quantiles,
-                statistics.thresholds,
-                values[:, :rows],
-                statistics.magnitude,
-                statistics.mantissa_bits,
-                int(steps[-1]) + 1,
-            )
 
 
 class ScalarLogger(Logger):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from .._checks import warn
@@ -53,6 +54,16 @@ class Reader:
         self.look(wait=True)
         recorded = self._assembled(self.recorder.arrived)
         return recorded if self.earlier is None else self.earlier.followed_by(recorded)
+
+    def arrived(self, since: int) -> GradientHistory:
+        """The records from step `since` on that have reached the host, without those of a loaded history."""
+        if not self.recorder.capturing:
+            self.look(wait=False)
+        records = self.recorder.arrived
+        start = bisect_left(records, since, key=lambda record: record[0][-1])
+        found = self._assembled(records[start:])
+        new = found.steps >= since
+        return dataclasses.replace(found, steps=found.steps[new], values=found.values[new])
 
     def last(self) -> GradientHistory:
         """The last step that was recorded, if any."""

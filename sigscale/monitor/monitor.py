@@ -197,6 +197,14 @@ class GradientMonitor:
         """The newest step of the history alone, for a logger: takes as long whatever the history's length."""
         return self._reader.last()
 
+    def arrived(self, since: int = 0) -> GradientHistory:
+        """The records from step `since` on that have reached the host, for a logger; waits for nothing.
+
+        Records arrive every ring / 2 measured steps, and all when history() or last() is called. Those of a
+        loaded history are not among them, and none is while a CUDA graph is captured.
+        """
+        return self._reader.arrived(since)
+
     def discard(self) -> None:
         """Forget what backward passes have counted since the last step(): that of an aborted training step.
 

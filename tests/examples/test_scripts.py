@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from examples import characters, convert, learned_alpha
+import sigscale as ss
+from examples import characters, convert, distributed, learned_alpha
 from examples import theory as theory_example
 from examples.cifar10 import data
 from examples.cifar10.data import GENERATED, Cifar10, Split
@@ -175,3 +176,24 @@ def test_the_report_says_what_the_theory_says(report):
 def test_the_same_again(report):
     assert report.startswith(next(theory_example.report(600, 0)))
     assert not report.startswith(next(theory_example.report(600, 1)))
+
+
+def test_distributed(tmp_path):
+    """Compiled, sharded over two processes, logged and resumed: the history of one eager process."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    argv = ["--double", "--out", str(tmp_path / "two"), "--steps"]
+    code = f"from examples.distributed import main; main({[*argv, '15']}); main({[*argv, '30']})"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, "--no-python", sys.executable, "-c", code], check=True, timeout=300)
+    distributed.main(["--eager", "--double", "--out", str(tmp_path / "one"), "--steps", "30"])
+    one, two = (ss.GradientHistory.load(tmp_path / name / "gradients.npz") for name in ("one", "two"))
+    assert one.steps.tolist() == two.steps.tolist() == [0, 10, 20]
+    assert one.names == two.names
+    assert one.values.tobytes() == two.values.tobytes()
+    events = EventAccumulator(str(tmp_path / "two" / "events")).Reload()
+    for name in ("all activations", "1.1", "0.weight"):
+        scalars = events.Scalars(f"gradients/q50/{name.replace(' ', '_')}")
+        numbers = two.quantile(0.5)[:, two.names.index(name)].astype("f4").tolist()
+        assert {event.step: event.value for event in scalars} == dict(zip((0, 10, 20), numbers, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import sigscale as ss
+from sigscale.integrations.files import FileLogger
 from tests.oracles.collected import Twin, assert_row
 
 if not dist.is_available():
@@ -96,7 +98,7 @@ def process(rank: int, folder: str) -> None:
     address = {"init_method": f"file://{folder}/address", "rank": rank, "world_size": PROCESSES}
     dist.init_process_group("gloo", **address)
     for way in WAYS:
-        monitored(way, rank).save(f"{folder}/{way}-{rank}.npz")
+        monitored(way, rank, f"{folder}/{way}-{rank}").save(f"{folder}/{way}-{rank}.npz")
     sharded().save(f"{folder}/sharded-{rank}.npz")
     for plan in (*PLANS, BOTH):
         torch.save(parallel(plan), f"{folder}/{plan}-{rank}.pt")
@@ -107,7 +109,7 @@ def process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def monitored(way: str, rank: int) -> ss.GradientHistory:
+def monitored(way: str, rank: int, file: str) -> ss.GradientHistory:
     if way in MESHES:
         names = ("copies", "shards")[-len(MESHES[way]) :]
         model = fully_shard(network(way), mesh=init_device_mesh("cpu", MESHES[way], mesh_dim_names=names))
@@ -118,11 +120,15 @@ def monitored(way: str, rank: int) -> ss.GradientHistory:
     world = dist.group.WORLD
     group = {"none": None, "world": world, "sharded, by group": world}.get(way, "auto")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with ss.GradientMonitor(model, group=group, ring=2) as monitor:
+    with (
+        ss.GradientMonitor(model, group=group, ring=2) as monitor,
+        FileLogger(monitor, f"{file}.csv") as log,
+    ):
         for step in range(STEPS):
             optimizer.zero_grad()
             model(batch(step, rank)).square().sum().backward()
             monitor.step()
+            log.step()
             optimizer.step()
     return monitor.history()
 
@@ -275,6 +281,13 @@ def test_global_history_on_every_rank(way, histories):
     for step in range(STEPS):
         for name, g in truth(step, twins).items():
             assert_row(first, step, name, g)
+
+
+@pytest.mark.parametrize("way", ["auto", "fully sharded"])
+def test_first_process_logs(way, histories, folder):
+    assert not (folder / f"{way}-1.csv").exists()
+    logged, expected = pd.read_csv(folder / f"{way}-0.csv"), pd.DataFrame(histories[way][0].table())
+    pd.testing.assert_frame_equal(logged, expected, check_dtype=False, rtol=1e-14)
 
 
 def test_each_process_for_itself(histories):
