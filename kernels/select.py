@@ -29,6 +29,7 @@ from ._triton import tl, triton
 from .counters import (
     CHUNK,
     add_counted,
+    append_digit,
     barrier,
     clear,
     count_portably,
@@ -277,14 +278,6 @@ def digit_kernel(
             word = first + tl.arange(0, CHUNK)
             counted = read(base + tl.minimum(word, WORDS - 1) * 4)
             add_counted(counts_ptr, word, counted, word < WORDS)
-
-
-@triton.jit
-def append_digit(prefix, rank, counts, BITS: tl.constexpr):
-    """Prefixes (R,) with the digits that their ranks fall into, by counts (R, digits); ranks among those."""
-    lesser = tl.cumsum(counts, axis=1) <= rank[:, None]
-    prefix = (prefix << BITS) | tl.sum(lesser.to(tl.int32), axis=1).to(tl.int64)
-    return prefix, rank - tl.sum(tl.where(lesser, counts, 0), axis=1)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 from sigscale import FUNCTIONS
-from sigscale.kernels import counters, select
+from sigscale.kernels import counters, select, summary
 from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.activation import backward_sketch_kernel
 from sigscale.kernels.select import digit_kernel, multi_select_kernel, narrow_kernel
@@ -145,6 +145,24 @@ def test_compiles(kernel, constants, dtype, target):
     assert binary.kernel[:4] == b"\x7fELF"
 
 
+def summary_binary(m, magnitude, target):
+    width = 1 << (summary.edges(m, magnitude=magnitude)[0].numel() - 1).bit_length()
+    pointers = {name: "*fp64" for name in summarize_kernel.arg_names if name.endswith("_ptr")}
+    constants = {"M": m, "MAGNITUDE": magnitude, "K": 5, "T": 1, "WIDTH": width}
+    warps = min(width // 256, 32)
+    return sass.compiled(summarize_kernel, target, warps, pointers | {"counts_ptr": "*i64"}, constants)
+
+
+@pytest.mark.parametrize("magnitude", [True, False])
+@pytest.mark.parametrize("m", [2, 3, 4, 5])
+def test_summary_on_hopper(m, magnitude):
+    program = sass.disassemble(summary_binary(m, magnitude, "sm_90").asm["cubin"])
+    opcodes = [opcode for _, opcode, _ in program.values()]
+    print(f"summary, m={m}, magnitude={magnitude}: {len(opcodes)} instructions")
+    assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
+    assert len(opcodes) <= 2700  # five quantiles by a search of their own each took 5600
+
+
 @pytest.mark.parametrize("target", sass.TARGETS)
 def test_small_kernels_compile(target):
     integers = dict.fromkeys(
@@ -156,6 +174,4 @@ def test_small_kernels_compile(target):
             constants = {"SHIFT": shift, "BITS": 4, "J": 10}
             assert sass.compiled(narrow_kernel, target, 4, pointers, constants).kernel
         assert many_binary(dtype, target)[0].kernel
-    pointers = {name: "*fp64" for name in summarize_kernel.arg_names if name.endswith("_ptr")} | integers
-    constants = {"M": 3, "MAGNITUDE": True, "K": 5, "T": 1, "WIDTH": 2048}
-    assert sass.compiled(summarize_kernel, target, 8, pointers, constants).kernel
+    assert summary_binary(3, True, target).kernel
