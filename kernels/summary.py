@@ -1,7 +1,7 @@
 """Reading sketches: counts -> quantiles, intervals that surely hold them, shares, histograms.
 
-    summarize_kernel    one row of counts -> one row of statistics: reads a row once, cumulates it, and finds
-                        every quantile by a search in registers
+    summarize_kernel    one row of counts -> one row of statistics; all quantiles are looked up at once, first
+                        among the sums of segments of the row, then among the bins of one
 
 and the same in plain tensor operations on the counts' device, for any number of sketches; nothing waits for
 the host. The rank of a quantile q of n values is h = q (n - 1), in float64, as in `numpy.quantile`; between
