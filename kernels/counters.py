@@ -115,6 +115,14 @@ def count_portably(counts_ptr, index, mask, BINS: tl.constexpr):
         add_counted(counts_ptr, bins, counted, bins < BINS)
 
 
+@triton.jit
+def append_digit(prefix, rank, counts, BITS: tl.constexpr):
+    """Prefixes (R,) with the digits that their ranks fall into, by counts (R, digits); ranks in these."""
+    lesser = tl.cumsum(counts, axis=1) <= rank[:, None]
+    prefix = (prefix << BITS) | tl.sum(lesser.to(tl.int32), axis=1).to(tl.int64)
+    return prefix, rank - tl.sum(tl.where(lesser, counts, 0), axis=1)
+
+
 @device.made_once(16)
 def always(target: torch.device) -> Tensor:
     """A switch that is on."""

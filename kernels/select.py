@@ -10,8 +10,8 @@ far, the rank's prefix; then each prefix gets the digit into which its rank fall
                            for one of them, in digits of 8 bits
 
 For one tensor, fp32 takes three passes (12, 10 and 10 bits), 16-bit types two, fp64 seven. Equal prefixes
-share a row of counters. Where these are in shared memory, a hash table without collisions behind them finds a
-key's prefix, among many as quickly as among two; elsewhere the key is compared with each.
+share a row of counters. Where these are in shared memory, a hash table without collisions finds a key's
+prefix, among many as quickly as among two; elsewhere the key is compared with each.
 
 The host decides nothing and only integers are added: the passes can be captured in a CUDA graph, their number
 does not depend on the data, and the result does not depend on the order in which programs run.
@@ -29,6 +29,7 @@ from ._triton import tl, triton
 from .counters import (
     CHUNK,
     add_counted,
+    append_digit,
     barrier,
     clear,
     count_portably,
@@ -44,7 +45,7 @@ DIGIT = 10  # bits of a digit after the first, at most
 BYTE = constant(8)  # bits of a digit of `multi_select_kernel`
 RANKS = 10  # found at a time in one tensor, so that their counters fit the 48 KiB that a kernel may declare
 QUANTILES = 15  # found at a time in many tensors, for the same reason
-TABLE = constant(1024)  # words of a program's table of prefixes
+TABLE = constant(4096)  # bytes of a program's table of prefixes, in front of its counters
 AS_MANY_COUNTERS = 4  # mantissa bits of a sketch, for the geometry of programs
 MANY_COUNTERS = 5  # the same of `multi_select_kernel`: 16 warps for one tensor
 PROGRAMS = 3  # per multiprocessor, as many as it holds at a time
@@ -56,27 +57,33 @@ def digits(width: int) -> list[tuple[int, int]]:
     shift = width - first
     found = [(shift, first)]
     while shift:
-        bits = -(-shift // -(-shift // DIGIT))  # even, so that 4 bits are left beside what is above the last
+        bits = -(-shift // -(-shift // DIGIT))  # even
         shift -= bits
         found.append((shift, bits))
     return found
 
 
 @triton.jit
-def sort_key(x):
-    """An unsigned integer (uint64 for fp64, else uint32) that orders like x, NaN last; -0 comes before +0."""
+def sort_key(x, NAN_LAST: tl.constexpr):
+    """An unsigned integer (uint64 for fp64, else uint32) that orders like x; -0 comes before +0.
+
+    NaN comes last or, without NAN_LAST, at one end or the other.
+    """
     if x.dtype == tl.float64:
         bits = x.to(tl.int64, bitcast=True)
+        key = bits ^ ((bits >> 63) | -0x8000000000000000)
         is_nan = (bits & 0x7FFFFFFFFFFFFFFF) > 0x7FF0000000000000
-        key = tl.where(is_nan, -1, bits ^ ((bits >> 63) | -0x8000000000000000)).to(tl.uint64, bitcast=True)
+        key = (tl.where(is_nan, -1, key) if NAN_LAST else key).to(tl.uint64, bitcast=True)
     elif x.dtype == tl.float32:
         bits = x.to(tl.int32, bitcast=True)
-        key = tl.where(x != x, -1, bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
+        key = bits ^ ((bits >> 31) | -0x80000000)
+        key = (tl.where(x != x, -1, key) if NAN_LAST else key).to(tl.uint32, bitcast=True)
     else:
         INFINITY: tl.constexpr = 0x7F80 if x.dtype == tl.bfloat16 else 0x7C00
         bits = x.to(tl.int16, bitcast=True).to(tl.int32)
+        key = (bits ^ ((bits >> 31) | -0x8000)) & 0xFFFF
         is_nan = (bits & 0x7FFF) > INFINITY
-        key = tl.where(is_nan, 0xFFFF, (bits ^ ((bits >> 31) | -0x8000)) & 0xFFFF).to(tl.uint32, bitcast=True)
+        key = (tl.where(is_nan, 0xFFFF, key) if NAN_LAST else key).to(tl.uint32, bitcast=True)
     return key
 
 
@@ -96,18 +103,6 @@ def value_of_key(key, DTYPE: tl.constexpr):
 
 
 @triton.constexpr_function
-def words_of(bits, j, first):
-    """Words of a program's counters."""
-    return (1 if first else j) << bits
-
-
-@triton.constexpr_function
-def bits_above(dtype, shift, bits):
-    """Bits of a key above a digit."""
-    return dtype.primitive_bitwidth - shift - bits
-
-
-@triton.constexpr_function
 def key_type(dtype):
     return tl.uint64 if dtype.primitive_bitwidth == 64 else tl.uint32
 
@@ -121,70 +116,62 @@ def rows_of(prefix, prefixes, J: tl.constexpr):
 
 @triton.jit
 def slot_of(prefix, multiplier):
-    """The place of a prefix in the table: the top bits of a product."""
-    return ((prefix * multiplier) >> (55 if prefix.dtype == tl.uint64 else 22)).to(tl.int32)
+    """Where in the table a prefix has its entry of 8 bytes (fp64: 16): at the top bits of a product."""
+    LONG: tl.constexpr = prefix.dtype == tl.uint64
+    return ((prefix * multiplier) >> (56 if LONG else 23)).to(tl.int32) * (16 if LONG else 8)
 
 
 @triton.jit
-def enter_prefixes(table, prefix, row, KEY: tl.constexpr, ABOVE: tl.constexpr):
-    """Fill the zeroed table; return a multiplier by which no two of the prefixes share a slot.
+def enter_prefixes(base, prefix, row, shift, KEY: tl.constexpr, BITS: tl.constexpr, SHARED: tl.constexpr):
+    """Fill the zeroed table, if there is one; return a multiplier with which no two prefixes share a slot.
 
-    An entry is a prefix of at most ABOVE bits, and above them its row. What no prefix enters stays 0, or 1 in
-    the first slot: prefixes that belong into other slots.
+    An entry is a prefix, followed by zeros for the digits to come, and the address of its row of counters.
+    What no prefix enters stays 0, or 1 in the first slot: prefixes that belong into other slots.
     """
     prefix = prefix.to(KEY)
     one, other = prefix[:, None], prefix[None, :]
     state = tl.full((), 0, KEY)
     multiplier = state
-    shared_slots = tl.full((), 1, tl.int32)
+    shared_slots = tl.full((), 1 if SHARED else 0, tl.int32)
     while shared_slots > 0:  # a few times at most
         state = state * 1664525 + 1013904223
         multiplier = state | (tl.full((), 1, KEY) << (KEY.primitive_bitwidth - 1)) | 1
         same = slot_of(one, multiplier) == slot_of(other, multiplier)
         shared_slots = tl.sum((same & (one != other)).to(tl.int32))
-    write(table, tl.full((), 1, KEY))
-    barrier()
-    slot = slot_of(prefix, multiplier)
-    write(table + slot * (KEY.primitive_bitwidth // 8), prefix | (row.to(KEY) << ABOVE))
-    barrier()
+    if SHARED:
+        write(base - TABLE, tl.full((), 1, KEY) << shift << BITS, base)
+        barrier()
+        write(base - TABLE + slot_of(prefix, multiplier), prefix << shift << BITS, base + (row << (BITS + 2)))
+        barrier()
     return multiplier
 
 
 @triton.jit
-def write(address, value):
-    if value.dtype == tl.uint64:
-        tl.inline_asm_elementwise(
-            "st.shared.b64 [$1], $2; mov.u32 $0, 0;",
-            "=r,r,l",
-            [address, value],
-            tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-    else:
-        tl.inline_asm_elementwise(
-            "st.shared.b32 [$1], $2; mov.u32 $0, 0;",
-            "=r,r,r",
-            [address, value],
-            tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+def write(address, prefix, counters):
+    LONG: tl.constexpr = prefix.dtype == tl.uint64
+    tl.inline_asm_elementwise(
+        "st.shared.b64 [$1], $2; st.shared.b32 [$1+8], $3; mov.u32 $0, 0;"
+        if LONG
+        else "st.shared.v2.b32 [$1], {$2, $3}; mov.u32 $0, 0;",
+        "=r,r,l,r" if LONG else "=r,r,r,r",
+        [address, prefix, counters],
+        tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
-def look_up(table, slot, KEY: tl.constexpr):
-    if KEY == tl.uint64:
-        entry = tl.inline_asm_elementwise(
-            "{ .reg .b32 a; mad.lo.u32 a, $2, 8, $1; ld.shared.b64 $0, [a]; }",
-            "=l,r,r", [table, slot], tl.uint64, is_pure=False, pack=1,
-        )  # fmt: skip
-    else:
-        entry = tl.inline_asm_elementwise(
-            "{ .reg .b32 a; mad.lo.u32 a, $2, 4, $1; ld.shared.b32 $0, [a]; }",
-            "=r,r,r", [table, slot], tl.uint32, is_pure=False, pack=1,
-        )  # fmt: skip
-    return entry
+def look_up(address, KEY: tl.constexpr):
+    LONG: tl.constexpr = KEY == tl.uint64
+    return tl.inline_asm_elementwise(
+        "ld.shared.b64 $0, [$2]; ld.shared.b32 $1, [$2+8];" if LONG else "ld.shared.v2.b32 {$0, $1}, [$2];",
+        "=&l,=r,r" if LONG else "=r,=r,r",
+        [address],
+        (tl.uint64 if LONG else tl.uint32, tl.int32),
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -199,73 +186,66 @@ def row_by_comparing(above, prefix, row):
 
 
 @triton.jit
-def counter_of(
-    key,
-    shift,
-    base,
-    table,
-    multiplier,
-    prefix,
-    row,
-    BITS: tl.constexpr,
-    ABOVE: tl.constexpr,
-    SHARED: tl.constexpr,
-):
+def counter_of(key, shift, base, wanted, BITS: tl.constexpr, SHARED: tl.constexpr):
     """The counter of each key's digit (an address in shared memory, else a number); whether it has one."""
-    digit = ((key >> shift) & ((1 << BITS) - 1)).to(tl.int32)
+    multiplier, prefix, row = wanted
     above = key >> shift >> BITS
     if SHARED:
-        matched = above ^ look_up(table, slot_of(above, multiplier), key.dtype)
-        wanted = (matched & ((1 << ABOVE) - 1)) == 0
-        counter = base + digit * 4 + (matched >> (ABOVE - BITS - 2)).to(tl.int32)  # if wanted, in its row
+        entry, counters = look_up(base - TABLE + slot_of(above, multiplier), key.dtype)
+        digit = (key ^ entry) >> shift
+        found = digit < (1 << BITS)
+        counter = counters + digit.to(tl.int32) * 4
     else:
-        found = row_by_comparing(above, prefix, row)
-        wanted = found >= 0
-        counter = (found << BITS) + digit
-    return counter, wanted
-
-
-@triton.jit
-def append_digit(prefix, rank, counts, BITS: tl.constexpr):
-    """Prefixes (R,) with the digits that their ranks fall into, by counts (R, digits); ranks among those."""
-    lesser = tl.cumsum(counts, axis=1) <= rank[:, None]
-    prefix = (prefix << BITS) | tl.sum(lesser.to(tl.int32), axis=1).to(tl.int64)
-    return prefix, rank - tl.sum(tl.where(lesser, counts, 0), axis=1)
+        like = row_by_comparing(above, prefix, row)
+        found = like >= 0
+        counter = (like << BITS) + ((key >> shift) & ((1 << BITS) - 1)).to(tl.int32)
+    return counter, found
 
 
 @triton.jit
 def count_digits(
-    base,
-    counts_ptr,
-    multiplier,
-    prefix,
-    row,
-    x,
-    mask,
-    SHIFT: tl.constexpr,
-    BITS: tl.constexpr,
-    J: tl.constexpr,
-    FIRST: tl.constexpr,
-    SHARED: tl.constexpr,
-):
-    """Count the digits of one tile under the mask (None: everywhere)."""
-    WORDS: tl.constexpr = words_of(BITS, J, FIRST)
-    key = sort_key(x)
-    if FIRST:
-        digit = (key >> SHIFT).to(tl.int32)
-        counter = base + digit * 4 if SHARED else digit
+    x, mask, counts, shift, base, wanted, NAN_LAST: tl.constexpr,
+    BITS: tl.constexpr, ROWS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Count the digits of one tile under the mask (None: everywhere).
+
+    Without shared memory they are added to `counts`, a pointer or a tensor, which is returned.
+    """
+    key = sort_key(x, NAN_LAST)
+    if wanted is None:
+        counter = (key >> shift).to(tl.int32)
+        counter = base + counter * 4 if SHARED else counter
         counted = mask
     else:
-        ABOVE: tl.constexpr = bits_above(x.dtype, SHIFT, BITS)
-        table = base + WORDS * 4
-        counter, counted = counter_of(key, SHIFT, base, table, multiplier, prefix, row, BITS, ABOVE, SHARED)
-        counted = counted if mask is None else counted & mask
+        counter, found = counter_of(key, shift, base, wanted, BITS, SHARED)
+        counted = found if mask is None else found & mask
     if SHARED:
         if counted is not None:
-            counter = tl.where(counted, counter, spare_word(base, WORDS if FIRST else WORDS + TABLE))
+            counter = tl.where(counted, counter, spare_word(base, ROWS << BITS))
         increment(counter)
+    elif counts.dtype.is_ptr():
+        count_portably(counts, counter, counted, ROWS << BITS)
     else:
-        count_portably(counts_ptr, counter, counted, WORDS)
+        counts += tl.histogram(counter, ROWS << BITS, mask=counted)
+    return counts
+
+
+@triton.jit
+def count_tiles(
+    x_ptr, start, n, step, counts, shift, base, wanted, NAN_LAST: tl.constexpr,
+    BITS: tl.constexpr, ROWS: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Count the digits of the tiles of x[:n] that begin at start, start + step, ..."""
+    offs = tl.arange(0, BLOCK)
+    while start + BLOCK <= n:
+        x = tl.load(x_ptr + start + offs)
+        counts = count_digits(x, None, counts, shift, base, wanted, NAN_LAST, BITS, ROWS, SHARED)
+        start += step
+    if start < n:
+        mask = offs < n - start
+        x = tl.load(x_ptr + start + offs, mask=mask)
+        counts = count_digits(x, mask, counts, shift, base, wanted, NAN_LAST, BITS, ROWS, SHARED)
+    return counts
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -277,30 +257,21 @@ def digit_kernel(
     SHIFT: tl.constexpr,
     BITS: tl.constexpr,
     J: tl.constexpr,
-    FIRST: tl.constexpr,
     SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    WORDS: tl.constexpr = words_of(BITS, J, FIRST)
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    base = open_counters(WORDS if FIRST else WORDS + TABLE, SHARED)
-    prefix, row, multiplier = 0, 0, 0
+    FIRST: tl.constexpr = SHIFT + BITS == DTYPE.primitive_bitwidth
+    ROWS: tl.constexpr = 1 if FIRST else J
+    WORDS: tl.constexpr = ROWS << BITS
+    base = open_counters(WORDS, SHARED) if FIRST else open_counters(WORDS + TABLE // 4, SHARED) + TABLE
+    wanted = None
     if not FIRST:
         prefix = tl.load(prefix_ptr + tl.minimum(tl.arange(0, 16), J - 1))
         row = rows_of(prefix, prefix, J)
-        if SHARED:
-            ABOVE: tl.constexpr = bits_above(DTYPE, SHIFT, BITS)
-            multiplier = enter_prefixes(base + WORDS * 4, prefix, row, key_type(DTYPE), ABOVE)
-    offs = tl.arange(0, BLOCK)
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    while start + BLOCK <= n:
-        x = tl.load(x_ptr + start + offs)
-        count_digits(base, counts_ptr, multiplier, prefix, row, x, None, SHIFT, BITS, J, FIRST, SHARED)
-        start += tl.num_programs(0) * BLOCK
-    if start < n:
-        mask = offs < n - start
-        x = tl.load(x_ptr + start + offs, mask=mask)
-        count_digits(base, counts_ptr, multiplier, prefix, row, x, mask, SHIFT, BITS, J, FIRST, SHARED)
+        wanted = enter_prefixes(base, prefix, row, SHIFT, key_type(DTYPE), BITS, SHARED), prefix, row
+    start, step = tl.program_id(0).to(tl.int64) * BLOCK, tl.num_programs(0) * BLOCK
+    count_tiles(x_ptr, start, n, step, counts_ptr, SHIFT, base, wanted, FIRST, BITS, ROWS, SHARED, BLOCK)
     if SHARED:
         barrier()
         for first in range(0, WORDS, CHUNK):
@@ -317,41 +288,37 @@ def narrow_kernel(
     rank_ptr,
     next_prefix_ptr,
     next_rank_ptr,
+    SHIFT: tl.constexpr,
     BITS: tl.constexpr,
     J: tl.constexpr,
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
 ):
     """Program j appends a digit to the j-th prefix; after the last digit it stores the value."""
+    DTYPE: tl.constexpr = values_ptr.dtype.element_ty
+    ABOVE: tl.constexpr = DTYPE.primitive_bitwidth - SHIFT - BITS
     j = tl.program_id(0) + tl.arange(0, 1)
-    prefix = tl.zeros([1], tl.int64)
+    known = tl.zeros([1], tl.int64)
     row = tl.zeros([1], tl.int32)
-    if not FIRST:
-        prefix = tl.load(prefix_ptr + j)
-        row = rows_of(prefix, tl.load(prefix_ptr + tl.minimum(tl.arange(0, 16), J - 1)), J)
+    if ABOVE > 0:
+        known = tl.load(prefix_ptr + j)
+        row = rows_of(known, tl.load(prefix_ptr + tl.minimum(tl.arange(0, 16), J - 1)), J)
     counts = tl.load(counts_ptr + (row << BITS)[:, None] + tl.arange(0, 1 << BITS)[None, :])
-    prefix, rank = append_digit(prefix, tl.load(rank_ptr + j), counts, BITS)
-    if LAST:
-        tl.store(values_ptr + j, value_of_key(prefix, values_ptr.dtype.element_ty))
+    prefix, rank = append_digit(known, tl.load(rank_ptr + j), counts, BITS)
+    if (
+        ABOVE > 0
+    ):  # only the first digit puts all NaN last; in the ranges of -infinity and NaN, digits are known
+        extreme = (known == negative_infinity(DTYPE) >> (SHIFT + BITS)) | (known == (1 << ABOVE) - 1)
+        prefix = tl.where(extreme, (known << BITS) | ((1 << BITS) - 1), prefix)
+    if SHIFT == 0:
+        tl.store(values_ptr + j, value_of_key(prefix, DTYPE))
     else:
         tl.store(next_prefix_ptr + j, prefix)
         tl.store(next_rank_ptr + j, rank)
 
 
-@triton.jit
-def count_bytes(base, counts, multiplier, prefix, row, shift, x, mask, P: tl.constexpr, SHARED: tl.constexpr):
-    """Count a tile's digits under the mask (None: everywhere) in shared memory, else add them to counts."""
-    WORDS: tl.constexpr = words_of(BYTE, P, False)
-    key = sort_key(x)
-    ABOVE: tl.constexpr = key.dtype.primitive_bitwidth - BYTE
-    table = base + WORDS * 4
-    counter, wanted = counter_of(key, shift, base, table, multiplier, prefix, row, BYTE, ABOVE, SHARED)
-    wanted = wanted if mask is None else wanted & mask
-    if SHARED:
-        increment(tl.where(wanted, counter, spare_word(base, WORDS + TABLE)))
-    else:
-        counts += tl.histogram(counter, WORDS, mask=wanted)
-    return counts
+@triton.constexpr_function
+def negative_infinity(dtype):
+    """Its key."""
+    return (1 << dtype.fp_mantissa_width) - 1
 
 
 @triton.jit
@@ -362,7 +329,7 @@ def multi_select_kernel(
     ranks_ptr,
     weights_ptr,
     K: tl.constexpr,
-    P: tl.constexpr,
+    LANES: tl.constexpr,
     INTERPOLATED: tl.constexpr,
     ALIGNED: tl.constexpr,
     SHARED: tl.constexpr,
@@ -371,49 +338,40 @@ def multi_select_kernel(
     """Program i finds the K quantiles of tensor i, which lie between the order statistics ranks[i, k, :]."""
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     KEY: tl.constexpr = key_type(DTYPE)
-    WORDS: tl.constexpr = words_of(BYTE, P, False)
+    WORDS: tl.constexpr = LANES << BYTE
     tensor = tl.program_id(0)
     x_ptr = tensor_at(addresses_ptr, tensor, out_ptr, ALIGNED)
     n = tl.load(sizes_ptr + tensor).to(tl.int32)
-    lane = tl.arange(0, P)
-    # What is not a quantile's asks for the greatest value, which tells whether there is a NaN.
+    lane = tl.arange(0, LANES)
     rank = tl.load(ranks_ptr + tensor * (2 * K) + lane, mask=lane < 2 * K, other=0).to(tl.int32)
-    rank = tl.where(lane < 2 * K, rank, n - 1)
-    prefix = tl.zeros([P], tl.int64)
-    base = open_counters(WORDS + TABLE, SHARED)
-    offs = tl.arange(0, BLOCK)
+    rank = tl.where(lane < 2 * K, rank, n - 1)  # the greatest value tells whether there is a NaN
+    prefix = tl.zeros([LANES], tl.int64)
+    base = open_counters(WORDS + TABLE // 4, SHARED) + TABLE
     shift = tl.full((), DTYPE.primitive_bitwidth, KEY)
     for place in range(DTYPE.primitive_bitwidth // BYTE):
         shift -= BYTE
-        row = rows_of(prefix, prefix, P)
-        counts = tl.zeros([WORDS], tl.int32)
-        multiplier = tl.full((), 0, KEY)
-        if SHARED:
-            if place > 0:
-                clear(base, WORDS + TABLE)
-            multiplier = enter_prefixes(base + WORDS * 4, prefix, row, KEY, KEY.primitive_bitwidth - BYTE)
+        row = rows_of(prefix, prefix, LANES)
         start = tl.full((), 0, tl.int32)
-        while start + BLOCK <= n:
-            x = tl.load(x_ptr + start + offs)
-            counts = count_bytes(base, counts, multiplier, prefix, row, shift, x, None, P, SHARED)
-            start += BLOCK
-        if start < n:
-            mask = offs < n - start
-            x = tl.load(x_ptr + start + offs, mask=mask)
-            counts = count_bytes(base, counts, multiplier, prefix, row, shift, x, mask, P, SHARED)
         of_rows = (row << BYTE)[:, None] + tl.arange(0, 1 << BYTE)[None, :]
+        if SHARED and place > 0:
+            clear(base - TABLE, WORDS + TABLE // 4)
+        wanted = enter_prefixes(base, prefix, row, shift, KEY, BYTE, SHARED), prefix, row
+        counts = 0 if SHARED else tl.zeros([WORDS], tl.int32)
+        counts = count_tiles(
+            x_ptr, start, n, BLOCK, counts, shift, base, wanted, True, BYTE, LANES, SHARED, BLOCK
+        )
         if SHARED:
             barrier()
             counts = read(base + of_rows * 4)
             barrier()
         else:
-            counts = tl.reshape(tl.gather(counts, tl.reshape(of_rows, [WORDS]), 0), [P, 1 << BYTE])
+            counts = tl.reshape(tl.gather(counts, tl.reshape(of_rows, [WORDS]), 0), [LANES, 1 << BYTE])
         prefix, rank = append_digit(prefix, rank, counts, BYTE)
 
     value = widen(value_of_key(prefix, DTYPE))
     has_nan = tl.max((value != value).to(tl.int32), axis=0) > 0
-    below, above = tl.split(tl.reshape(value, [P // 2, 2]))
-    k = tl.arange(0, P // 2)
+    below, above = tl.split(tl.reshape(value, [LANES // 2, 2]))
+    k = tl.arange(0, LANES // 2)
     if INTERPOLATED:  # by the formula of torch.lerp
         weight = tl.load(weights_ptr + tensor * K + k, mask=k < K, other=0.0)
         nearer = tl.where(tl.abs(weight) < 0.5, below, above)
@@ -435,7 +393,7 @@ class Selection:
         if device.takes_kernel(x):
             self._passes = digits(8 * x.element_size())
             self._first = torch.zeros(1 << self._passes[0][1], dtype=torch.int64, device=x.device)
-            _count_digit(self.x, self._first, self._first, 1, *self._passes[0], first=True)
+            _count_digit(self.x, self._first, self._first, 1, *self._passes[0])
             self.nans = self._first[-1]
         else:
             self.nans = torch.count_nonzero(self.x != self.x)
@@ -453,23 +411,20 @@ class Selection:
         j, counted = ranks.numel(), self._first
         values, prefixes = torch.empty_like(x[:1]).expand(j).contiguous(), torch.empty_like(ranks)
         for shift, bits in self._passes:
-            first = shift == self._passes[0][0]
-            if not first:
+            if shift != self._passes[0][0]:
                 counted = torch.zeros(j << bits, dtype=torch.int64, device=x.device)
-                _count_digit(x, counted, prefixes, j, shift, bits, first=False)
+                _count_digit(x, counted, prefixes, j, shift, bits)
             state = values, counted, prefixes, ranks
             prefixes, ranks = torch.empty_like(ranks), torch.empty_like(ranks)
-            constants = (bits, j, first, shift == 0)
+            constants = (shift, bits, j)
             tensors = (*state, prefixes, ranks)
             launcher.launch(narrow_kernel, ("narrow", *constants), j, tensors, *constants, num_warps=4)
         return values
 
 
-def _count_digit(
-    x: Tensor, counts: Tensor, prefixes: Tensor, j: int, shift: int, bits: int, *, first: bool
-) -> None:
+def _count_digit(x: Tensor, counts: Tensor, prefixes: Tensor, j: int, shift: int, bits: int) -> None:
     grid, block, shared = counters.geometry(x, AS_MANY_COUNTERS, PROGRAMS)
-    constants = (shift, bits, j, first, shared, block)
+    constants = (shift, bits, j, shared, block)
     launcher.launch(
         digit_kernel,
         ("digit", *constants),

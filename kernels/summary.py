@@ -1,7 +1,7 @@
 """Reading sketches: counts -> quantiles, intervals that surely hold them, shares, histograms.
 
-    summarize_kernel    one row of counts -> one row of statistics: reads a row once, cumulates it, and finds
-                        every quantile by a search in registers
+    summarize_kernel    one row of counts -> one row of statistics; all quantiles are looked up at once, first
+                        among the sums of segments of the row, then among the bins of one
 
 and the same in plain tensor operations on the counts' device, for any number of sketches; nothing waits for
 the host. The rank of a quantile q of n values is h = q (n - 1), in float64, as in `numpy.quantile`; between
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import device, launcher
 from ._triton import tl, triton
+from .counters import append_digit
 from .device import made_once, to_device, upload
 from .math import constant
 from .reference_sketch import edges, zero_bin
@@ -26,16 +27,46 @@ from .sketch import constexpr_bin_count, constexpr_zero_bin
 
 STATISTICS = ("count", "zeros", "infs", "nans", "mean")  # lead a summary's row; quantiles and shares follow
 LEADING = constant(len(STATISTICS))
+SEGMENT_BITS = constant(7)  # a rank is looked up among the sums of segments, then among the bins of one
+PART = constant(32)  # bins of a segment held at a time
+PAGE = constant(1024)  # bins held at a time elsewhere
+
+
+@triton.constexpr_function
+def lanes(k):
+    """Two for each of k quantiles; a power of two."""
+    return 2 << max(k - 1, 0).bit_length()
 
 
 @triton.jit
-def order_statistic(rank, counts, through, position, lower_ptr, upper_ptr, BINS: tl.constexpr):
-    """The value of rank `rank` (an integer in fp64), its bin's values taken to be spread evenly."""
-    found = tl.minimum(tl.sum((through <= rank.to(tl.int64)).to(tl.int32)), BINS - 1)
-    inside = tl.sum(tl.where(position == found, counts, 0))
-    before = tl.sum(tl.where(position < found, counts, 0))
+def counts_at(counts_ptr, position, M: tl.constexpr, MAGNITUDE: tl.constexpr):
+    """The counts of the bins with these numbers, 0 beyond the last; with MAGNITUDE, of both signs."""
+    ZERO: tl.constexpr = constexpr_zero_bin(M)
+    if MAGNITUDE:
+        counts = tl.load(counts_ptr + ZERO + position, mask=position <= ZERO, other=0)
+        negative = (position > 0) & (position <= ZERO)
+        counts += tl.load(counts_ptr + ZERO - position, mask=negative, other=0)
+    else:
+        counts = tl.load(counts_ptr + position, mask=position <= 2 * ZERO, other=0)
+    return counts
+
+
+@triton.jit
+def order_statistics(
+    rank, of_segments, counts_ptr, lower_ptr, upper_ptr, M: tl.constexpr, MAGNITUDE: tl.constexpr
+):
+    """The values of these ranks (integers in fp64), a bin's values taken to be spread evenly."""
+    LAST: tl.constexpr = constexpr_zero_bin(M) if MAGNITUDE else 2 * constexpr_zero_bin(M)
+    RANKS: tl.constexpr = rank.shape[0]
+    found, inside = tl.zeros([RANKS], tl.int64), rank.to(tl.int64)
+    of_segments = tl.broadcast_to(of_segments[None, :], [RANKS, of_segments.shape[0]])
+    found, inside = append_digit(found, inside, of_segments, 0)
+    position = (found[:, None] << SEGMENT_BITS) + tl.arange(0, 1 << SEGMENT_BITS)[None, :]
+    found, inside = append_digit(found, inside, counts_at(counts_ptr, position, M, MAGNITUDE), SEGMENT_BITS)
+    found = tl.minimum(found, LAST)
+    count = counts_at(counts_ptr, found, M, MAGNITUDE).to(tl.float64)
     lower, upper = tl.load(lower_ptr + found), tl.load(upper_ptr + found)
-    estimate = lower + (upper - lower) * ((rank - before.to(tl.float64) + 0.5) / inside.to(tl.float64))
+    estimate = lower + (upper - lower) * ((inside.to(tl.float64) + 0.5) / count)
     return tl.where(lower == upper, lower, estimate)
 
 
@@ -57,44 +88,53 @@ def summarize_row(
     """Turn one row of counts into one row of the summary."""
     ZERO: tl.constexpr = constexpr_zero_bin(M)
     BINS: tl.constexpr = ZERO + 1 if MAGNITUDE else 2 * ZERO + 1
-    position = tl.arange(0, WIDTH)
-    there = position < BINS
-    if MAGNITUDE:
-        counts = tl.load(counts_ptr + ZERO + position, mask=there, other=0)
-        counts += tl.load(counts_ptr + ZERO - position, mask=there & (position > 0), other=0)
-    else:
-        counts = tl.load(counts_ptr + position, mask=there, other=0)
-    n = tl.sum(counts)
-    through = tl.cumsum(counts)
+    segment = tl.arange(0, WIDTH >> SEGMENT_BITS)[:, None] << SEGMENT_BITS
+    of_parts = tl.zeros([WIDTH >> SEGMENT_BITS, PART], tl.int64)
+    for first in range(0, 1 << SEGMENT_BITS, PART):
+        of_parts += counts_at(counts_ptr, segment + first + tl.arange(0, PART)[None, :], M, MAGNITUDE)
+    of_segments = tl.sum(of_parts, axis=1)
+    n = tl.sum(of_segments)
+    number = n.to(tl.float64)
     nans = tl.load(counts_ptr + 2 * ZERO + 1)
     tl.store(out_ptr, (n + nans).to(tl.float64))
     tl.store(out_ptr + 1, tl.load(counts_ptr + ZERO).to(tl.float64))
     tl.store(out_ptr + 2, (tl.load(counts_ptr) + tl.load(counts_ptr + 2 * ZERO)).to(tl.float64))
     tl.store(out_ptr + 3, nans.to(tl.float64))
 
-    lower = tl.load(lower_ptr + position, mask=there, other=0.0)
-    upper = tl.load(upper_ptr + position, mask=there, other=0.0)
-    number = n.to(tl.float64)
-    near = tl.where(lower < 0, upper, lower)
-    middle = tl.where(tl.abs(near) < 2.0**128, (lower + upper) / 2, near)
-    total = tl.sum(tl.where(counts > 0, counts.to(tl.float64) * middle, 0.0))
-    tl.store(out_ptr + 4, total / number / scale)
+    end = tl.where(n > 0, BINS, 0)  # not a constant, so that no compiler unrolls the loops and spills
+    terms = tl.zeros([PAGE], tl.float64)
+    for first in range(0, end, PAGE):
+        position = first + tl.arange(0, PAGE)
+        counts = counts_at(counts_ptr, position, M, MAGNITUDE)
+        lower = tl.load(lower_ptr + position, mask=position < BINS, other=0.0)
+        upper = tl.load(upper_ptr + position, mask=position < BINS, other=0.0)
+        near = tl.where(lower < 0, upper, lower)
+        middle = tl.where(tl.abs(near) < 2.0**128, (lower + upper) / 2, near)
+        terms += tl.where(counts > 0, counts.to(tl.float64) * middle, 0.0)
+    tl.store(out_ptr + 4, tl.sum(terms) / number / scale)
 
-    for k in range(K):
-        rank = tl.load(q_ptr + k) * tl.maximum(n - 1, 0).to(tl.float64)
-        first = tl.floor(rank)
-        below = order_statistic(first, counts, through, position, lower_ptr, upper_ptr, BINS)
-        above = order_statistic(tl.ceil(rank), counts, through, position, lower_ptr, upper_ptr, BINS)
-        part = rank - first
-        infinite = (tl.abs(below) == float("inf")) | (tl.abs(above) == float("inf"))
-        estimate = tl.where(infinite, below * (1 - part) + above * part, below + (above - below) * part)
-        estimate = tl.where((below == above) | (part == 0), below, estimate)
-        tl.store(out_ptr + LEADING + k, tl.where(n == 0, float("nan"), estimate / scale))
+    lane = tl.arange(0, lanes(K))
+    wanted = tl.load(q_ptr + lane // 2, mask=lane < 2 * K, other=0.0) * tl.maximum(n - 1, 0).to(tl.float64)
+    rank = tl.where(lane % 2 == 0, tl.floor(wanted), tl.ceil(wanted))
+    values = order_statistics(rank, of_segments, counts_ptr, lower_ptr, upper_ptr, M, MAGNITUDE)
+    below, above = tl.split(tl.reshape(values, [lane.shape[0] // 2, 2]))
+    part, _ = tl.split(tl.reshape(wanted - tl.floor(wanted), [lane.shape[0] // 2, 2]))
+    infinite = (tl.abs(below) == float("inf")) | (tl.abs(above) == float("inf"))
+    estimate = tl.where(infinite, below * (1 - part) + above * part, below + (above - below) * part)
+    estimate = tl.where((below == above) | (part == 0), below, estimate)
+    k = tl.arange(0, lane.shape[0] // 2)
+    tl.store(out_ptr + LEADING + k, tl.where(n == 0, float("nan"), estimate / scale), mask=k < K)
 
     for t in range(T):
         threshold = tl.load(thresholds_ptr + t) * scale
-        below = tl.sum(tl.where(tl.abs(near) < threshold, counts, 0))
-        tl.store(out_ptr + LEADING + K + t, below.to(tl.float64) / number)
+        fewer = tl.zeros([PAGE], tl.int64)
+        for first in range(0, end, PAGE):
+            position = first + tl.arange(0, PAGE)
+            lower = tl.load(lower_ptr + position, mask=position < BINS, other=0.0)
+            upper = tl.load(upper_ptr + position, mask=position < BINS, other=0.0)
+            near = tl.where(lower < 0, upper, lower)
+            fewer += tl.where(tl.abs(near) < threshold, counts_at(counts_ptr, position, M, MAGNITUDE), 0)
+        tl.store(out_ptr + LEADING + K + t, tl.sum(fewer).to(tl.float64) / number)
 
 
 @triton.jit

@@ -65,7 +65,7 @@ def _nans(dtype: torch.dtype) -> torch.Tensor:
     infinity, quiet = infinity_bits(dtype), 1 << (significand_bits(dtype) - 1)
     payloads = [1, 2, quiet - 1, quiet, quiet + 1, 2 * quiet - 1]
     nans = from_bits([infinity + payload for payload in payloads], dtype)
-    return torch.cat([nans, torch.tensor([1, -2, 0, torch.inf], dtype=dtype), nans[:3]])
+    return torch.cat([nans, torch.tensor([1, -2, 0, torch.inf, -torch.inf], dtype=dtype), nans[:3]])
 
 
 def _edges(dtype: torch.dtype) -> torch.Tensor:

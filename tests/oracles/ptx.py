@@ -24,6 +24,7 @@ COMPARE = {
     "gt": "greater",
     "ge": "greater_equal",
 }
+TO_INTEGER = {"rmi": np.floor, "rpi": np.ceil}
 BITWISE = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 
 
@@ -144,8 +145,9 @@ class _Block:
         if name == "setp":
             result = self.compare(details, operands)
         elif name == "cvt":
-            rounded = {"rmi": np.floor, "rpi": np.ceil}.get(details[0], lambda x: x)
-            values = [rounded(self.value(operand, details[-1])) for operand in operands[1:]]
+            values = [self.value(operand, details[-1]) for operand in operands[1:]]
+            if details[0] in TO_INTEGER:
+                values = [TO_INTEGER[details[0]](value) for value in values]
             result = self.convert(details[-2], values)
         elif name == "mov" and "{" in operands[0] + operands[1]:
             return self.repack(operands, mask)
