@@ -174,7 +174,8 @@ class GradientMonitor:
             torch.ops.sigscale.record_(*recorder.records, [*there.values()], [*there], self._number)
             return
         with torch.no_grad():
-            self._end_step(recorder.records, {} if recorder.is_idle() else self._gradients_by_row())
+            gradients = {} if recorder.is_idle() else self._gradients_by_row()
+            self._end_step(recorder.records, gradients)
 
     def pause(self) -> None:
         """Measure no step until `resume()`, not even the one in progress; their numbers go on.

@@ -10,6 +10,7 @@ import torch
 import sigscale as ss
 from sigscale.kernels import device, multi_tensor, summary
 from sigscale.monitor import _recorder
+from sigscale.monitor._rows import Rows
 
 CUDA = torch.device("cuda", 0)
 
@@ -118,7 +119,8 @@ def test_sketch_that_a_replay_would_clear(gpu):
 
 def test_recorder_loads_kernels_for_any_alignment(monkeypatch):
     """A module loaded during a capture fails it; gradients in buckets may lie anywhere."""
-    recorder = _recorder.Recorder(torch.device("cpu"), _recorder.Statistics((0.5,), (), True, 3), 1, 4)
+    statistics, rows = _recorder.Statistics((0.5,), (), True, 3), Rows([], ["0"])
+    recorder = _recorder.Recorder(torch.device("cpu"), statistics, rows, 4)
     loaded = []
 
     def count_many(counts, rows, tensors, m, on=None):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigscale as ss
-from sigscale.kernels import reference_sketch
+from sigscale.kernels import device, reference_sketch
 from sigscale.kernels._triton import INTERPRETED
 from tests.oracles.collected import Twin, assert_step
 
@@ -150,6 +150,31 @@ def test_stable_addresses():
         assert sketches == [recorder.records.counts[row].data_ptr() for row in (2, 3, 4)]
 
 
+@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter reads tensors")
+def test_replays_decide_by_themselves(monkeypatch):
+    """The host sees no step, as in replays of a CUDA graph: cadence and pauses come from the device."""
+    monkeypatch.setattr(device, "is_capturing", lambda of: True)
+    model = network()
+    monitor, step = training(model, every=3)
+    twin, truth = Twin(model), []
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    with monitor:
+        for number in range(20):
+            if number in (7, 14):
+                (monitor.pause if number == 7 else monitor.resume)()
+            twin.model.load_state_dict(model.state_dict())
+            twin.model.zero_grad()
+            twin.model(x).square().mean().backward()
+            truth.append(twin.step())
+            step()
+    assert monitor._recorder.calls == 0
+    history = monitor.history()
+    assert history.steps.tolist() == [0, 3, 6, 15, 18]
+    assert history.step_count == 20
+    for place, number in enumerate(history.steps):
+        assert_step(history, place, truth[number])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("with_scaler", [False, True])
 def test_no_gpu_sync(with_scaler):
@@ -247,12 +272,19 @@ def test_capture_of_first_step():
 
 @pytest.mark.gpu
 def test_capturing_with_every():
-    monitor, step = training(network("cuda"), "cuda", every=2)
-    step()
-    step()
-    with (
-        pytest.raises(RuntimeError, match="every=2 would measure all or none"),
-        torch.cuda.graph(torch.cuda.CUDAGraph()),
-    ):
+    """One capture for every cadence and for pauses."""
+    monitor, step = training(network("cuda"), "cuda", every=3)
+    with monitor:
         step()
-    monitor.close()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        for number in range(1, 20):
+            if number in (7, 14):
+                (monitor.pause if number == 7 else monitor.resume)()
+            graph.replay()
+    history = monitor.history()
+    assert history.steps.tolist() == [0, 3, 6, 15, 18]
+    assert history.step_count == 20
+    assert (history.count == history.count[0]).all()
