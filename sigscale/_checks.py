@@ -75,6 +75,18 @@ def check_input(x: Any, name: str) -> None:
     raise TypeError(f"{name}() takes {accepted}, got {got}: {remedy}")
 
 
+def check_example_inputs(inputs: Any, remedy: str) -> tuple[Any, ...] | None:
+    """The arguments of a model as a tuple; TypeError unless they are a tensor, a tuple or None."""
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    if not (inputs is None or isinstance(inputs, tuple)):
+        raise TypeError(
+            f"example_inputs must be a tensor or a tuple; got {type(inputs).__name__}: pass what the model "
+            f"is called with, as in {remedy}"
+        )
+    return inputs
+
+
 def check_real(
     value: Any,
     name: str,
