@@ -1,4 +1,4 @@
-"""The autograd Functions over the kernels, and the decision when they are needed."""
+"""The autograd Functions around the kernels, and the choice between these and plain arithmetic."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .sketch import QuantileSketch
 class Activation(torch.autograd.Function):
     """y = alpha f(x / alpha), keeping x or y for the backward pass, which counts dx if there is a sketch.
 
-    Where x is kept and dx counted, x is an output as well: if the backward pass is differentiated, what it
-    gives x arrives here, and is counted in one with what comes through y.
+    Where x is kept and dx counted, x is an output too: when the backward pass is differentiated, the gradient
+    that reaches x through it arrives here, and is counted together with the one through y.
     """
 
     @staticmethod
@@ -45,24 +45,18 @@ class Activation(torch.autograd.Function):
     ) -> tuple[Tensor | None, None, None, None, None]:
         (saved,) = _saved_tensors(ctx)
         function, alpha, keep_output, sketch = ctx.settings
-        if g is None or direct is not None or not _by_kernel(g):
-            dx = direct
-            if g is not None:
-                dx = reference.composed_backward(function, g, saved, alpha, from_output=keep_output)
-                dx = dx if direct is None else dx + direct
-            if sketch is not None and dx is not None:
-                count_gradient(sketch, dx)
-        elif sketch is None:
-            dx = activation.backward(function, g, saved, alpha, from_output=keep_output)
-        else:
-            dx = activation.backward(
-                function, g, saved, alpha, from_output=keep_output, **sketch.counted_on(saved.device)
-            )
-        return dx, None, None, None, None
+        if g is not None and direct is None and _by_kernel(g):
+            counting = _counting(sketch, saved)
+            dx = activation.backward(function, g, saved, alpha, from_output=keep_output, **counting)
+            return dx, None, None, None, None
+        composed: Tensor | None = None
+        if g is not None:
+            composed = reference.composed_backward(function, g, saved, alpha, from_output=keep_output)
+        return _counted_sum(composed, direct, sketch), None, None, None, None
 
 
 class LearnedActivation(torch.autograd.Function):
-    """y = alpha f(x / alpha), differentiable with respect to alpha as well; keeps x for the backward pass."""
+    """y = alpha f(x / alpha), also differentiable with respect to alpha; keeps x for the backward pass."""
 
     @staticmethod
     def forward(
@@ -84,22 +78,30 @@ class LearnedActivation(torch.autograd.Function):
         wanted: dict[str, Any] = {"dx": ctx.needs_input_grad[0], "dalpha": ctx.needs_input_grad[1]}
         if not wanted["dx"]:
             sketch = None
-        if g is None or direct is not None or not _by_kernel(g):
-            dx, dalpha = direct, None
-            if g is not None:
-                dx, dalpha = reference_learned.composed_backward(function, g, x, alpha, **wanted)
-                dx = dx if dx is None or direct is None else dx + direct
-            if sketch is not None and dx is not None:
-                count_gradient(sketch, dx)
-        elif sketch is None:
-            dx, dalpha = learned.backward(function, g, x, alpha, **wanted)
-        else:
-            dx, dalpha = learned.backward(function, g, x, alpha, **wanted, **sketch.counted_on(x.device))
-        return dx, dalpha, None, None
+        if g is not None and direct is None and _by_kernel(g):
+            dx, dalpha = learned.backward(function, g, x, alpha, **wanted, **_counting(sketch, x))
+            return dx, dalpha, None, None
+        dx, dalpha = None, None
+        if g is not None:
+            dx, dalpha = reference_learned.composed_backward(function, g, x, alpha, **wanted)
+        return _counted_sum(dx, direct, sketch), dalpha, None, None
+
+
+def _counting(sketch: QuantileSketch | None, like: Tensor) -> dict[str, Any]:
+    """The arguments that make a kernel count."""
+    return {} if sketch is None else sketch.counted_on(like.device)
+
+
+def _counted_sum(dx: Tensor | None, direct: Tensor | None, sketch: QuantileSketch | None) -> Tensor | None:
+    """The gradient with respect to x, through y and directly, counted if there is a sketch."""
+    total = dx + direct if dx is not None and direct is not None else (direct if dx is None else dx)
+    if sketch is not None and total is not None:
+        count_gradient(sketch, total)
+    return total
 
 
 def _kept_as_output(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
-    """A view of x that is an output of the node, and saved with others for its backward pass."""
+    """A view of x to return as an output of the node; saved, with others, for the backward pass."""
     kept = x.view_as(x)
     ctx.save_for_backward(kept, *others)
     ctx.set_materialize_grads(False)
@@ -114,8 +116,8 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
             raise
         raise RuntimeError(
             f"{error}\n"
-            'An activation of sigscale keeps its input with save="input" or, by default, in 16 bits. '
-            'If y = f(x); x += y overwrote that: save="output" keeps the output instead, and x = x + y '
+            'An activation of sigscale keeps its input with save="input" and, by default, for 16-bit types. '
+            'If y = f(x); x += y overwrote it: save="output" keeps the output instead, and x = x + y '
             "overwrites nothing"
         ) from error
 
@@ -123,7 +125,7 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
 def activate(
     function: Function, x: Tensor, alpha: float | Tensor, save: str | None, sketch: QuantileSketch | None
 ) -> Tensor:
-    """alpha f(x / alpha) of checked arguments, differentiable as often as wanted."""
+    """alpha f(x / alpha) of checked arguments, differentiable any number of times."""
     if sketch is not None and sketch.is_idle():
         sketch = None
     if not is_plain(x) or (isinstance(alpha, Tensor) and not is_plain(alpha)):
@@ -155,16 +157,16 @@ def _first(outputs: Any) -> Tensor:
 
 
 def _is_exact_in_float16(function: Function, alpha: float) -> bool:
-    """Whether float16 holds the output to its full precision, so that the slope can be had from it."""
+    """Whether float16 holds the output in full precision, so that the slope can be computed from it."""
     limits = torch.finfo(torch.float16)
     return limits.smallest_normal <= alpha and alpha * max(-function.lower, function.upper) <= limits.max
 
 
 def _by_kernel(g: Tensor) -> bool:
-    """Whether kernels can take a gradient on.
+    """Whether kernels can take a gradient.
 
-    In grad mode the backward pass itself is to be differentiated; under vmap, g is several gradients; and
-    compiled autograd traces plain operations.
+    In grad mode the backward pass is itself differentiated; under vmap, g is a batch of gradients; compiled
+    autograd traces plain operations.
     """
     return not torch.compiler.is_compiling() and (
         type(g) is Tensor and not (torch.is_grad_enabled() or is_batched(g) or g.is_neg())

@@ -73,10 +73,20 @@ class ScalingMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in self.table:
             return func(*args, **kwargs)
-        scaled = self.table[func]
-        if scaled is None:
+        if self.table[func] is None:
             return without_modes(func, args, kwargs)
-        return without_modes(scaled_call, (*scaled, self.alpha, func, args, kwargs), {})
+        return without_modes(self._scaled, (func, args, kwargs), {})
+
+    def _scaled(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """func(*args, **kwargs) with alpha f(x / alpha) in place of f(x)."""
+        inputs = [*args, *(value for name, value in kwargs.items() if name in ("input", "x"))]
+        if len(inputs) != 1 or not kwargs.keys() <= {"input", "x", "out"}:
+            return func(*args, **kwargs)  # which raises PyTorch's own error
+        (x,), (activation, in_place) = inputs, self.table[func]  # type: ignore[misc]
+        if in_place:
+            return x.copy_(activation(x.clone(), self.alpha)) if takes(x) else func(*args, **kwargs)
+        y = activation(x, self.alpha) if takes(x) else self.alpha * func(x / self.alpha)
+        return torch.mul(y, 1, out=kwargs["out"]) if kwargs.get("out") is not None else y
 
 
 def without_modes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -103,26 +113,6 @@ def method_as_scaled(name: Any) -> Callable[..., Any] | None:
     if mode is None or method is None or mode.table.get(method) is None:
         return None
     return lambda *args, **kwargs: mode.__torch_function__(method, (), args, kwargs)
-
-
-def scaled_call(
-    activation: ActivationFunction,
-    in_place: bool,
-    alpha: float | Tensor,
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """func(*args, **kwargs) with alpha f(x / alpha) in place of f(x)."""
-    inputs = [*args, *(value for name, value in kwargs.items() if name in ("input", "x"))]
-    if len(inputs) != 1 or not kwargs.keys() <= {"input", "x", "out"}:
-        return func(*args, **kwargs)  # which raises PyTorch's own error
-    x = inputs[0]
-    if in_place:
-        y = activation(x.clone(), alpha) if takes(x) else None
-        return func(*args, **kwargs) if y is None else x.copy_(y)
-    y = activation(x, alpha) if takes(x) else alpha * func(x / alpha)
-    return torch.mul(y, 1, out=kwargs["out"]) if kwargs.get("out") is not None else y
 
 
 def takes(x: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Checks of what users pass: each error names the value received, the rule and the remedy."""
+"""Checks of arguments: each error names the rule, the value received and the remedy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TINY = math.ulp(0.0)  # the least float > 0
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line outside of sigscale and PyTorch that led here, as through a hook."""
+    """Warn at the line outside sigscale and PyTorch that led here, even through a hook."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(INTERNAL):
         level, frame = level + 1, frame.f_back
@@ -40,7 +40,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def line_of_user(caller: Any) -> str:
-    """The innermost line outside of sigscale and PyTorch that `caller` has led to; "" if there is none."""
+    """The innermost line outside sigscale and PyTorch that `caller` has led to; "" if there is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not caller.__code__:
         if not frame.f_code.co_filename.startswith(INTERNAL):
@@ -57,20 +57,34 @@ def check_flag(value: Any, name: str) -> None:
 
 def check_input(x: Any, name: str) -> None:
     """Raise TypeError unless x is a tensor that an activation takes."""
-    accepted = "a dense tensor of dtype float16, bfloat16, float32 or float64"
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}() takes {accepted}, got {type(x).__name__}: use torch.as_tensor(x)")
-    if x.dtype not in DTYPES:
-        remedy = (
-            "apply it to the real and the imaginary part" if x.is_complex() else "convert it with x.float()"
-        )
-        if x.is_quantized:
+        got, remedy = type(x).__name__, "use torch.as_tensor(x)"
+    elif x.dtype not in DTYPES:
+        got, remedy = f"dtype {x.dtype}", "convert it with x.float()"
+        if x.is_complex():
+            remedy = "apply it to the real and the imaginary part"
+        elif x.is_quantized:
             remedy = "convert it with x.dequantize()"
-        raise TypeError(f"{name}() takes {accepted}, got dtype {x.dtype}: {remedy}")
-    if x.is_nested:
-        raise TypeError(f"{name}() takes {accepted}, got a nested tensor: apply it to x.values()")
-    if x.layout is not torch.strided:
-        raise TypeError(f"{name}() takes {accepted}, got layout {x.layout}: convert it with x.to_dense()")
+    elif x.is_nested:
+        got, remedy = "a nested tensor", "apply it to x.values()"
+    elif x.layout is not torch.strided:
+        got, remedy = f"layout {x.layout}", "convert it with x.to_dense()"
+    else:
+        return
+    accepted = "a dense tensor of dtype float16, bfloat16, float32 or float64"
+    raise TypeError(f"{name}() takes {accepted}, got {got}: {remedy}")
+
+
+def check_example_inputs(inputs: Any, remedy: str) -> tuple[Any, ...] | None:
+    """The arguments of a model as a tuple; TypeError unless they are a tensor, a tuple or None."""
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    if not (inputs is None or isinstance(inputs, tuple)):
+        raise TypeError(
+            f"example_inputs must be a tensor or a tuple; got {type(inputs).__name__}: pass what the model "
+            f"is called with, as in {remedy}"
+        )
+    return inputs
 
 
 def check_real(
@@ -116,7 +130,7 @@ def check_alpha(alpha: Any) -> float:
     if isinstance(alpha, Tensor):
         raise TypeError(
             f"alpha must be {rule}; got a tensor of shape {tuple(alpha.shape)}: pass alpha.item(), and "
-            "learnable=True if it is to learn"
+            "learnable=True to learn it"
         )
     value = check_real(alpha, "alpha", rule, "the paper's choice is 2.0, and 1.0 leaves f as it is")
     if not ALPHA_MIN <= value <= ALPHA_MAX:
@@ -128,7 +142,7 @@ def check_alpha(alpha: Any) -> float:
 
 
 def check_learned_alpha(alpha: Tensor, x: Tensor) -> None:
-    """Raise TypeError or ValueError unless alpha is a tensor that x can be scaled by."""
+    """Raise TypeError or ValueError unless x can be scaled by the tensor alpha."""
     if not alpha.is_floating_point():
         raise TypeError(f"alpha must be of a floating-point dtype; got {alpha.dtype}: use alpha.float()")
     if alpha.device != x.device:
@@ -142,7 +156,7 @@ def check_learned_alpha(alpha: Tensor, x: Tensor) -> None:
             "alpha must have one element, or one for each of the channels in dimension 1 of x; got shape "
             f"{tuple(alpha.shape)} for x of shape {tuple(x.shape)}: use num_parameters=1 or {channels}"
         )
-    if _is_readable(alpha):
+    if alpha.is_cpu and _is_concrete(alpha):  # its values can be read without waiting
         worst = alpha.detach().aminmax()
         if not (worst.min.item() >= ALPHA_MIN and worst.max.item() <= ALPHA_MAX):
             raise ValueError(
@@ -150,18 +164,6 @@ def check_learned_alpha(alpha: Tensor, x: Tensor) -> None:
                 f"{worst.min.item():g} to {worst.max.item():g}: if it was learned, training diverged; lower "
                 "its learning rate, or reset it with layer.reset_alpha()"
             )
-
-
-def _is_readable(alpha: Tensor) -> bool:
-    """Whether the values of a tensor can be read without waiting, and are there at all."""
-    return (
-        alpha.is_cpu
-        and type(alpha) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._get_tracing_state() is None
-    )
 
 
 def check_num_parameters(num_parameters: Any, learnable: bool) -> int:
@@ -174,25 +176,25 @@ def check_num_parameters(num_parameters: Any, learnable: bool) -> int:
 
 
 def check_save(save: Any, *, learnable: bool = False) -> None:
-    """Raise ValueError unless `save` is a choice of what the backward pass keeps."""
+    """Raise ValueError unless `save` names what the backward pass can keep."""
     if save is not None and not (isinstance(save, str) and save in ("input", "output")):
         raise ValueError(f'save must be "input", "output" or None (chosen by dtype); got {save!r}')
     if learnable and save == "output":
         raise ValueError(
-            'save="output" is not possible with an alpha that learns, whose gradient a saturated output does '
-            "not hold: leave save out"
+            'save="output" is not possible with an alpha that learns, since a saturated output does not hold '
+            "its gradient: leave save out"
         )
 
 
 def check_sketch(sketch: Any) -> None:
-    """Raise TypeError; called with what is not a QuantileSketch."""
+    """Raise the TypeError for something other than a QuantileSketch."""
     raise TypeError(
         f"grad_sketch must be a QuantileSketch; got {type(sketch).__name__}: pass sigscale.QuantileSketch()"
     )
 
 
 def check_quantiles(q: Quantiles) -> tuple[tuple[float, ...], torch.Size]:
-    """q as numbers and its shape; ValueError unless from 0 to 1, TypeError unless they are numbers."""
+    """q as numbers, and its shape; TypeError unless it holds numbers, ValueError unless from 0 to 1."""
     if type(q) is float and 0 <= q <= 1:
         return (q,), torch.Size([])
     values = q.tolist() if isinstance(q, Tensor) else q
@@ -234,13 +236,15 @@ def check_interpolation(interpolation: Any, nan_policy: Any) -> None:
 
 def is_plain(x: Tensor) -> bool:
     """Whether kernels or twins can take x: plain memory on a supported device, not traced or transformed."""
+    return _is_concrete(x) and is_supported(x) and not x.is_neg() and forward_ad._current_level < 0
+
+
+def _is_concrete(x: Tensor) -> bool:
+    """Whether x is a tensor with values, seen by no compiler, tracer, mode or torch.func transform."""
     return (
         not torch.compiler.is_compiling()
         and type(x) in (Tensor, torch.nn.Parameter)
-        and is_supported(x)
-        and not x.is_neg()
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
-        and forward_ad._current_level < 0
     )

@@ -38,6 +38,22 @@ def pairs() -> dict[type[nn.Module], type[Scaled]]:
 
 
 @dataclass(frozen=True)
+class Options:
+    """The arguments of `scale_activations` that say what to scale and how."""
+
+    alpha: float = 2.0
+    functions: tuple[str, ...] = ()
+    learnable: bool = False
+    num_parameters: int = 1
+    subclasses: bool = False
+    functional: bool = False
+
+    @property
+    def suffix(self) -> str:
+        return f"(alpha={self.alpha!r}{', learnable=True' if self.learnable else ''})"
+
+
+@dataclass(frozen=True)
 class Found:
     """An activation module, and the class that it can become or the reason why it cannot."""
 
@@ -53,13 +69,12 @@ class Found:
         return str(getattr(self.module, "original_name", type(self.module).__name__))
 
 
-def survey(
-    model: nn.Module, functions: tuple[str, ...] = (), *, subclasses: bool = False, functional: bool = False
-) -> Iterator[Found]:
+def survey(model: nn.Module, options: Options | None = None) -> Iterator[Found]:
     """The activation modules of a model by name; a model that is one itself has the name of its class.
 
-    With `functional`, modules that cannot be converted but make calls are left out.
+    With `options.functional`, modules that cannot be converted but make calls are left out.
     """
+    options = options or Options()
     known = pairs()
     plain, names = tuple(known), {kind.__name__ for kind in known}
     for name, module in named_modules(model):
@@ -68,12 +83,12 @@ def survey(
             yield Found(name, module, None, "scaled already")
         elif isinstance(module, plain):
             kind = next(kind for kind in plain if isinstance(module, kind))
-            refusal = _refusal(module, kind, subclasses)
-            if refusal and functional and not isinstance(module, nn.RNNBase):
+            refusal = _refusal(module, kind, options.subclasses)
+            if refusal and options.functional and not isinstance(module, nn.RNNBase):
                 continue
             scaled = known[kind]
             function = next((f.name for f in FUNCTIONS.values() if scaled is scaled_nn.module(f)), "tanh")
-            if not refusal and function not in functions:
+            if not refusal and function not in options.functions:
                 refusal = unnamed(function)
             yield Found(name, module, None if refusal else scaled, refusal)
         elif isinstance(module, torch.jit.ScriptModule) and module.original_name in names:
@@ -107,21 +122,17 @@ def cells(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def become_scaled(
-    module: nn.Module,
-    scaled: type[Scaled],
-    alpha: float,
-    *,
-    num_parameters: int,
-    learnable: bool,
-    place: Place,
+    module: nn.Module, scaled: type[Scaled], options: Options, place: Place
 ) -> nn.Parameter | None:
     """Change the module's class to the scaled one, in place; returns the alpha that learns, if any."""
     uncover(module)  # an open monitor goes on with the grad_sketch that it has set
     plain = type(module)
     module.__class__ = scaled
     assert isinstance(module, Scaled)
-    device, dtype = place
-    module.set_alpha(alpha, learnable=learnable, num_parameters=num_parameters, device=device, dtype=dtype)
+    number, (device, dtype) = options.num_parameters, place
+    module.set_alpha(
+        options.alpha, learnable=options.learnable, num_parameters=number, device=device, dtype=dtype
+    )
     if isinstance(module, scaled_nn.Activation):
         module.save = None
     if _namesake(scaled) is not plain:

@@ -1,4 +1,4 @@
-"""Names of a model's modules and parameters without wrappers, and patterns that select them."""
+"""Names of modules and parameters, without wrappers, and patterns that select by name."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-# Wrappers put the model they wrap under one of these names, which no other module uses.
+# Wrappers hold the wrapped model under one of these names, which no other module uses.
 WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)  # put it under the name "module"
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)  # hold it under the name "module"
 
 
 def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Like module.named_modules(), but with wrappers left out, from names as well."""
+    """Like module.named_modules(), without wrappers and their names."""
     seen: set[nn.Module] = set()
     waiting = [("", module)]
     while waiting:
@@ -33,7 +33,7 @@ def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Like module.named_parameters(), but with wrappers left out of names; a shared one comes once."""
+    """Like module.named_parameters(), without the names of wrappers; shared parameters appear once."""
     seen: set[nn.Parameter] = set()
     for prefix, owner in named_modules(module):
         for name, parameter in owner._parameters.items():
@@ -43,7 +43,7 @@ def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def wrappers(model: nn.Module) -> Iterator[nn.Module]:
-    """The wrappers around the model, from the outside, and the model itself."""
+    """The wrappers around the model, outermost first, and then the model itself."""
     yield model
     inner = _wrapped(model)
     if inner is not None:
@@ -51,7 +51,7 @@ def wrappers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _wrapped(module: nn.Module) -> str | None:
-    """The name of the module that a wrapper wraps."""
+    """The attribute under which a wrapper holds its model; None for other modules."""
     children = module._modules
     for name in WRAPPED:
         if name in children:
@@ -68,7 +68,7 @@ def check_model(model: Any) -> None:
 
 
 class Selection:
-    """The names that match a pattern of `include`, or all if there is none, but none of `exclude`."""
+    """Names that match a pattern of `include`, if there is one, and none of `exclude`."""
 
     def __init__(self, include: str | Iterable[str], exclude: str | Iterable[str]) -> None:
         self.include, self.exclude = _patterns(include, "include"), _patterns(exclude, "exclude")
@@ -83,21 +83,21 @@ class Selection:
         return any(_matches(name, pattern) for pattern in self.exclude)
 
     def check(self, names: Iterable[str], things: str) -> None:
-        """Raise ValueError if a pattern matches none of the names, which are those of `things`."""
+        """Raise ValueError if a pattern matches none of the names of `things`."""
         names = list(names)
         for argument, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 if not any(_matches(name, pattern) for name in names):
                     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
                     raise ValueError(
-                        f"{argument} must match names of {things}; got {pattern!r}, which "
-                        f"matches none of {shown}: a pattern is of whole names, not of classes, and "
-                        "* stands for any characters: 'encoder.*' is all of encoder"
+                        f"{argument} must match names of {things}; got {pattern!r}, which matches none of "
+                        f"{shown}: patterns match whole names, not classes, and * matches any characters: "
+                        "'encoder.*' selects all of encoder"
                     )
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a pattern matches a name, or is that name, as 'gate[0]' is."""
+    """Whether a pattern matches a name, or equals it, as 'gate[0]' may."""
     return name == pattern or fnmatchcase(name, pattern)
 
 

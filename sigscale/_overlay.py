@@ -1,7 +1,7 @@
 """A class laid over an object's own while something watches it; copies of the object have the class below.
 
-A hook in an object's dictionary would be copied and pickled with it. And torch.compile, which does not look
-for new hooks, guards classes: it compiles again what runs through the object, and nothing else.
+A hook in the object's dictionary would be copied and pickled with it. And torch.compile, which does not
+notice new hooks, guards classes: it recompiles what runs through the object, and nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def class_over(base: Any, members: dict[str, Any], hidden: tuple[str, ...] = ())
     def reduce_ex(self: Any, protocol: Any) -> Any:
         if type(self) is not over:
             return base.__reduce_ex__(self, protocol)
-        return bare(self).__reduce_ex__(1)  # pickle takes later protocols for objects of that very class only
+        return bare(self).__reduce_ex__(1)  # pickle takes later protocols only from objects of that class
 
     def deep_copy(self: Any, memo: dict[int, Any]) -> Any:
         twin = bare(self)
@@ -46,7 +46,7 @@ def is_overlaid(thing: Any) -> bool:
 
 
 def class_below(thing: Any) -> type:
-    """The object's class without the overlay, also where torch.nn.utils.parametrize derived from that."""
+    """The object's class without the overlay, even if torch.nn.utils.parametrize has derived from that."""
     kind: Any = type(thing)
     below: type = vars(kind).get(BELOW, kind)
     if BELOW in vars(kind.__base__) and parametrize.is_parametrized(thing):
@@ -58,6 +58,6 @@ def class_below(thing: Any) -> type:
 
 
 def uncover(thing: Any) -> None:
-    """Give the object the class below back, unless somebody else has changed its class meanwhile."""
+    """Restore the class below, unless someone else has changed the object's class meanwhile."""
     if is_overlaid(thing):
         thing.__class__ = class_below(thing)

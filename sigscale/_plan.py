@@ -25,7 +25,7 @@ from ._calls import (
     unscale_calls,
 )
 from ._checks import line_of_user
-from ._conversion import FREE, Found, become_scaled, cells, pairs, places, survey, unnamed
+from ._conversion import FREE, Found, Options, become_scaled, cells, pairs, places, survey, unnamed
 from ._conversion import ConversionEntry as Entry
 from ._names import Selection, named_modules, wrappers
 from .nn.activation import Scaled
@@ -33,22 +33,6 @@ from .nn.activation import Scaled
 OUTPUT = "gives the model's output, whose range grows to alpha"
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 KEEPING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
-
-
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `scale_activations` that say what to scale and how."""
-
-    alpha: float
-    functions: tuple[str, ...]
-    learnable: bool
-    num_parameters: int
-    subclasses: bool
-    functional: bool
-
-    @property
-    def suffix(self) -> str:
-        return f"(alpha={self.alpha!r}{', learnable=True' if self.learnable else ''})"
 
 
 class Mark(NamedTuple):
@@ -73,12 +57,11 @@ class Plan:
     @classmethod
     def of(cls, model: nn.Module, selection: Selection, options: Options, inputs: Any) -> Plan:
         """Examine a model; ValueError if there is nothing to scale, or something is scaled already."""
-        functions, subclasses, functional = options.functions, options.subclasses, options.functional
-        found = [*survey(model, functions, subclasses=subclasses, functional=functional)]
+        found = [*survey(model, options)]
         names = [name or type(module).__name__ for name, module in named_modules(model)]
         selected = {name for name in names if name in selection}
         marks: dict[str, Mark] = {}
-        if functional:
+        if options.functional:
             selection.check(names, "modules")
             selected, marks = _marks(model, selection, {f.name for f in found})
         elif found:
@@ -177,15 +160,9 @@ class Plan:
         for f in self.modules:
             assert f.scaled is not None
             unscale_calls(f.module)
-            new = become_scaled(
-                f.module,
-                f.scaled,
-                options.alpha,
-                learnable=options.learnable,
-                num_parameters=options.num_parameters,
-                place=place_of.get(f.module, (None, None)),
+            parameters.append(
+                become_scaled(f.module, f.scaled, options, place_of.get(f.module, (None, None)))
             )
-            parameters.append(new)
         return tuple(parameter for parameter in parameters if parameter is not None)
 
 

@@ -26,16 +26,14 @@ class Steps:
     def __init__(self, steps: npt.NDArray[np.int64]) -> None:
         self.together = math.ceil(len(steps) / COLUMNS)
         parts = [steps[first : first + self.together] for first in range(0, len(steps), self.together)]
-        middles = [float(part.mean()) for part in parts]
+        middles = np.array([part.mean() for part in parts])
         width = float(np.median(np.diff(middles))) if len(middles) > 1 else 1.0
-        edges, self.cells = [middles[0] - width / 2], []
-        for step, following in zip(middles, [*middles[1:], math.inf], strict=True):
-            self.cells.append(len(edges) - 1)
-            if following - step <= 1.5 * width:
-                edges.append((step + following) / 2)
-            else:
-                edges += [step + width / 2, following - width / 2]
-        self.edges = np.array(edges[:-1] if edges[-1] == math.inf else edges)
+        between = (middles[:-1] + middles[1:]) / 2
+        gap = np.diff(middles) > 1.5 * width
+        left = np.append(middles[0] - width / 2, np.where(gap, middles[1:] - width / 2, between))
+        right = np.append(np.where(gap, middles[:-1] + width / 2, between), middles[-1] + width / 2)
+        self.edges = np.unique([left, right])
+        self.cells = np.searchsorted(self.edges, left)
         self.centers = (self.edges[:-1] + self.edges[1:]) / 2
         self.centers[self.cells] = middles
 
@@ -93,7 +91,7 @@ class Scale(NamedTuple):
 def draw_curves(
     axes: Axes, steps: Steps, values: Array, scale: Scale, names: Sequence[str], colors: Sequence[str]
 ) -> None:
-    """Per name a line, the middle quantile, and bands, from values (quantiles, steps, names)."""
+    """For each name a line, the middle quantile, and bands, from values (quantiles, steps, names)."""
     decades = math.log10(scale.high / scale.low)
     zero, strip, bottom = (scale.low * 10 ** (-share * decades) for share in (0.08, 0.035, 0.125))
     placed = scale.place(values, zero, math.nan)
@@ -126,11 +124,11 @@ def draw_curves(
 def draw_layers(
     axes: Axes, steps: Steps, values: Array, scale: Scale, names: Sequence[str], height: float
 ) -> Any:
-    """A heat map of values (steps, names), first name on top; `height` is that of the axis in inches."""
+    """A heat map of values (steps, names), first name on top, on an axis of this height in inches."""
     import matplotlib as mpl
     from matplotlib.colors import ListedColormap, LogNorm
 
-    viridis = mpl.colormaps["viridis"](np.linspace(0.1, 1, 256))  # without what is almost black
+    viridis = mpl.colormaps["viridis"](np.linspace(0.1, 1, 256))  # without the almost black part
     colors = ListedColormap(viridis).with_extremes(under=ZERO, over=INFINITE, bad=(0, 0, 0, 0))
     cells = steps.spread(scale.place(values, scale.low / 10, scale.high * 10))
     axes.patch.set(hatch="/////", facecolor="white", edgecolor="0.88")
@@ -151,7 +149,7 @@ def draw_layers(
 
 
 def draw_key(axes: Axes, scale: Scale, has_gaps: bool) -> None:
-    """What the colors outside the scale mean, of those that occur, above an axis on the right."""
+    """A legend, top right, for those colors outside the scale that occur."""
     from matplotlib.patches import Patch
 
     hatched = {"facecolor": "white", "edgecolor": "0.6", "hatch": "/////", "lw": 0}

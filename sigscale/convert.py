@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ._calls import call_scaling, keep_calls_plain, regions, unscale_calls
-from ._checks import check_alpha, check_flag, check_num_parameters, warn
+from ._checks import check_alpha, check_example_inputs, check_flag, check_num_parameters, warn
 from ._conversion import (
     FREE,
+    Options,
     become_plain,
     check_parameters_may_change,
     default_functions,
@@ -21,7 +22,7 @@ from ._conversion import (
 from ._conversion import ConversionEntry as Entry
 from ._conversion import ConversionReport as ConversionReport
 from ._names import Selection, check_model, named_modules
-from ._plan import Options, Plan, listed
+from ._plan import Plan, listed
 from .kernels.functions import FUNCTIONS
 from .nn.activation import Scaled, check_free
 
@@ -101,12 +102,7 @@ def scale_activations(
         subclasses,
         functional,
     )
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not (inputs is None or isinstance(inputs, tuple)):
-        raise TypeError(
-            f"example_inputs must be a tensor or a tuple; got {type(inputs).__name__}: pass what the model "
-            "is called with, as in (x,)"
-        )
+    inputs = check_example_inputs(example_inputs, "(x,)")
     plan = Plan.of(model, Selection(include or (), exclude or ()), options, inputs)
     if learnable:
         check_parameters_may_change(model)

@@ -1,6 +1,6 @@
 """The alpha-scaled activations as functions: `sigscale.tanh`, `sigmoid`, `arctan`, `softsign`.
 
-They are made from the registry in `sigscale.kernels.functions`; a function registered there appears here.
+Made from the registry in `sigscale.kernels.functions`: a function registered there appears here.
 """
 
 from __future__ import annotations
@@ -93,18 +93,18 @@ Values lie between {lower} and {upper}; the derivative with respect to x is f'(x
 Args:
     x: real tensor of any shape and strides; float16, bfloat16, float32 (computed in float32) or float64.
     alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36). A tensor may learn: floating point,
-        on x's device, of one element for all of x or of one for each channel x[:, i], as in `torch.nn.PReLU`.
-        Its gradient, the sum of g (f(u) - u f'(u)) with u = x / alpha and g that of y, is reduced in the pass
-        that computes x's. Out of range: an error on CPU; NaN on GPU, because checking would synchronize.
+        on x's device, with one element, or one for each channel x[:, i], as in `torch.nn.PReLU`. The same
+        pass computes its gradient, the sum of g (f(u) - u f'(u)) with u = x / alpha and g the gradient of y.
+        Out of range: an error on CPU; NaN on GPU, because checking would synchronize.
     save: what the backward pass keeps. "input" gives accurate gradients however far x saturates; "output"
         costs no memory where the next layer keeps it anyway. By default "input" for 16-bit types, whose
-        rounded output makes gradients vanish from |x / alpha| = 3.5 on, and where alpha is a tensor;
-        "output" otherwise. In float16 the input is kept wherever the output overflows or is subnormal. A kept
-        input must not be overwritten before the backward pass: y = f(x); x += y, which torch.tanh allows,
-        needs "output", or x = x + y. torch.compile keeps to it, too, and differentiates once, whatever its
-        backend. Has no effect under torch.func, where PyTorch's own derivatives take over.
+        rounded output makes gradients vanish from |x / alpha| = 3.5 on, and for a tensor alpha; "output"
+        otherwise. In float16 the input is kept wherever the output overflows or is subnormal. A kept input
+        must not be overwritten before the backward pass: y = f(x); x += y, which torch.tanh allows, needs
+        "output", or x = x + y. torch.compile follows the choice too, and differentiates once, whatever its
+        backend. Ignored under torch.func, where PyTorch's own derivatives take over.
     grad_sketch: a `QuantileSketch` to which the backward pass adds the distribution of the gradient with
-        respect to x, in the same kernel. It grows with every backward pass until its reset().
+        respect to x, in the same kernel, until its reset().
 
 Returns:
     A tensor of x's shape, dtype, device and memory format.

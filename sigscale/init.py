@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ._checks import DTYPES, check_real
 
 T = TypeVar("T", nn.Module, Tensor)
-LEARNED_ALPHA = "log2_alpha"  # of activation modules; it is no weight and keeps its value
+LEARNED_ALPHA = "log2_alpha"  # of activation modules; not a weight, so it keeps its value
 
 
 def large_uniform_(module_or_tensor: T, bound: float = 10.0, generator: torch.Generator | None = None) -> T:
@@ -25,16 +25,16 @@ def large_uniform_(module_or_tensor: T, bound: float = 10.0, generator: torch.Ge
             `named_parameters()`. Biases become zero (our choice; the paper does not say); a learned alpha
             keeps its value.
         bound: real number > 0; the paper's is 10.
-        generator: source of the numbers; by default the generator of each tensor's device. Numbers are drawn
-            on the generator's device and copied, so a CPU generator gives the same start on every device.
+        generator: source of the numbers; by default that of each tensor's device. Numbers are drawn on the
+            generator's device and copied, so a CPU generator gives the same start on every device.
 
     Returns:
-        The argument, changed in place; autograd does not record the change.
+        The argument, changed in place, outside of autograd.
 
     Raises:
-        TypeError: not a module or floating-point tensor, or an argument of a wrong type.
+        TypeError: not a module or floating-point tensor, or an argument of the wrong type.
         ValueError: the bound is not > 0 or outside the range of the dtype, or a parameter has no shape yet.
-            Nothing has been changed then.
+            Nothing has changed then.
 
     Source: Sections 3.1 and 3.3 of arXiv 2106.02260, Figures 1, 3 and 4.
 
@@ -44,13 +44,11 @@ def large_uniform_(module_or_tensor: T, bound: float = 10.0, generator: torch.Ge
         >>> bool((-10 <= layer.weight).all() and (layer.weight < 10).all()), layer.bias.any().item()
         (True, False)
     """
-    weights, biases = _parameters(module_or_tensor)
-    bound = _checked("bound", bound, weights, generator)
 
-    def draw(tensor: Tensor) -> None:
+    def draw(tensor: Tensor, bound: float) -> None:
         tensor.uniform_(-bound, bound, generator=generator).clamp_(*_ends(bound, tensor.dtype))
 
-    _fill(weights, biases, draw, generator)
+    _fill(module_or_tensor, "bound", bound, draw, generator)
     return module_or_tensor
 
 
@@ -58,9 +56,8 @@ def small_normal_(module_or_tensor: T, std: float = 0.05, generator: torch.Gener
     """Draw parameters from a normal distribution with mean 0: the many-layers start, where gradients vanish.
 
     Args:
-        module_or_tensor: as in `large_uniform_`.
+        module_or_tensor, generator: as in `large_uniform_`.
         std: standard deviation, a real number > 0; the paper's is 0.05.
-        generator: as in `large_uniform_`.
 
     Returns:
         The argument, changed in place.
@@ -76,40 +73,25 @@ def small_normal_(module_or_tensor: T, std: float = 0.05, generator: torch.Gener
         >>> round(weight.std().item(), 3)
         0.05
     """
-    weights, biases = _parameters(module_or_tensor)
-    std = _checked("std", std, weights, generator)
-    _fill(weights, biases, lambda tensor: tensor.normal_(0.0, std, generator=generator), generator)
+    _fill(
+        module_or_tensor,
+        "std",
+        std,
+        lambda tensor, std: tensor.normal_(0.0, std, generator=generator),
+        generator,
+    )
     return module_or_tensor
 
 
 @torch.no_grad()
 def _fill(
-    weights: list[Tensor],
-    biases: list[Tensor],
-    draw: Callable[[Tensor], object],
-    generator: torch.Generator | None,
+    module_or_tensor: Any,
+    name: str,
+    size: Any,
+    draw: Callable[[Tensor, float], object],
+    generator: Any,
 ) -> None:
-    for weight in weights:
-        if generator is None or generator.device == weight.device:
-            draw(weight)
-        else:
-            numbers = torch.empty_like(weight, device=generator.device)
-            draw(numbers)
-            weight.copy_(numbers)
-    for bias in biases:
-        bias.zero_()
-
-
-def _ends(bound: float, dtype: torch.dtype) -> tuple[float, float]:
-    """The smallest and the greatest number of this dtype in [-bound, bound)."""
-    nearest = torch.tensor(bound, dtype=dtype, device="cpu")
-    below = torch.nextafter(nearest, torch.zeros_like(nearest)).item()
-    last = nearest.item() if nearest.item() <= bound else below
-    return -last, last if last < bound else below
-
-
-def _parameters(module_or_tensor: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and biases; TypeError or ValueError unless all can be filled."""
+    """Draw the weights and zero the biases; if that fails for one, an error, with nothing changed."""
     if isinstance(module_or_tensor, Tensor):
         named = {"the tensor": module_or_tensor}
     elif isinstance(module_or_tensor, nn.Module):
@@ -119,31 +101,46 @@ def _parameters(module_or_tensor: Any) -> tuple[list[Tensor], list[Tensor]]:
             f"initial values are for a module or a tensor; got {type(module_or_tensor).__name__}: "
             "pass the model, or one of model.parameters()"
         )
-    for name, tensor in named.items():
+    for key, tensor in named.items():
         if nn.parameter.is_lazy(tensor):
-            raise ValueError(f"{name} has no shape yet: run the model once before it is initialized")
+            raise ValueError(f"{key} has no shape yet: run the model once before it is initialized")
         if tensor.dtype not in DTYPES or tensor.layout is not torch.strided:
             raise TypeError(
-                f"{name} must be a dense tensor of a real floating-point type; got dtype {tensor.dtype} and "
+                f"{key} must be a dense tensor of a real floating-point type; got dtype {tensor.dtype} and "
                 f"layout {tensor.layout}: initialize the others one by one"
             )
-    drawn = {name: tensor for name, tensor in named.items() if _leaf(name) != LEARNED_ALPHA}
-    weights = [tensor for name, tensor in drawn.items() if "bias" not in _leaf(name)]
-    return weights, [tensor for name, tensor in drawn.items() if "bias" in _leaf(name)]
+    leaves = [(key.rpartition(".")[2], tensor) for key, tensor in named.items()]
+    drawn = [(leaf, tensor) for leaf, tensor in leaves if leaf != LEARNED_ALPHA]
+    dtypes = {tensor.dtype for leaf, tensor in drawn if "bias" not in leaf}
+    number = _checked(name, size, dtypes, generator)
+    for leaf, tensor in drawn:
+        if "bias" in leaf:
+            tensor.zero_()
+        elif generator is None or generator.device == tensor.device:
+            draw(tensor, number)
+        else:
+            numbers = torch.empty_like(tensor, device=generator.device)
+            draw(numbers, number)
+            tensor.copy_(numbers)
 
 
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
+def _ends(bound: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The smallest and the largest number of this dtype in [-bound, bound)."""
+    nearest = torch.tensor(bound, dtype=dtype, device="cpu")
+    below = torch.nextafter(nearest, torch.zeros_like(nearest)).item()
+    last = nearest.item() if nearest.item() <= bound else below
+    return -last, last if last < bound else below
 
 
-def _checked(name: str, value: Any, tensors: list[Tensor], generator: Any) -> float:
-    number = check_real(value, name, "a real number > 0", "the paper's are 10 and 0.05", low=0, high=math.inf)
-    for dtype in sorted({tensor.dtype for tensor in tensors} | {torch.float64}, key=str):
+def _checked(name: str, value: Any, dtypes: set[torch.dtype], generator: Any) -> float:
+    remedy = "the paper's are 10 and 0.05"
+    number = check_real(value, name, "a real number > 0", remedy, low=0, high=math.inf)
+    for dtype in sorted(dtypes | {torch.float64}, key=str):
         limits = torch.finfo(dtype)
         if not limits.tiny <= number <= limits.max / 2:
             raise ValueError(
                 f"{name} must be > 0 and in the range of what is drawn, from {limits.tiny:.3g} to "
-                f"{limits.max / 2:.3g} for {dtype}; got {value!r}: the paper's are 10 and 0.05"
+                f"{limits.max / 2:.3g} for {dtype}; got {value!r}: {remedy}"
             )
     if not (generator is None or isinstance(generator, torch.Generator)):
         raise TypeError(

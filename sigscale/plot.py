@@ -1,4 +1,4 @@
-"""Pictures of a monitor's records. They need matplotlib: `pip install "sigscale[plot]"`."""
+"""Pictures of a monitor's records; they need matplotlib: `pip install "sigscale[plot]"`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 COLORS = {"activation": "#D55E00", "parameter": "#0072B2"}  # Okabe and Ito's vermilion and blue
 TITLES = {"activation": "activations", "parameter": "parameters"}
-CURVES, ROW, HIGHEST = 2.5, 0.19, 6.0  # heights in inches: of the curves, of a layer, of all layers
+CURVES, ROW, HIGHEST = 2.5, 0.19, 6.0  # heights in inches: the curves, one layer, at most for all layers
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -40,16 +40,15 @@ def gradients(
     """Draw the gradients of a training: curves for the whole network, a heat map with a row per layer.
 
     Top: the median of |g| over all activations and over all parameters, with bands between outer quantiles.
-    Bottom: one row per activation and per parameter, in the model's order, with the median of |g| as color.
-    Exact zeros have a strip and a color of their own; values more than 20 decades below the largest share
-    the end of the scale; hatching means no gradient. A long training is drawn with several steps per
-    column, the median of each quantity.
+    Bottom: one row per activation and per parameter, in the model's order, colored by the median of |g|.
+    Exact zeros have their own strip and color; values more than 20 decades below the largest share the end
+    of the scale; hatching means no gradient. In a long training, columns show medians over several steps.
 
     Args:
         source: a monitor, or its history.
-        path: file to save the picture to; its suffix is the format (.png, .svg, .pdf).
+        path: file to save the picture to; the suffix sets the format (.png, .svg, .pdf).
         statistic: what the colors show, "mean" or a quantile such as "q95"; by default the median.
-        title: of the picture; by default the steps that it shows.
+        title: the picture's title; by default the range of steps.
 
     Returns:
         A matplotlib Figure that is not registered with pyplot; notebooks display it.
@@ -157,7 +156,7 @@ def _checked(source: Any) -> GradientHistory:
         raise ValueError("the history has no steps to draw: call monitor.step() after loss.backward()")
     if not history.magnitude:
         raise ValueError(
-            "a logarithmic scale shows magnitudes, and the history has quantiles of signed gradients: "
+            "a logarithmic scale shows magnitudes, but the history has quantiles of signed gradients: "
             "record it with GradientMonitor(model, magnitude=True)"
         )
     return history

@@ -1,4 +1,4 @@
-"""Exact quantiles of any number of values, without a sort: `quantile`, `nanquantile`, `foreach_quantile`."""
+"""`quantile`, `nanquantile`, `foreach_quantile`: exact, of any number of values, without sorting."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .kernels.device import made_once, to_device
 from .kernels.select import RANKS
 
 Interpolation = Literal["linear", "lower", "higher", "midpoint", "nearest"]
-LONG_ROW = 1 << 16  # values from which on a row is not sorted
-SMALL = 1 << 16  # values up to which a tensor is selected from together with others
+LONG_ROW = 1 << 16  # rows of this many values or more are not sorted
+SMALL = 1 << 16  # tensors of up to this many values share a launch
 MANY = 6  # selections that take as long as a sort
 EXACT_FLOAT32 = 1 << 24  # integers up to here are exact in float32
 
@@ -40,11 +40,11 @@ def quantile(
 ) -> Tensor:
     """The q-th quantiles of x, exactly: what `torch.quantile` returns, without its limits.
 
-    Of n values in ascending order, the quantile q has the rank h = q (n - 1), computed as the installed
-    PyTorch does; where h is not an integer, `interpolation` chooses between the values of rank floor(h) and
-    ceil(h). All float types are taken (16-bit types as `torch.quantile(x.float(), q)`, rounded), and more
-    than 2^24 values. Over all values no sort is made, nothing waits for a GPU, and the call can be captured
-    in a CUDA graph; rows of a dimension are sorted, unless they are long. Differentiable, then by sorting.
+    Among n values in ascending order, the quantile q has the rank h = q (n - 1), computed as in the installed
+    PyTorch; if h is not an integer, `interpolation` chooses between the values of rank floor(h) and ceil(h).
+    Takes all float types (16-bit ones as `torch.quantile(x.float(), q)`, rounded) and more than 2^24 values.
+    Over all values it does not sort or wait for a GPU, and can be captured in a CUDA graph; along a dimension
+    it sorts, unless rows are long. Differentiable, then by sorting.
 
     Args:
         x: real tensor of any shape and strides; float16, bfloat16, float32 or float64.
@@ -52,15 +52,15 @@ def quantile(
         dim: the dimension to reduce; by default all.
         keepdim: keep reduced dimensions, with size 1.
         interpolation: "linear", "lower", "higher", "midpoint" or "nearest" (ties to the even rank).
-        nan_policy: "propagate": NaN wherever there is a NaN; "omit": of the other values, as
-            `torch.nanquantile`, NaN where there are none.
+        nan_policy: "propagate": NaN wherever there is a NaN; "omit": ignore NaN, as `torch.nanquantile`; NaN
+            if there is nothing else.
 
     Returns:
         Tensor of x's dtype and device; if q has a dimension, it comes first.
 
     Raises:
         TypeError: x is not a dense real floating-point tensor, or q is not made of numbers.
-        ValueError: a q is not from 0 to 1, the dimension to reduce is empty, or an option is unknown.
+        ValueError: q is not from 0 to 1, the dimension to reduce is empty, or an option is unknown.
         IndexError: x has no such dim.
 
     Source: radix selection over the bits of the values; semantics of `torch.quantile` and `numpy.quantile`.
@@ -80,8 +80,8 @@ def quantile(
     size = x.numel() if dim is None else (x if x.dim() else x.view(1)).size(dim)
     if size == 0:
         raise ValueError(
-            f"quantile() needs values: got shape {tuple(x.shape)} with dim={dim}, where there are none; "
-            "reduce a dimension that is not empty"
+            f"quantile() needs values; got shape {tuple(x.shape)} with dim={dim}, which has none: reduce a "
+            "dimension that is not empty"
         )
     wanted = Wanted(numbers, interpolation, nan_policy == "omit")
     if dim is None:
@@ -101,7 +101,7 @@ def nanquantile(
     *,
     interpolation: Interpolation = "linear",
 ) -> Tensor:
-    """The q-th quantiles of the values of x that are not NaN; otherwise as `quantile`.
+    """The q-th quantiles of the values of x other than NaN; see `quantile`.
 
     Example:
         >>> import torch, sigscale as ss
@@ -116,8 +116,8 @@ def foreach_quantile(
 ) -> list[Tensor]:
     """[quantile(x, q, interpolation=interpolation) for x in tensors], on a GPU in one launch for each dtype.
 
-    For the gradients of all parameters of a network: tensors of up to 2^16 values are taken together, larger
-    ones one after another. Not differentiable.
+    For the gradients of all parameters of a network: tensors of up to 2^16 values share a launch, larger ones
+    follow one by one. Not differentiable.
 
     Example:
         >>> import torch, sigscale as ss
@@ -154,7 +154,7 @@ def foreach_quantile(
 
 
 class Wanted(NamedTuple):
-    """Which quantiles, and by which rules."""
+    """The quantiles to compute, and by which rules."""
 
     numbers: tuple[float, ...]
     interpolation: Interpolation
@@ -162,11 +162,11 @@ class Wanted(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """Where quantiles lie among ascending values: ranks and how far between them."""
+    """Where quantiles lie among ascending values: two ranks, and the weight of the second."""
 
     below: Tensor  # int64 (..., k)
-    above: Tensor  # the same as below where nothing is interpolated
-    weight: Tensor | None  # of the value above; None where nothing is interpolated
+    above: Tensor  # equals `below` without interpolation
+    weight: Tensor | None  # of the value above; None without interpolation
 
 
 def _of_all(x: Tensor, wanted: Wanted) -> Tensor:
@@ -261,7 +261,7 @@ def _by_sorting(x: Tensor, wanted: Wanted) -> Tensor:
     rank_dtype = _rank_dtype(x.dtype, n)
     if is_plain(x):
         numbers = _numbers(wanted.numbers, x.dtype, rank_dtype, x.device)
-    else:  # of x's own kind, perhaps a fake tensor
+    else:  # as x may be a fake tensor
         numbers = torch.tensor(wanted.numbers, dtype=_computed(x.dtype), device=x.device).to(rank_dtype)
     positions = _positions(numbers, wanted.interpolation, valid, x.dtype)
     shape = (*x.shape[:-1], len(wanted.numbers))
@@ -274,7 +274,7 @@ def _by_sorting(x: Tensor, wanted: Wanted) -> Tensor:
 def _positions(
     numbers: Tensor, interpolation: Interpolation, n: Tensor | int, dtype: torch.dtype
 ) -> Positions:
-    """Positions among n values, by the arithmetic of torch.quantile; n may have dimensions (..., 1)."""
+    """Positions among n values, in the arithmetic of torch.quantile; n may have the shape (..., 1)."""
     rank = numbers * (n - 1)
     if isinstance(n, Tensor):
         rank = rank.clamp(min=0)
@@ -288,7 +288,7 @@ def _positions(
 
 
 def _computed(dtype: torch.dtype) -> torch.dtype:
-    """The type in which values are interpolated."""
+    """The dtype in which values are interpolated."""
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
@@ -310,7 +310,7 @@ def _constant_ranks(
 def _numbers(
     numbers: tuple[float, ...], dtype: torch.dtype, rank_dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """The numbers rounded as torch.quantile rounds them; copied to the device the first time only."""
+    """The numbers rounded as by torch.quantile; copied to the device only once."""
     return to_device(torch.tensor(numbers, dtype=_computed(dtype)).to(rank_dtype), device)
 
 
@@ -323,7 +323,7 @@ def _between(below: Tensor, above: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _rank_dtype(dtype: torch.dtype, n: int) -> torch.dtype:
-    """The type in which ranks are computed: float64, but where the installed PyTorch takes float32."""
+    """The dtype in which ranks are computed: float64, unless the installed PyTorch uses float32."""
     if dtype == torch.float64 or n > EXACT_FLOAT32 or _ranks_in_float64():
         return torch.float64
     return torch.float32
@@ -331,7 +331,7 @@ def _rank_dtype(dtype: torch.dtype, n: int) -> torch.dtype:
 
 @made_once(1)
 def _ranks_in_float64() -> bool:
-    """Whether torch.quantile computes the ranks of float32 tensors in float64, as PyTorch 2.15 does."""
+    """Whether torch.quantile computes ranks of float32 tensors in float64, as PyTorch 2.15 does."""
     step = torch.cat([torch.zeros(300, dtype=torch.float32), torch.ones(700, dtype=torch.float32)])
     fraction = torch.tensor(0.3, dtype=torch.float32).double() * 999 - 299  # of the rank 299.7, and the value
     return bool(torch.quantile(step, 0.3) == fraction.float())

@@ -1,4 +1,4 @@
-"""The distribution of a tensor's values: `QuantileSketch`, small, mergeable and with a guarantee."""
+"""`QuantileSketch`: the distribution of a tensor's values, small, mergeable and with a guarantee."""
 
 from __future__ import annotations
 
@@ -26,27 +26,26 @@ FIRST_COUNT = threading.Lock()  # backward passes of several threads may share a
 
 
 class Histogram(NamedTuple):
-    """Counts between ascending edges, as `numpy.histogram` gives them; edges has one entry more."""
+    """Counts between ascending edges, as from `numpy.histogram`; edges has one entry more."""
 
     counts: npt.NDArray[np.int64]
     edges: npt.NDArray[np.float64]
 
 
 class QuantileSketch:
-    """A histogram over the bit patterns of all values seen: quantiles with a guarantee, merges without error.
+    """A histogram over the bit patterns of all values seen: guaranteed quantiles, merges without error.
 
     A bin holds the values that share sign, exponent and the top `mantissa_bits` of the mantissa, and its
-    count is exact. So the bin in which an order statistic lies is known for certain: `bounds(q)` returns its
-    edges, at most a factor of 1 + 2^-mantissa_bits apart (below 2^-126, at most 2^(-126-mantissa_bits)).
-    Merging adds integers: any order and any split of the data, over programs, micro-batches and machines,
-    gives the same bits.
+    count is exact. So the bin of an order statistic is known for certain: `bounds(q)` returns its edges, at
+    most a factor of 1 + 2^-mantissa_bits apart (below 2^-126, at most 2^(-126-mantissa_bits)). Merging adds
+    integers: any order and split of the data, over programs, micro-batches and machines, gives the same bits.
 
-    Nothing here waits for the device: counts stay there, results are tensors there, until you read them.
-    `str()`, `to_histogram()` and `int(sketch.count)` do read.
+    Nothing waits for the device: counts and results are tensors on it until you read them, as `str()`,
+    `to_histogram()` and `int(sketch.count)` do.
 
     Args:
         mantissa_bits: 2, 3, 4 or 5: 4, 8, 16 or 32 bins an octave; the counts take 16, 32, 64 or 128 KiB.
-        device: where the counts lie; by default where the first tensor lies that is counted.
+        device: the device of the counts; by default that of the first tensor counted.
 
     Raises:
         ValueError: mantissa_bits is none of these.
@@ -78,14 +77,14 @@ class QuantileSketch:
 
     @property
     def counts(self) -> Tensor:
-        """The counts, int64 (bins,), in ascending order of the bins' values, the last one of NaN."""
+        """The counts, int64 (bins,), in ascending order of the bins' values; the last one counts NaN."""
         if self._counts is None:
             return self._zeros(torch.device("cpu"))
         return self._counts
 
     @property
     def device(self) -> torch.device | None:
-        """Where the counts lie; None until something is counted."""
+        """The device of the counts; None until something is counted."""
         return None if self._counts is None else self._counts.device
 
     def update(self, x: Tensor) -> QuantileSketch:
@@ -96,7 +95,7 @@ class QuantileSketch:
 
         Raises:
             TypeError: x is not a dense real floating-point tensor.
-            ValueError: x lies on another device than what was counted before, or on one without kernels.
+            ValueError: x is on another device than earlier tensors, or on one without kernels.
         """
         check_input(x, "update")
         if x.is_meta or torch._C._are_functorch_transforms_active():
@@ -120,7 +119,7 @@ class QuantileSketch:
         if self._counts is None:
             if is_capturing(device):
                 raise RuntimeError(
-                    "a QuantileSketch without a device was first used in the capture of a CUDA graph, whose "
+                    "a QuantileSketch without a device was first used while capturing a CUDA graph, whose "
                     f"replays would clear its counts: make it with QuantileSketch(device={str(device)!r})"
                 )
             with FIRST_COUNT:
@@ -141,34 +140,34 @@ class QuantileSketch:
         return False
 
     def allocate(self, device: torch.device) -> None:
-        """Have counts on `device` if there are none yet, also while torch.compile traces the call."""
+        """Allocate counts on `device` if there are none yet, also while torch.compile traces the call."""
         _allocate(self, device)
 
     @property
     def count(self) -> Tensor:
-        """How many values were counted, NaN and infinities included; 0-d int64, like the following."""
+        """The number of values counted, including NaN and infinities; 0-d int64, like the next three."""
         return self.counts.sum()
 
     @property
     def zeros(self) -> Tensor:
-        """How many were exactly 0 (or -0)."""
+        """The number of exact zeros (0 or -0)."""
         return self.counts[zero_bin(self.mantissa_bits)].clone()
 
     @property
     def infs(self) -> Tensor:
-        """How many were infinite, of either sign."""
+        """The number of infinities of either sign."""
         return self.counts[0] + self.counts[-2]
 
     @property
     def nans(self) -> Tensor:
-        """How many were NaN."""
+        """The number of NaN."""
         return self.counts[-1].clone()
 
     def quantile(self, q: Quantiles, *, magnitude: bool = False, midpoint: bool = False) -> Tensor:
         """Estimate the quantiles q of the values x, or (`magnitude`) of |x|.
 
-        The definition is that of `torch.quantile` and `numpy.quantile` (linear interpolation between order
-        statistics); NaN is left out. The estimate lies within `bounds(q)` and is typically good to 1 %.
+        Defined as in `torch.quantile` and `numpy.quantile` (linear interpolation between order statistics),
+        without NaN. The estimate lies within `bounds(q)` and is typically good to 1 %.
 
         Args:
             q: number, sequence or tensor of numbers from 0 to 1.
@@ -176,7 +175,7 @@ class QuantileSketch:
                 11.1, 5.9, 3.0 or 1.5 % for 2, 3, 4 or 5 bits.
 
         Returns:
-            float64 tensor of q's shape, on the sketch's device; NaN where nothing but NaN was counted.
+            float64 tensor of q's shape, on the sketch's device; NaN if only NaN was counted.
 
         Raises:
             ValueError: a q is not from 0 to 1.
@@ -185,45 +184,37 @@ class QuantileSketch:
         return summary.quantiles(values, flat, midpoint=midpoint).view(shape)
 
     def bounds(self, q: Quantiles, *, magnitude: bool = False) -> tuple[Tensor, Tensor]:
-        """Two numbers between which the quantiles q certainly lie, whatever the interpolation.
+        """Lower and upper bounds of the quantiles q, certain whatever the interpolation.
 
-        The order statistics are those of rank floor(h) and ceil(h) with h = q (n - 1) in float64, as
-        `numpy.quantile` and, from PyTorch 2.15 on, `torch.quantile` take it. Arguments, shapes and errors as
-        `quantile`.
+        The order statistics have the ranks floor(h) and ceil(h) with h = q (n - 1) in float64, as in
+        `numpy.quantile` and, from PyTorch 2.15 on, `torch.quantile`. Arguments and results as in `quantile`.
         """
         flat, shape, values = self._prepared(q, magnitude)
         lower, upper = summary.bounds(values, flat)
         return lower.view(shape), upper.view(shape)
 
     def below(self, threshold: float, *, magnitude: bool = True) -> Tensor:
-        """The share of the values that are not NaN whose magnitude (or value) is below the threshold.
+        """The share of the values, without NaN, whose magnitude (or value) is below the threshold.
 
-        0-d float64, NaN where there are none. Exact for thresholds that are edges of bins, such as powers of
-        two from 2^(-126 - mantissa_bits) to 2^128 (a negative one counts as below itself); otherwise the bin
-        that holds the threshold is divided in proportion.
+        0-d float64, NaN if there are none. Exact for thresholds that are edges of bins, such as powers of two
+        from 2^(-126 - mantissa_bits) to 2^128 (a negative one counts as below itself); otherwise the bin that
+        holds the threshold is divided in proportion.
         """
-        number = check_real(
-            threshold,
-            "threshold",
-            "a number",
-            "pass a float such as 1e-8",
-            low=-math.inf,
-            high=math.inf,
-            wrong_type=ValueError,
-        )
+        rule, remedy, limits = "a number", "pass a float such as 1e-8", {"low": -math.inf, "high": math.inf}
+        number = check_real(threshold, "threshold", rule, remedy, **limits, wrong_type=ValueError)
         thresholds = summary.on_device((number,), self.counts.device)
         return summary.fraction_below(self._distribution(magnitude), thresholds)[0]
 
     def to_histogram(self, bins: int | None = None) -> Histogram:
-        """The finite values as counts between edges, from the least to the greatest bin that is not empty.
+        """The finite values as counts between edges, from the lowest to the highest non-empty bin.
 
-        The counts are those of `numpy.histogram(x, edges)`: an edge belongs to the bin above it. So an edge
-        below zero is the next number after a power of two or a multiple of one, which the bin before holds.
-        Zeros count towards the bin that begins at 0. For plots, and for `add_histogram_raw` and its kin.
+        The counts are those of `numpy.histogram(x, edges)`: an edge belongs to the bin above it, so an edge
+        below zero is the number just above a multiple of a power of two. Zeros count in the bin that begins
+        at 0. For plots, and for functions such as TensorBoard's `add_histogram_raw`.
 
         Args:
-            bins: at most so many bins, each made of equally many neighbors, from 0 on where there are two or
-                more; by default all. TensorBoard takes any number, Weights & Biases 512.
+            bins: the most bins to return, each merged from the same number of neighbors, aligned at 0 if
+                there are two or more; by default all. TensorBoard takes any number, Weights & Biases 512.
 
         Raises:
             TypeError, ValueError: bins is not an integer from 1 on.
@@ -239,7 +230,13 @@ class QuantileSketch:
         return Histogram(np.add.reduceat(counts.numpy(), starts), edges.numpy()[ends])
 
     def __iadd__(self, other: QuantileSketch) -> QuantileSketch:
-        self._check_alike(other)
+        if not isinstance(other, QuantileSketch):
+            raise TypeError(f"only a QuantileSketch can be merged, got {type(other).__name__}: use update(x)")
+        if other.mantissa_bits != self.mantissa_bits:
+            raise ValueError(
+                f"sketches with mantissa_bits={self.mantissa_bits} and {other.mantissa_bits} have different "
+                "bins: merge sketches of the same mantissa_bits"
+            )
         if other._counts is not None:
             self.counts_on(other._counts.device).add_(other._counts)
         return self
@@ -252,20 +249,18 @@ class QuantileSketch:
         return merged
 
     def __radd__(self, other: Any) -> QuantileSketch:
-        """0 + sketch, with which sum() begins."""
+        """0 + sketch, as sum() begins."""
         return self.clone() if other == 0 else NotImplemented
 
     def clone(self) -> QuantileSketch:
-        copy = QuantileSketch(self.mantissa_bits)
-        with torch.inference_mode(False):
-            copy._counts = None if self._counts is None else self._counts.clone()
-        return copy
+        return QuantileSketch(self.mantissa_bits) if self._counts is None else self._copy(self._counts.device)
 
     def to(self, device: torch.device | str | int) -> QuantileSketch:
-        """A sketch on the device: this one if it is there, else a copy."""
+        """This sketch if it is on the device, else a copy there."""
         device = torch.empty(0, device=device).device  # with its index
-        if self._counts is not None and self._counts.device == device:
-            return self
+        return self if self.device == device else self._copy(device)
+
+    def _copy(self, device: torch.device) -> QuantileSketch:
         copy = QuantileSketch(self.mantissa_bits)
         with torch.inference_mode(False):
             copy._counts = self.counts.to(device, copy=True)
@@ -278,13 +273,10 @@ class QuantileSketch:
         return self
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> QuantileSketch:
-        """Merge the sketches of all processes of the group; afterwards each has all values.
+        """Merge the sketches of all processes in the group; afterwards each has counted all values.
 
-        Every process must call this, with sketches of the same mantissa_bits; on a device the backend handles
-        (NCCL: the GPU).
-
-        Raises:
-            RuntimeError: torch.distributed is not initialized.
+        Every process must call this, with sketches of the same mantissa_bits on a device that the backend
+        handles (NCCL: the GPU). RuntimeError if torch.distributed is not initialized.
         """
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
@@ -300,7 +292,7 @@ class QuantileSketch:
         return {"mantissa_bits": self.mantissa_bits, "counts": self.counts.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the counts of a `state_dict()`, to the device of this sketch."""
+        """Load the counts of a `state_dict()`, onto the device of this sketch."""
         bits, counts = state.get("mantissa_bits"), state.get("counts")
         if not isinstance(counts, Tensor) or counts.dtype != torch.int64:
             kind = f"dtype {counts.dtype}" if isinstance(counts, Tensor) else f"type {type(counts).__name__}"
@@ -335,18 +327,9 @@ class QuantileSketch:
         numbers, shape = check_quantiles(q)
         return summary.on_device(numbers, self.counts.device), shape, self._distribution(magnitude)
 
-    def _check_alike(self, other: Any) -> None:
-        if not isinstance(other, QuantileSketch):
-            raise TypeError(f"only a QuantileSketch can be merged, got {type(other).__name__}: use update(x)")
-        if other.mantissa_bits != self.mantissa_bits:
-            raise ValueError(
-                f"sketches with mantissa_bits={self.mantissa_bits} and {other.mantissa_bits} have different "
-                "bins: merge sketches of the same mantissa_bits"
-            )
-
 
 def _merged(first: int, last: int, limit: int) -> npt.NDArray[np.int64]:
-    """The first bin of each of at most `limit` groups of neighbors; 0 begins one, unless the limit is 1."""
+    """The first bin of each of at most `limit` groups of neighbors; if limit > 1, one starts at 0."""
     if limit == 1:
         return np.array([first])
     width = next(n for n in itertools.count(1) if last // n - first // n < limit)
@@ -358,8 +341,8 @@ def _allocate(sketch: QuantileSketch, device: torch.device) -> None:
         sketch.counts_on(device)
 
 
-# What torch.compiler.assume_constant_result sets, which takes seconds to import torch._dynamo: torch.compile
-# calls this while it traces.
+# What torch.compiler.assume_constant_result sets, without importing torch._dynamo, which takes seconds:
+# torch.compile calls this while it traces.
 _allocate._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from .._calls import unscale_calls
+from .._checks import check_example_inputs
 from .._conversion import become_plain, plain_class
 from .._names import wrappers
 from .._overlay import is_overlaid
@@ -76,12 +77,7 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = Non
         raise TypeError(f"fold() takes a torch.nn.Module, got {type(model).__name__}: pass the model itself")
     *_, model = wrappers(model)
     _check(model)
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not (inputs is None or isinstance(inputs, tuple)):
-        raise TypeError(
-            f"example_inputs must be a tensor or a tuple; got {type(inputs).__name__}: pass what the model "
-            "is called with, as in fold(model, (x,))"
-        )
+    inputs = check_example_inputs(example_inputs, "fold(model, (x,))")
     traced = trace(model, inputs)
     scales = equations(traced)
     scales.solve()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -89,13 +89,21 @@ class Memory:
 
     def around(self, values: Iterable[fx.Node]) -> set[fx.Node]:
         """These values and all that may share memory with them."""
-        found = {*values}
-        waiting = [*found]
-        while waiting:
-            new = {*self._near[waiting.pop()]} - found
-            found |= new
-            waiting += new
-        return found
+        return {*reach(values, self._near.__getitem__)}
+
+
+def reach(
+    starts: Iterable[fx.Node], neighbors: Callable[[fx.Node], Iterable[fx.Node]]
+) -> dict[fx.Node, fx.Node | None]:
+    """All nodes connected to the starts; for each, its predecessor on a shortest path."""
+    found: dict[fx.Node, fx.Node | None] = dict.fromkeys(starts)
+    waiting = [*found]
+    for node in waiting:  # which grows
+        for other in neighbors(node):
+            if other not in found:
+                found[other] = node
+                waiting.append(other)
+    return found
 
 
 def _sources(node: fx.Node, layer: nn.Module | None) -> Iterable[fx.Node]:

@@ -10,7 +10,6 @@ several adjacent ones, all of them have its scale.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
+from ._memory import reach
 from ._trace import Trace
 
 ONE = torch.ones(1, dtype=torch.float64, device="cpu")
@@ -119,7 +119,10 @@ class Scales:
 
     def solve(self) -> None:
         """Find the scale of every value; ValueError that names the calls with contradictory demands."""
-        self._collect_groups()
+        for start in self._ties:
+            if start not in self._group:
+                group = [*reach([start], self._tied)]
+                self._group.update(dict.fromkeys(group, group))
         for group in {id(group): group for group in self._group.values()}.values():
             self._check(group)
         waiting = list(self._concatenations)
@@ -134,15 +137,8 @@ class Scales:
             if len(shape) > 1:  # operations on a whole channel need one scale for it
                 self.across(value, shape[1])
 
-    def _collect_groups(self) -> None:
-        for start in self._ties:
-            if start not in self._group:
-                group = self._group[start] = [start]
-                for node in group:  # which grows
-                    for other, _ in self._ties[node]:
-                        if other not in self._group:
-                            self._group[other] = group
-                            group.append(other)
+    def _tied(self, node: fx.Node) -> list[fx.Node]:
+        return [other for other, _ in self._ties[node]]
 
     def _solved(self, value: fx.Node) -> Tensor | None:
         pins = [pin.scale for node in self._group[value] for pin in self._pins.get(node, ())]
@@ -198,8 +194,8 @@ class Scales:
         shared = " (called more than once)"
         names = dict.fromkeys(named(x) + shared * (called.count(x.target) > 1) for x in between)
         return (
-            f"cannot fold the model: {named(a.by)} {a.why}, and {named(b.by)} {b.why}; "
-            + (f"between lies only {', '.join(names)}" if names else "nothing lies between")
+            f"cannot fold the model: {named(a.by)} {a.why}, and {named(b.by)} {b.why}, with "
+            + (f"only {', '.join(names)} in between" if names else "nothing in between")
             + ". A linear, convolution or batch-norm layer that is called once absorbs a gain: put one "
             "there, give both the same alpha, or fold a part, as in model.part = sigscale.fold(model.part)"
             + ("" if self.trace.shapes else "; where channels are concatenated, example_inputs can help")
@@ -207,16 +203,8 @@ class Scales:
 
     def _path(self, start: fx.Node, end: fx.Node) -> list[fx.Node]:
         """The calls that tie one value to another."""
-        came: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
-        waiting = deque([start])
-        while end not in came and waiting:
-            node = waiting.popleft()
-            for other, by in self._ties[node]:
-                if other not in came and other is not start:
-                    came[other] = node, by
-                    waiting.append(other)
-        calls = []
-        while end is not start:
-            end, by = came[end]
-            calls.append(by)
+        came, calls = reach([start], self._tied), []
+        while (before := came[end]) is not None:
+            calls.append(next(by for other, by in self._ties[end] if other is before))
+            end = before
         return calls

@@ -1,6 +1,6 @@
 """The alpha-scaled activations as modules: `sigscale.nn.Tanh`, `Sigmoid`, `Arctan`, `Softsign`.
 
-They are made from the registry in `sigscale.kernels.functions`; a function registered there appears here.
+Made from the registry in `sigscale.kernels.functions`: a function registered there appears here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The activation modules of `sigscale.nn`, made from the registry, and the scale they share with others."""
+"""The activation modules of `sigscale.nn`, made from the registry, and the base of all scaled modules."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..sketch import QuantileSketch
 
 
 class Scaled(nn.Module):
-    """Base of all modules that have an alpha, a number or parameters that learn it.
+    """Base of all modules with an alpha, a number or learned.
 
-    A learned alpha is 2 ** log2_alpha, which is positive whatever the parameter's value; log2_alpha = 1 is
-    the paper's alpha = 2, and 0 the plain function, where weight decay pulls it.
+    A learned alpha is 2 ** log2_alpha, positive for any value of the parameter; log2_alpha = 1 is the paper's
+    alpha = 2, and 0, to which weight decay pulls it, the plain function.
     """
 
     log2_alpha: nn.Parameter | None
@@ -35,7 +35,7 @@ class Scaled(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Make alpha this number or, if `learnable`, num_parameters parameters that start there."""
+        """Set alpha to this number or, if `learnable`, to num_parameters parameters that start there."""
         number, size = check_alpha(alpha), check_num_parameters(num_parameters, learnable)
         self._parameters.pop("log2_alpha", None)
         self._alpha = number
@@ -63,7 +63,7 @@ class Scaled(nn.Module):
 
     @property
     def alpha(self) -> float | Tensor:
-        """The scale: a number or, if it is learned, a tensor (num_parameters,) that carries its gradient."""
+        """The scale: a number or, if learned, a tensor (num_parameters,) with a gradient."""
         if self._parameters.get("log2_alpha", self) is None:  # without nn.Module.__getattr__, which is slow
             return self._alpha
         return 2.0 ** cast(Tensor, self.log2_alpha)
@@ -74,7 +74,7 @@ class Scaled(nn.Module):
         self.reset_alpha()
 
     def alpha_repr(self) -> str:
-        """alpha as `extra_repr` shows it; a learned one is read from its device, which synchronizes."""
+        """alpha for `extra_repr`; reading a learned one synchronizes with its device."""
         if self.log2_alpha is None:
             return f"alpha={self._alpha!r}"
         if self.log2_alpha.is_meta:
@@ -87,7 +87,7 @@ class Scaled(nn.Module):
 
 
 class Activation(Scaled):
-    """Base of the activation modules; see the module of a function, such as `sigscale.nn.Tanh`."""
+    """Base of the activation modules, such as `sigscale.nn.Tanh`."""
 
     activation: ClassVar[ActivationFunction]
     save: Save
@@ -176,10 +176,10 @@ def class_name(function_name: str) -> str:
 
 
 def check_free(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Raise ValueError if a sketch counts the gradient of a module's input, a monitor's or one's own."""
+    """Raise ValueError if a monitor's or the user's sketch counts the gradient of a module's input."""
     for name, module in modules:
         if vars(module).get("grad_sketch") is not None:
             raise ValueError(
                 f"the module {name!r} has a grad_sketch, and counts into one sketch at a time: close() the "
-                "monitor that measures it or, if the sketch is your own, set the module's grad_sketch to None"
+                "monitor that measures it or, for your own sketch, set the module's grad_sketch to None"
             )

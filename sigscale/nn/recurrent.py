@@ -1,14 +1,14 @@
 """Recurrent modules whose tanh is alpha-scaled: `sigscale.nn.RNN`, `LSTM`, `GRU`.
 
 A cell with alpha * tanh(z / alpha) in place of every tanh(z) is the plain cell with other weights, up to a
-gain: its states are h = alpha h~ (and c = alpha c~), h~ and c~ being those of the plain cell. A weight is
+gain: its states are h = alpha h~ and c = alpha c~, where h~ and c~ are those of the plain cell. A weight is
 multiplied by the scale of what it reads and divided by the scale of what it adds to:
 
-    it reads      an input of the module, or is a bias: 1;  states h, also those of the layer below: alpha
-    it adds to    z of a gate, whose logistic function stays as it is: 1;  z of a tanh: alpha
+    reads     an input of the module, or nothing, as a bias: 1;  states h, also of the layer below: alpha
+    adds to   z of a gate, whose logistic function is not scaled: 1;  z of a tanh: alpha
 
-So PyTorch's own cells (cuDNN, MIOpen, oneDNN) run, on rescaled weights and on h / alpha and c / alpha, and
-what they return is multiplied by alpha. A projection is linear, and stays.
+So PyTorch's cells (cuDNN, MIOpen, oneDNN) run on rescaled weights and on h / alpha and c / alpha, and their
+results are multiplied by alpha. A projection is linear and stays.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ..kernels.device import is_capturing
 from .activation import Scaled
 
 IS_TANH = {"RNN_TANH": (1,), "LSTM": (0, 0, 1, 0), "GRU": (0, 0, 1)}
-"""Which blocks of a weight's rows belong to a tanh, by PyTorch's name for the cell."""
+"""By PyTorch's name for the cell: which blocks of a weight's rows belong to a tanh."""
 
 Pieces = tuple[tuple[int | None, int], ...]
-"""Numbers of weights, None for a gap between weights, each with the number of factors that it takes."""
+"""Indices of weights, or None for a gap between weights, each with its number of factors."""
 
 
 class Recurrent(Scaled, nn.RNNBase):
@@ -46,7 +46,7 @@ class Recurrent(Scaled, nn.RNNBase):
         """Make alpha this number or, if `learnable`, a parameter that starts there."""
         if num_parameters != 1:
             raise ValueError(
-                f"num_parameters must be 1 for a recurrent module, whose units read each other's states; got "
+                "num_parameters must be 1 for a recurrent module, whose units read each other's states; got "
                 f"{num_parameters!r}: leave it out"
             )
         if learnable and self.mode not in IS_TANH:
@@ -57,9 +57,9 @@ class Recurrent(Scaled, nn.RNNBase):
         super().set_alpha(alpha, learnable=learnable, **options)
 
     def reset_parameters(self) -> None:
-        """Draw new weights, as PyTorch does, and let a learned alpha start again; a fixed one stays."""
+        """Draw new weights, as PyTorch does, and reset a learned alpha; a fixed one stays."""
         super().reset_parameters()
-        if "log2_alpha" in self._parameters:  # not yet where torch's constructor calls this
+        if "log2_alpha" in self._parameters:  # not yet when torch's constructor calls this
             self.reset_alpha()
 
     def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script asks every module
@@ -71,7 +71,7 @@ class Recurrent(Scaled, nn.RNNBase):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tracer = tracer_of(*args, *kwargs.values())
         if tracer is not None and (path := tracer.path_of_module(self)):
-            return tracer.create_proxy("call_module", path, args, kwargs)  # hooks run when the graph does
+            return tracer.create_proxy("call_module", path, args, kwargs)  # hooks run with the graph
         return super().__call__(*args, **kwargs)
 
     def forward(self, input: Any, hx: Any = None) -> Any:
@@ -80,9 +80,9 @@ class Recurrent(Scaled, nn.RNNBase):
             return super().forward(input, hx)
         if isinstance(alpha, Tensor):
             check_learned_alpha(alpha, alpha)
-            alpha = alpha.squeeze()  # a 0-d tensor leaves the dtype of what it multiplies
+            alpha = alpha.squeeze()  # a 0-d tensor does not change the dtype of what it multiplies
         self._update_flat_weights()
-        plain = object.__new__(type(self))  # shares all but the weights, and leaves self to other threads
+        plain = object.__new__(type(self))  # shares everything but the weights; other threads may use self
         vars(plain).update(
             vars(self), _flat_weights=rescaled(self, alpha), _update_flat_weights=keep_flat_weights
         )
@@ -105,7 +105,7 @@ class Recurrent(Scaled, nn.RNNBase):
 
 
 def tracer_of(*values: Any) -> fx.Tracer | None:
-    """The tracer of torch.fx that sees these values, to which the modules are leaves as those of torch.nn."""
+    """The torch.fx tracer that records these values; it treats the modules as leaves, like torch.nn's."""
     for value in values:
         if isinstance(value, fx.Proxy) and isinstance(value.tracer, fx.Tracer):
             return value.tracer
@@ -115,13 +115,13 @@ def tracer_of(*values: Any) -> fx.Tracer | None:
 
 
 def keep_flat_weights() -> None:
-    """Stands in for PyTorch's method, which would replace rescaled weights by those that the module names."""
+    """Stands in for PyTorch's method, which would replace the rescaled weights with the module's own."""
 
 
 def rescaled(module: Recurrent, alpha: float | Tensor) -> list[Tensor]:
-    """The weights, in PyTorch's order, with which the plain cells compute the scaled ones.
+    """The weights, in PyTorch's order, with which a plain cell computes the scaled one; differentiable.
 
-    Differentiable. Weights that lie in one buffer, as cuDNN wants them, are copied to one of the same layout.
+    Weights that share one buffer, as cuDNN wants them, stay in one of the same layout.
     """
     weights, exponents = flat_weights(module), exponents_of(module)
     pieces = None if torch.compiler.is_compiling() else pieces_of_buffer(weights)
@@ -141,11 +141,11 @@ def rescaled(module: Recurrent, alpha: float | Tensor) -> list[Tensor]:
 
 
 def flat_weights(module: Recurrent) -> list[Tensor]:
-    return module._flat_weights  # type: ignore[return-value]  # None only while a module is put together
+    return module._flat_weights  # type: ignore[return-value]  # None only during construction
 
 
 def exponents_of(module: Recurrent) -> list[tuple[int, ...]]:
-    """For each weight the powers of alpha that its blocks of rows are multiplied by."""
+    """For each weight, the exponents of alpha by which its blocks of rows are multiplied."""
     found: list[tuple[int, ...]] = []
     for name in module._flat_weights_names:
         projects = name.startswith("weight_hr")
@@ -155,14 +155,14 @@ def exponents_of(module: Recurrent) -> list[tuple[int, ...]]:
 
 
 def pieces_of_buffer(weights: Sequence[Tensor]) -> Pieces | None:
-    """The weights and gaps of the buffer that holds them all, in its order; None if there is none."""
+    """The weights and gaps, in order, of the buffer that holds all weights; None if there is none."""
     if not all(weight.is_contiguous() and owns_memory(weight) for weight in weights):
         return None
     if len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
         return None
     sizes = [weight.nbytes // weight.element_size() for weight in weights]  # numel() would be traced
     end = int(weights[0].untyped_storage().nbytes()) // weights[0].element_size()
-    if end > 2 * sum(sizes):  # the buffer is that of more than this module
+    if end > 2 * sum(sizes):  # a buffer of more than this module
         return None
     pieces: list[tuple[int | None, int]] = []
     reached = 0
@@ -176,12 +176,12 @@ def pieces_of_buffer(weights: Sequence[Tensor]) -> Pieces | None:
 
 
 CACHE: WeakKeyDictionary[Recurrent, tuple[object, Tensor]] = WeakKeyDictionary()
-"""The last factors of a module. Not in the module: they need not be copied, moved or saved with it."""
+"""The last factors of each module; not in the module, so that they are not copied, moved or saved with it."""
 
 
 def factors(module: Recurrent, alpha: float | Tensor, pieces: Pieces) -> Tensor:
-    """The powers of alpha that the pieces are multiplied by, one after another."""
-    like = flat_weights(module)[0]
+    """The powers of alpha by which the pieces are multiplied, one after another."""
+    like, exponents = flat_weights(module)[0], exponents_of(module)
     number = alpha if isinstance(alpha, float) else None
     key = (number, pieces, like.device, like.dtype)
     caches = may_cache(like)
@@ -189,32 +189,29 @@ def factors(module: Recurrent, alpha: float | Tensor, pieces: Pieces) -> Tensor:
     if held is not None and held[0] == key:
         constants = held[1]
     else:
+        blocks = [(size, (0,) if i is None else exponents[i]) for i, size in pieces]
         with torch.inference_mode(False):
-            constants = torch.cat(constant_pieces(module, number, pieces))
+            constants = torch.cat(
+                [
+                    like.new_full((size // len(powers),), e if number is None else number**e)
+                    for size, powers in blocks
+                    for e in powers
+                ]
+            )
         if caches and owns_memory(constants):
             CACHE[module] = key, constants
     return constants if number is not None else alpha**constants
 
 
-def constant_pieces(module: Recurrent, alpha: float | None, pieces: Pieces) -> list[Tensor]:
-    """Block by block the powers of alpha or, of an alpha that learns, the exponents."""
-    like, exponents = flat_weights(module)[0], exponents_of(module)
-    found: list[Tensor] = []
-    for i, size in pieces:
-        blocks = (0,) if i is None else exponents[i]
-        found += [like.new_full((size // len(blocks),), e if alpha is None else alpha**e) for e in blocks]
-    return found
-
-
 def may_cache(like: Tensor) -> bool:
-    """Whether tensors made now, beside this one, can be kept: not those of a graph, which owns its memory."""
+    """Whether a tensor made now, like this one, can be kept: not in a graph, which owns its memory."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not owns_memory(like):
         return False
     return not is_capturing(like.device)
 
 
 def owns_memory(x: Tensor) -> bool:
-    """Whether x is a tensor of its own, not what torch.func or a trace puts in its place."""
+    """Whether x is a tensor with memory, rather than a stand-in of torch.func or a tracer."""
     try:
         x.untyped_storage()
     except NotImplementedError:
@@ -225,21 +222,21 @@ def owns_memory(x: Tensor) -> bool:
 class RNN(Recurrent, nn.RNN):
     """Elman network, alpha-scaled: h_t = alpha * tanh((W_ih x_t + b_ih + W_hh h_(t-1) + b_hh) / alpha).
 
-    Takes what `torch.nn.RNN` takes and has its parameters, so that a state_dict of one loads into the other;
-    runs on its cells, with rescaled weights. alpha = 1 is `torch.nn.RNN` itself, to the bit, and with
-    nonlinearity="relu", which scaling does not change, every alpha is.
+    Takes the arguments of `torch.nn.RNN` and has its parameters, so a state_dict of one loads into the other;
+    runs on its cells, with rescaled weights. alpha = 1 is `torch.nn.RNN` itself, to the bit, and so is every
+    alpha with nonlinearity="relu", which scaling does not change.
 
     Args:
-        *args, **kwargs: as `torch.nn.RNN`: input_size, hidden_size, num_layers, nonlinearity, bias,
+        *args, **kwargs: as in `torch.nn.RNN`: input_size, hidden_size, num_layers, nonlinearity, bias,
             batch_first, dropout, bidirectional, device, dtype.
         alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36); one for the whole module.
-        learnable: learn alpha, from this value on, as the parameter log2_alpha of shape (1,), which the
-            state_dict then has as well.
+        learnable: learn alpha, starting at this value, as the parameter log2_alpha of shape (1,), which the
+            state_dict then includes.
 
     Shape:
-        As `torch.nn.RNN`: sequences (L, N, H_in), (N, L, H_in) or (L, H_in), or a PackedSequence, and an
-        initial state (layers * directions, N, H_out) in the scale of the outputs, |h| < alpha. Returns
-        output and h_n. Real dtypes, those that PyTorch's cells have on the device.
+        As `torch.nn.RNN`: sequences (L, N, H_in), (N, L, H_in) or (L, H_in), or a PackedSequence; an initial
+        state (layers * directions, N, H_out) in the scale of the outputs, |h| < alpha. Returns output and
+        h_n. Real dtypes for which PyTorch has cells on the device.
 
     Raises:
         TypeError, ValueError: alpha is not a real number, finite and > 0; learnable without a tanh; and as
@@ -260,31 +257,15 @@ class LSTM(Recurrent, nn.LSTM):
     """Long short-term memory, alpha-scaled: h_t = o * tanh_a(c_t), c_t = f * c_(t-1) + i * tanh_a(z_t).
 
     Here tanh_a(z) = alpha * tanh(z / alpha) and z_t = W_ig x_t + b_ig + W_hg h_(t-1) + b_hg. The gates i, f,
-    o are those of `torch.nn.LSTM`, with the logistic function as it is: a gate is a share, from 0 to 1.
+    o are those of `torch.nn.LSTM`, with the logistic function unscaled: a gate is a share, from 0 to 1.
 
-    Takes what `torch.nn.LSTM` takes and has its parameters, so that a state_dict of one loads into the other;
-    runs on its cells, with rescaled weights. alpha = 1 is `torch.nn.LSTM` itself, to the bit. Rescaling costs
-    as much at every call as a few passes over the weights, little for a sequence, but felt where a network is
-    called a step at a time; multiplying by powers of two is exact.
-
-    Args:
-        *args, **kwargs: as `torch.nn.LSTM`: input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, proj_size, device, dtype.
-        alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36); one for the whole module.
-        learnable: learn alpha, from this value on, as the parameter log2_alpha of shape (1,), which the
-            state_dict then has as well.
-
-    Shape:
-        As `torch.nn.LSTM`: sequences (L, N, H_in), (N, L, H_in) or (L, H_in), or a PackedSequence, and
-        initial states h_0 (layers * directions, N, H_out), in the scale of the outputs, and c_0, likewise.
-        Returns output and (h_n, c_n). Real dtypes, those that PyTorch's cells have on the device.
-
-    Raises:
-        TypeError, ValueError: alpha is not a real number, finite and > 0; and as `torch.nn.LSTM`.
+    To `torch.nn.LSTM`, arguments (also proj_size), parameters, shapes and errors relate as those of
+    `sigscale.nn.RNN` do to `torch.nn.RNN`; initial states h_0 and c_0 are in the scale of the outputs.
+    Each call rescales the weights, at the cost of a few passes over them: little for a sequence, noticeable
+    where a network is called one step at a time. Multiplying by powers of two is exact.
 
     Source: S. Hochreiter and J. Schmidhuber, Neural Computation 9 (1997), with the forget gate of F. Gers et
-    al. (2000); L. Ven and J. Lederer, arXiv 2106.02260, Sec. 2.3, eq. (1); Sec. 4 hopes for recurrent
-    networks.
+    al. (2000); L. Ven and J. Lederer, arXiv 2106.02260, Sec. 2.3, eq. (1).
 
     Example:
         >>> import torch, sigscale as ss
@@ -301,28 +282,13 @@ class GRU(Recurrent, nn.GRU):
     """Gated recurrent unit, alpha-scaled: h_t = (1 - z) * n_t + z * h_(t-1), n_t = alpha * tanh(y_t / alpha).
 
     Here y_t = W_in x_t + b_in + r * (W_hn h_(t-1) + b_hn). The gates r, z are those of `torch.nn.GRU`, with
-    the logistic function as it is: a gate is a share, from 0 to 1.
+    the logistic function unscaled: a gate is a share, from 0 to 1.
 
-    Takes what `torch.nn.GRU` takes and has its parameters, so that a state_dict of one loads into the other;
-    runs on its cells, with rescaled weights. alpha = 1 is `torch.nn.GRU` itself, to the bit.
-
-    Args:
-        *args, **kwargs: as `torch.nn.GRU`: input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, device, dtype.
-        alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36); one for the whole module.
-        learnable: learn alpha, from this value on, as the parameter log2_alpha of shape (1,), which the
-            state_dict then has as well.
-
-    Shape:
-        As `torch.nn.GRU`: sequences (L, N, H_in), (N, L, H_in) or (L, H_in), or a PackedSequence, and an
-        initial state (layers * directions, N, H_out) in the scale of the outputs. Returns output and h_n.
-        Real dtypes, those that PyTorch's cells have on the device.
-
-    Raises:
-        TypeError, ValueError: alpha is not a real number, finite and > 0; and as `torch.nn.GRU`.
+    To `torch.nn.GRU`, arguments, parameters, shapes and errors relate as those of `sigscale.nn.RNN` do to
+    `torch.nn.RNN`.
 
     Source: K. Cho et al., arXiv 1406.1078 (2014), in PyTorch's form, where r multiplies after W_hn; L. Ven
-    and J. Lederer, arXiv 2106.02260, Sec. 2.3, eq. (1); Sec. 4 hopes for recurrent networks.
+    and J. Lederer, arXiv 2106.02260, Sec. 2.3, eq. (1).
 
     Example:
         >>> import torch, sigscale as ss

@@ -50,7 +50,7 @@ def gradient(
     Where the penalty's part r theta^k and the network's nearly cancel, digits count from the larger one.
 
     Returns: l numbers of type `mpmath.mpf`.
-    Source: the formulas of Sections 2.1, 2.2 and 2.3 of arXiv 2106.02260.
+    Source: Sections 2.1, 2.2 and 2.3 of arXiv 2106.02260.
 
     Example:
         >>> theory.gradient([10.0] * 50, 1.5)[0].item()  # below the smallest float64
@@ -80,16 +80,12 @@ def _run(
         raise ValueError("theta must have a parameter for each layer; got none: pass [1.5] for one layer")
     if scale <= 0:
         raise ValueError(f"alpha must be finite and > 0; got {alpha!r}: pass a number such as 2.0")
-    entry = FUNCTIONS[function]
-    f = Activation(entry.mp_value, entry.mp_slope)
+    f = Activation(FUNCTIONS[function].mp_value, FUNCTIONS[function].mp_slope)
     # An error of the argument z of f' costs as many bits as z has in front of the point.
     size = max(mp.mag(each) for each in (*weights, start, scale) if each)
-    with (
-        mp.workdps(check_integer(digits, "digits", "50 is the default")),
-        mp.workprec(mp.mp.prec + GUARD + max(0, 2 * size)),
-    ):
-        output, partials = chain(weights, start, f, scale, naive=naive)
-    with mp.workdps(digits):
+    with mp.workdps(check_integer(digits, "digits", "50 is the default")):
+        with mp.workprec(mp.mp.prec + GUARD + max(0, 2 * size)):
+            output, partials = chain(weights, start, f, scale, naive=naive)
         return weights, +output, [+part for part in partials]
 
 

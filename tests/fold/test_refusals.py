@@ -31,7 +31,7 @@ def test_last_activation():
         nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0)),
         "'1' (Tanh) has alpha = 2",
         "the model's output has the scale 1",
-        "nothing lies between",
+        "nothing in between",
         "model.part = sigscale.fold(model.part)",
     )
 
@@ -40,7 +40,7 @@ def test_first_activation():
     refuses(
         nn.Sequential(nn.Flatten(), ss.nn.Tanh(3.0), nn.Linear(4, 4)),
         "the model's input 'input' has the scale 1, and '1' (Tanh) has alpha = 3",
-        "between lies only '0' (Flatten)",
+        "with only '0' (Flatten) in between",
     )
 
 
@@ -49,7 +49,7 @@ def test_alpha_1_beside_another():
         network(ss.nn.Tanh(1.0)),
         "'1' (Tanh) has alpha = 2",
         "'2' (Tanh) has alpha = 1",
-        "nothing lies between",
+        "nothing in between",
     )
     ss.fold(nn.Sequential(ss.nn.Tanh(1.0), ss.nn.Sigmoid(1.0)))
 

@@ -46,7 +46,7 @@ def traces(model: nn.Module) -> list[object]:
         (
             {"include": "nothing.*"},
             ValueError,
-            r"include must match .*got 'nothing.\*'.*0.weight.*: a pattern is of whole names",
+            r"include must match .*got 'nothing.\*'.*0.weight.*: patterns match whole names",
         ),
         (
             {"exclude": ["1", "x"]},

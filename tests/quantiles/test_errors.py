@@ -137,7 +137,7 @@ def test_all_reduce_without_processes():
         ((torch.ones(3), "half"), TypeError, r"q must be a number or a sequence of numbers; got 'half'"),
         ((torch.ones(3), None), TypeError, r"q must be a number or a sequence of numbers; got None"),
         ((torch.ones(3), [[0.1]]), ValueError, r"one-dimensional; got shape \(1, 1\): use q.flatten"),
-        ((torch.ones(3, 0), 0.5, 1), ValueError, r"needs values: got shape \(3, 0\) with dim=1"),
+        ((torch.ones(3, 0), 0.5, 1), ValueError, r"needs values; got shape \(3, 0\) with dim=1"),
         ((torch.ones(3), 0.5, 4), IndexError, r"Dimension out of range"),
     ],
 )
