@@ -5,7 +5,9 @@ from __future__ import annotations
 import doctest
 import fractions
 import re
+from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -69,9 +71,8 @@ def test_bad_alpha(alpha, error, received):
 @pytest.mark.interpreter
 def test_bad_input(x, received, remedy):
     for call in (ss.arctan, ss.nn.Arctan()):
-        with pytest.raises(
-            TypeError, match=rf"arctan\(\) takes a dense tensor .*got {received}.*: .*{remedy}"
-        ):
+        message = rf"arctan\(\) takes a dense tensor .*got {received}.*: .*{remedy}"
+        with pytest.raises(TypeError, match=message):
             call(x)
 
 
@@ -85,25 +86,24 @@ def test_quantized_input():
 @pytest.mark.parametrize("save", ["x", "Input", "", 1, True, ["input"]])
 def test_bad_save(save):
     for call in (lambda: ss.tanh(X, save=save), lambda: ss.nn.Tanh(save=save)):
-        with pytest.raises(
-            ValueError, match='save must be "input", "output" or None .*got ' + re.escape(repr(save))
-        ):
+        message = 'save must be "input", "output" or None .*got ' + re.escape(repr(save))
+        with pytest.raises(ValueError, match=message):
             call()
 
 
-def test_unknown_function():
-    with pytest.raises(
-        ValueError, match="unknown function 'tahn': choose one of tanh, sigmoid, arctan, softsign"
-    ):
+@pytest.mark.parametrize(
+    ("place", "name", "message"),
+    [
+        (ss, "tahn", "'sigscale' has no attribute 'tahn': it has tanh, sigmoid, arctan"),
+        (ss, "logsigmoid", r"no attribute 'logsigmoid': it is sigscale\.sigmoid"),
+        (ss.nn, "Tahn", "no attribute 'Tahn'"),
+    ],
+)
+def test_unknown_names(place, name, message):
+    with pytest.raises(AttributeError, match=message):
+        getattr(place, name)
+    with pytest.raises(ValueError, match="unknown function 'tahn': choose one of tanh, sigmoid, arctan, so"):
         ss.FUNCTIONS["tahn"]
-    with pytest.raises(
-        AttributeError, match="'sigscale' has no attribute 'tahn': it has tanh, sigmoid, arctan"
-    ):
-        ss.tahn  # noqa: B018
-    with pytest.raises(AttributeError, match=r"no attribute 'logsigmoid': it is sigscale\.sigmoid"):
-        ss.logsigmoid  # noqa: B018
-    with pytest.raises(AttributeError, match="no attribute 'Tahn'"):
-        ss.nn.Tahn  # noqa: B018
 
 
 @pytest.mark.gpu
@@ -113,25 +113,48 @@ def test_gradient_from_another_device():
         y.backward(torch.ones(3))
 
 
-@pytest.mark.parametrize("name", list(ss.FUNCTIONS))
+def documented() -> dict[str, Any]:
+    """Every public function and class whose documentation has an example, by its name in `sigscale`."""
+    places = {"": ss, "nn.": ss.nn, "init.": ss.init, "plot.": ss.plot}
+    places |= {"theory.": ss.theory, "theory.exact.": ss.theory.exact}
+    found = {}
+    for prefix, place in places.items():
+        for name in getattr(place, "__all__", dir(place)):
+            each = getattr(place, name)
+            if "Example:" in (each.__doc__ or "") and getattr(each, "__module__", "").startswith("sigscale"):
+                found[prefix + name] = each
+    return found
+
+
+DOCUMENTED = documented()
+PARTS = {
+    **dict.fromkeys(
+        (*ss.FUNCTIONS, *(f"nn.{ss.nn.class_name(name)}" for name in ss.FUNCTIONS)),
+        ("alpha * f(x / alpha)", "Args:", "Source: L. Ven and J. Lederer", "eq. (1)"),
+    ),
+    **dict.fromkeys(("GradientMonitor", "GradientHistory", "plot.gradients"), ("Args:",)),
+    "fold": ("Args:", "Raises:", "Source: L. Ven and J. Lederer", "Sec. 2.3"),
+    "WeightPenalty": ("Keras's", "Source: L. Ven and J. Lederer"),
+    "theory": ("Returns:", "Source: ", "arXiv 2106.02260"),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
 def test_documentation(name):
-    function, layer = getattr(ss, name), getattr(ss.nn, ss.nn.class_name(name))
-    for documented in (function, layer):
-        for part in ("alpha * f(x / alpha)", "Args:", "Source: L. Ven and J. Lederer", "eq. (1)", "Example:"):
-            assert part in documented.__doc__
-        finder = doctest.DocTestFinder(recurse=False)
-        (example,) = finder.find(documented, name, globs={}, module=False)
-        assert doctest.DocTestRunner().run(example).failed == 0
-    assert name in dir(ss)
+    """Examples run, those of methods as well; what stems from the paper says so."""
+    for part in PARTS.get(name, PARTS["theory"] if name.startswith("theory.") else ()):
+        assert part in DOCUMENTED[name].__doc__
+    globs = {"theory": ss.theory, "mpmath": mpmath}
+    for example in doctest.DocTestFinder().find(DOCUMENTED[name], name, globs=globs, module=False):
+        assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
 
 
-def test_public_names():
-    assert {"tanh", "sigmoid", "arctan", "softsign"} <= {*ss.__all__}
-
-
-def test_the_papers_logsigmoid_is_found():
-    assert "logsigmoid" in ss.sigmoid.__doc__
-    assert torch.equal(ss.sigmoid(X, 1.0), torch.sigmoid(X))
+def test_documented_names():
+    theory = {f"theory.{name}" for name in ("network", "theorem_1", "theorem_2", "exact.gradient")}
+    others = {"nn.GRU", "init.small_normal_", "plot.gradients", "quantile", "GradientMonitor", "fold"}
+    assert {*ss.FUNCTIONS, *theory, *others} <= DOCUMENTED.keys()
+    assert {*ss.FUNCTIONS} <= {*dir(ss)} & {*ss.__all__}
+    assert "logsigmoid" in ss.sigmoid.__doc__  # the paper's name
 
 
 @pytest.mark.parametrize("name", list(ss.FUNCTIONS))
@@ -158,10 +181,3 @@ def test_facts(name):
 def test_repr_shows_what_was_chosen():
     assert repr(ss.nn.Softsign(0.5, save="input")) == "Softsign(alpha=0.5, save='input')"
     assert repr(ss.nn.Tanh()) == "Tanh(alpha=2.0)"
-
-
-@pytest.mark.parametrize("documented", [ss.QuantileSketch, ss.quantile, ss.nanquantile, ss.foreach_quantile])
-def test_examples_of_the_quantiles(documented):
-    finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(documented, documented.__name__, globs={}, module=False)
-    assert doctest.DocTestRunner().run(example).failed == 0

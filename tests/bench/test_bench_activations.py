@@ -21,9 +21,17 @@ def case(direction, function="tanh", dtype=torch.float32, exponent=10):
     return Case(what, dtype, exponent, CPU)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("direction", [activations.FORWARD, activations.BACKWARD, activations.TRAINING])
-@pytest.mark.parametrize("function", ss.FUNCTIONS)
+@pytest.mark.parametrize(
+    ("function", "direction", "dtype"),
+    [
+        *((function, activations.BACKWARD, torch.float32) for function in ss.FUNCTIONS),
+        ("tanh", activations.FORWARD, torch.float32),
+        ("tanh", activations.TRAINING, torch.bfloat16),
+        ("sigmoid", activations.FORWARD, torch.bfloat16),
+        ("softsign", activations.TRAINING, torch.float64),
+    ],
+    ids=str,
+)
 def test_everyone_computes_the_same(function, direction, dtype):
     bound, refused = activations.calls(case(direction, function, dtype))
     assert {"sigscale", "eager", "plain", "copy"} <= set(bound)

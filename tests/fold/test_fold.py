@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
 
 import pytest
 import torch
@@ -202,10 +201,3 @@ def test_undoes_scale_activations():
     scaled = copy.deepcopy(model)
     ss.scale_activations(scaled, alpha=3.0)
     assert repr(check(scaled.double(), torch.randn(2, 4, dtype=torch.float64))) == repr(model)
-
-
-def test_documentation():
-    (example,) = doctest.DocTestFinder(recurse=False).find(ss.fold, "fold", globs={}, module=False)
-    assert doctest.DocTestRunner().run(example).failed == 0
-    for part in ("Args:", "Raises:", "Source: L. Ven and J. Lederer", "Sec. 2.3"):
-        assert part in ss.fold.__doc__

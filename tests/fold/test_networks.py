@@ -141,11 +141,15 @@ def test_scales_of_an_embedding_and_of_normalization():
     check(randomized(model), torch.arange(9).view(3, 3))
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+OPTIONS = [{}, {"num_layers": 3}, {"bidirectional": True, "num_layers": 2}]
+OPTIONS += [{"bias": False, "batch_first": True}]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"num_layers": 3}, {"bidirectional": True, "num_layers": 2}, {"bias": False, "batch_first": True}],
+    ("kind", "scaled", "options"),
+    [("LSTM", True, options) for options in OPTIONS]
+    + [("RNN", True, OPTIONS[1]), ("GRU", True, OPTIONS[2]), ("GRU", True, OPTIONS[3])]
+    + [("RNN", False, OPTIONS[2]), ("LSTM", False, OPTIONS[1]), ("GRU", False, OPTIONS[0])],
     ids=str,
 )
 def test_recurrent_modules(kind, scaled, options):

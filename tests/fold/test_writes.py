@@ -111,6 +111,7 @@ FOLDED = {
 }
 
 
+# In a copy of the model with a graph for its forward, and in one with the model's own forward.
 @pytest.mark.parametrize("calls", [True, False], ids=["functions", "modules"])
 @pytest.mark.parametrize("join", FOLDED.values(), ids=FOLDED)
 def test_statements_in_place(join, calls):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import re
 from itertools import product
 
 import pytest
@@ -208,14 +206,6 @@ def test_words():
     assert repr(penalty) == "WeightPenalty(l2=0.01, l1=0.0; 4 parameters, 23 elements)"
     with pytest.raises(AttributeError):
         penalty.l2 = 0.1
-    assert re.search("Keras", ss.WeightPenalty.__doc__)
-
-
-@pytest.mark.parametrize("documented", [ss.WeightPenalty, ss.WeightPenalty.attach])
-def test_examples(documented):
-    for example in doctest.DocTestFinder(recurse=False).find(documented, "example", globs={}, module=False):
-        assert example.examples
-        assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_value_of_millions_of_equal_parameters(device):

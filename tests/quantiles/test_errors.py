@@ -138,6 +138,7 @@ def test_all_reduce_without_processes():
         ((torch.ones(3), None), TypeError, r"q must be a number or a sequence of numbers; got None"),
         ((torch.ones(3), [[0.1]]), ValueError, r"one-dimensional; got shape \(1, 1\): use q.flatten"),
         ((torch.ones(3, 0), 0.5, 1), ValueError, r"needs values; got shape \(3, 0\) with dim=1"),
+        ((torch.ones(0), 0.5), ValueError, r"needs values; got shape \(0,\)"),
         ((torch.ones(3), 0.5, 4), IndexError, r"Dimension out of range"),
     ],
 )
@@ -170,34 +171,24 @@ def test_unknown_options_of_quantile():
 @pytest.mark.parametrize(
     ("tensors", "error", "text"),
     [
-        (
-            5,
-            TypeError,
-            r"foreach_quantile\(\) takes a sequence of tensors, got int: pass a list, or use quantile",
-        ),
+        (5, TypeError, "takes a sequence of tensors, got int: pass a list, or use quantile"),
         ({"a": torch.ones(3)}, TypeError, r"a sequence of tensors, got dict: pass its values\(\)"),
         ("ab", TypeError, "a sequence of tensors, got str: pass a list"),
-        (
-            [torch.ones(3), torch.ones(2, 0)],
-            ValueError,
-            r"tensors\[1\]: foreach_quantile.*got shape \(2, 0\): leave",
-        ),
-        (
-            [torch.ones(1), torch.arange(3)],
-            TypeError,
-            r"tensors\[1\]: foreach_quantile.*got dtype torch.int64: conv",
-        ),
-        (
-            [torch.ones(1), None],
-            TypeError,
-            r"tensors\[1\]: foreach_quantile\(\).*got NoneType: use torch.as_tensor",
-        ),
+        ([torch.ones(3), torch.ones(2, 0)], ValueError, r"tensors\[1\]: .*got shape \(2, 0\): leave"),
+        ([torch.ones(1), torch.arange(3)], TypeError, r"tensors\[1\]: .*got dtype torch.int64: conv"),
+        ([torch.ones(1), None], TypeError, r"tensors\[1\]: .*got NoneType: use torch.as_tensor"),
     ],
     ids=["int", "dict", "str", "empty", "integers", "None"],
 )
 def test_bad_input_of_foreach_quantile(tensors, error, text):
-    with pytest.raises(error, match=text):
+    with pytest.raises(error, match=text) as caught:
         ss.foreach_quantile(tensors, 0.5)
+    assert "foreach_quantile()" in str(caught.value)
+
+
+def test_bad_q_of_foreach_quantile():
+    with pytest.raises(ValueError, match="one-dimensional"):
+        ss.foreach_quantile([torch.ones(3)], [[0.5]])
 
 
 def test_foreach_quantile_of_values():

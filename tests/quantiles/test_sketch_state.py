@@ -120,60 +120,54 @@ def test_reading_is_pure(device):
 def test_round_trips(m, device, tmp_path):
     sketch = sketch_of(X.to(device), m)
     torch.save(sketch.state_dict(), tmp_path / "state")
-    loaded = ss.QuantileSketch(m)
-    loaded.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    loaded, state = ss.QuantileSketch(m), torch.load(tmp_path / "state", weights_only=True)
+    loaded.load_state_dict(state)
+    state["counts"].zero_()  # not those of the sketch
     for other in (loaded, pickle.loads(pickle.dumps(sketch)), copy.deepcopy(sketch), sketch.to("cpu")):
         assert same(other, sketch)
         assert torch.equal(other.quantile(0.3).cpu(), sketch.quantile(0.3).cpu())
         assert same(other.update(X.to(other.device)), sketch + sketch)
         sketch = sketch_of(X.to(device), m)
+    torch.save([sketch, ss.QuantileSketch(m)], tmp_path / "sketches")
+    saved, empty = torch.load(tmp_path / "sketches", weights_only=True)
+    assert same(saved, sketch)
+    assert (empty.mantissa_bits, empty.count) == (m, 0)
     assert sketch.to(sketch.device) is sketch
     for empty in (ss.QuantileSketch(m), pickle.loads(pickle.dumps(ss.QuantileSketch(m)))):
         empty.load_state_dict(empty.state_dict())
         assert empty.count == 0
 
 
-def test_load_state_dict():
-    a, b = sketch_of(X), sketch_of(X[:5])
-    state = a.state_dict()
-    b.load_state_dict(state)
-    b.update(X)
-    state["counts"].zero_()
-    assert same(a, sketch_of(X))
-    assert same(b, a + a)
+POWERS, LARGEST = 2.0 ** np.arange(-149.0, 130), np.finfo(np.float64).max
+ON_EDGES = (POWERS, -POWERS, np.array([-LARGEST, -1.0, 1.125, LARGEST]), np.array([-LARGEST, -1.0]))
+HISTOGRAMS = {
+    **{name: CASES[name](torch.float64) for name in ("normal", "half zeros", "heavy tails", "subnormals")},
+    **{name: CASES[name](torch.float64) for name in ("nans", "empty")},
+    **{f"on edges {i}": torch.from_numpy(values) for i, values in enumerate(ON_EDGES)},
+}
 
 
-@every_m
-@pytest.mark.parametrize("case", ["normal", "half zeros", "heavy tails", "subnormals", "nans", "empty"])
-def test_to_histogram(case, m, device):
+@pytest.mark.parametrize("x", HISTOGRAMS.values(), ids=HISTOGRAMS)
+def test_to_histogram(x, device):
     """As numpy counts between the same edges, all bins and merged ones."""
-    x = CASES[case](torch.float64)
-    counts, edges = sketch_of(x.to(device), m).to_histogram()
     values = x.numpy()[np.isfinite(x.numpy())]
-    assert counts.dtype == np.int64
-    assert edges.dtype == np.float64
-    assert len(edges) == len(counts) + 1
-    assert (np.diff(edges) > 0).all()
-    assert counts.sum() == len(values)
-    np.testing.assert_array_equal(counts, np.histogram(values, edges)[0])
-    assert not len(values) or (counts[0] > 0 and counts[-1] > 0)
-    for bins in (1, 2, 3, 16, 512):
-        merged, between = sketch_of(x.to(device), m).to_histogram(bins)
-        assert len(merged) == len(between) - 1 <= bins
-        assert {*between} <= {*edges}
-        assert (between[0], between[-1]) == (edges[0], edges[-1])
-        np.testing.assert_array_equal(merged, np.histogram(values, between)[0])
-        assert bins == 1 or not edges[0] < 0 < edges[-1] or 0.0 in between
-
-
-@every_m
-def test_histogram_edges(m):
-    """Values on edges, of either sign and at the ends of the range, go where numpy puts them."""
-    powers = 2.0 ** np.arange(-149.0, 130)
-    largest = np.finfo(np.float64).max
-    for values in (powers, -powers, np.array([-largest, -1.0, 1.125, largest]), np.array([-largest, -1.0])):
-        counts, edges = sketch_of(torch.from_numpy(values), m).to_histogram()
+    for m in MANTISSA_BITS:
+        sketch = sketch_of(x.to(device), m)
+        counts, edges = sketch.to_histogram()
+        assert counts.dtype == np.int64
+        assert edges.dtype == np.float64
+        assert len(edges) == len(counts) + 1
+        assert (np.diff(edges) > 0).all()
+        assert counts.sum() == len(values)
         np.testing.assert_array_equal(counts, np.histogram(values, edges)[0])
+        assert not len(values) or (counts[0] > 0 and counts[-1] > 0)
+        for bins in (1, 2, 3, 16, 512):
+            merged, between = sketch.to_histogram(bins)
+            assert len(merged) == len(between) - 1 <= bins
+            assert {*between} <= {*edges}
+            assert (between[0], between[-1]) == (edges[0], edges[-1])
+            np.testing.assert_array_equal(merged, np.histogram(values, between)[0])
+            assert bins == 1 or not edges[0] < 0 < edges[-1] or 0.0 in between
 
 
 def test_histogram_of_two_values():
@@ -183,17 +177,11 @@ def test_histogram_of_two_values():
     merged = sketch.to_histogram(bins=512)
     assert len(merged.counts) <= 512
     assert merged.counts.sum() == 2
-    for bins, error in (
-        (0, ValueError),
-        (-1, ValueError),
-        (1.5, TypeError),
-        (True, TypeError),
-        ("", TypeError),
-    ):
-        with pytest.raises(
-            error, match=r"bins must be an integer from 1 on; got .*: 512 is the most that W&B"
-        ):
-            sketch.to_histogram(bins)
+    message = r"bins must be an integer from 1 on; got .*: 512 is the most that W&B"
+    for error, wrong in ((ValueError, (0, -1)), (TypeError, (1.5, True, ""))):
+        for bins in wrong:
+            with pytest.raises(error, match=message):
+                sketch.to_histogram(bins)
 
 
 def test_repr(device):
@@ -281,15 +269,3 @@ def test_all_reduce_of_two_processes(tmp_path):
     for rank in range(2):
         for state, m in zip(torch.load(tmp_path / str(rank)), (4, 2, 5), strict=True):
             assert torch.equal(state["counts"], sketch_of(X, m).counts)
-
-
-@pytest.mark.parametrize("values", [[], [1.0, -2.0, float("nan")]])
-def test_loading_weights_only(values, tmp_path):
-    sketch = ss.QuantileSketch(4)
-    if values:
-        sketch.update(torch.tensor(values))
-    torch.save({"sketch": sketch, "state": sketch.state_dict()}, tmp_path / "sketch.pt")
-    loaded = torch.load(tmp_path / "sketch.pt", weights_only=True)
-    assert loaded["sketch"].mantissa_bits == 4
-    assert torch.equal(loaded["sketch"].counts, sketch.counts)
-    assert torch.equal(loaded["state"]["counts"], sketch.counts)
