@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.tensorboard import SummaryWriter
@@ -39,7 +41,8 @@ def network() -> nn.Sequential:
 def compile_and_shard(model: nn.Sequential, device: str) -> None:
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for number in range(1, 1 + LAYERS):
-        model[number] = fully_shard(torch.compile(model[number], fullgraph=True), mesh=mesh)
+        compiled: Any = torch.compile(model[number], fullgraph=True)
+        model[number] = fully_shard(compiled, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -69,7 +72,7 @@ def train(args: argparse.Namespace, device: torch.device) -> ss.GradientHistory:
     checkpoint = args.out / "checkpoint"
     if checkpoint.exists():
         state = state_of(model, optimizer, monitor)
-        dcp.load(state, checkpoint_id=checkpoint)
+        load(state, checkpoint_id=checkpoint)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         monitor.load_state_dict(state["monitor"])
     first = monitor.last().step_count
@@ -82,8 +85,8 @@ def train(args: argparse.Namespace, device: torch.device) -> ss.GradientHistory:
             monitor.step()
             log.step()
             optimizer.step()
-    files = dcp.FileSystemWriter(checkpoint, overwrite=True)
-    dcp.save(state_of(model, optimizer, monitor), storage_writer=files)
+    files = FileSystemWriter(checkpoint, overwrite=True)
+    save(state_of(model, optimizer, monitor), storage_writer=files)
     monitor.close()
     if events is not None:
         events.close()

@@ -102,8 +102,13 @@ def parts(shared: bool, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def composed(function: Function, x: Tensor, alpha: float | Tensor) -> Tensor:
     """alpha f(x / alpha) in differentiable PyTorch operations, rounded once at the end."""
     if isinstance(alpha, Tensor):
-        alpha = by_channel(alpha, x).to(widened(x).dtype)
-    return (function.torch_value(widened(x) / alpha) * alpha).to(x.dtype)
+        alpha = rounded(by_channel(alpha, x), widened(x).dtype)
+    return rounded(function.torch_value(widened(x) / alpha) * alpha, x.dtype)
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype); of two names for one tensor in a graph, torch 2.11 loses the gradient of one."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def by_channel(alpha: Tensor, x: Tensor) -> Tensor:

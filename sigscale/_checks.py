@@ -98,16 +98,15 @@ def check_real(
     wrong_type: type[Exception] = TypeError,
 ) -> float:
     """The value as a float; an error unless it is a real number, not a bool, from `low` to `high`."""
-    text = f"{name} must be {rule}; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, Real):
         kind = f" of type {type(value).__name__}" if wrong_type is TypeError else ""
-        raise wrong_type(f"{text}{kind}: {remedy}")
+        raise wrong_type(f"{name} must be {rule}; got {value!r}{kind}: {remedy}")
     try:
         number = float(value)
     except OverflowError:
         number = -math.inf if value < 0 else math.inf
     if not low <= number <= high:
-        raise ValueError(f"{text}: {remedy}")
+        raise ValueError(f"{name} must be {rule}; got {value!r}: {remedy}")
     return number
 
 
@@ -232,6 +231,12 @@ def check_interpolation(interpolation: Any, nan_policy: Any) -> None:
             raise ValueError(
                 f"{name} must be one of {', '.join(known)}; got {value!r}: the default is {known[0]!r}"
             )
+
+
+def is_exporting() -> bool:
+    """As torch.compiler.is_exporting(), which torch 2.11 takes for True in all that torch.compile traces."""
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
 
 
 def is_plain(x: Tensor) -> bool:

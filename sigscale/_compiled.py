@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import is_exporting
 from ._counting import counts_in_graph, takes_part
 from .kernels import device, reference, reference_learned
 from .kernels.functions import FUNCTIONS, Function
@@ -81,7 +82,7 @@ def is_compiled(x: Tensor) -> bool:
     """Whether torch.compile traces an ordinary tensor, outside of torch.func transforms."""
     return (
         torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        and not is_exporting()
         and not torch._C._are_functorch_transforms_active()
         and type(x) in (Tensor, torch.nn.Parameter)
         and device.is_supported(x)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _operators as operators
+from ._checks import is_exporting
 from ._sharding import own_part
 from .kernels import device
 from .sketch import QuantileSketch
@@ -81,7 +82,7 @@ def takes_part(x: Tensor) -> bool:
 
     An exported program is a copy of the model, which no monitor measures.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+    if not torch.is_grad_enabled() or is_exporting():
         return False
     if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
         return False
@@ -100,7 +101,8 @@ def count_gradient(sketch: QuantileSketch, g: Tensor) -> None:
     if _is_recorded():
         _record(sketch, g)
     elif not (g.is_meta or _is_fake(g)):
-        sketch.update(g)
+        for part in g.unbind() if g.is_nested else (g,):
+            sketch.update(part)
 
 
 def count_in_graph(sketch: QuantileSketch, g: Tensor) -> None:

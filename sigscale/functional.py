@@ -60,6 +60,8 @@ def functional(function: Function) -> ActivationFunction:
         ):
             return handle_torch_function(activation, (x,), x, alpha, save=save, grad_sketch=grad_sketch)
         if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
+            if isinstance(x, Tensor) and x.is_nested and x.dtype in DTYPES:
+                return nested(activation, function, x, alpha, save, grad_sketch)
             check_input(x, function.name)
         if isinstance(alpha, Tensor):
             check_learned_alpha(alpha, x)
@@ -85,13 +87,40 @@ def functional(function: Function) -> ActivationFunction:
     return activation
 
 
+def nested(
+    activation: ActivationFunction,
+    function: Function,
+    x: Tensor,
+    alpha: float | Tensor,
+    save: Save,
+    grad_sketch: QuantileSketch | None,
+) -> Tensor:
+    """Of a jagged tensor by PyTorch's own operations; of the strided kind, which lacks some, part by part."""
+    if isinstance(alpha, Tensor) and alpha.numel() != 1:
+        raise ValueError(
+            "alpha must have one element for a nested tensor, whose dimension 1 varies; got shape "
+            f"{tuple(alpha.shape)}: use num_parameters=1"
+        )
+    if x.layout is torch.strided:
+        parts = [activation(part, alpha, save=save, grad_sketch=grad_sketch) for part in x.unbind()]
+        return torch.nested.as_nested_tensor(parts)
+    if grad_sketch is not None and torch.compiler.is_compiling():
+        raise TypeError(
+            f"{function.name}() counts no gradient of a nested tensor under torch.compile: leave grad_sketch "
+            "out, or apply it to x.values()"
+        )
+    alpha = alpha if isinstance(alpha, Tensor) else check_alpha(alpha)
+    return activate(function, x, alpha, save, grad_sketch)
+
+
 DOCSTRING = """Alpha-scaled {f.name}, elementwise: alpha * f(x / alpha) with f(u) = {f.formula}.
 
 Values lie between {lower} and {upper}; the derivative with respect to x is f'(x / alpha), whatever alpha, and
 {f.slope_at_zero:g} at 0. alpha = 1 is {f.name} itself.{paper}
 
 Args:
-    x: real tensor of any shape and strides; float16, bfloat16, float32 (computed in float32) or float64.
+    x: real tensor of any shape and strides; float16, bfloat16, float32 (computed in float32) or float64. A
+        nested one, jagged or strided, has one alpha.
     alpha: the scale, dimensionless; finite and > 0 (from 2^-36 to 2^36). A tensor may learn: floating point,
         on x's device, with one element, or one for each channel x[:, i], as in `torch.nn.PReLU`. The same
         pass computes its gradient, the sum of g (f(u) - u f'(u)) with u = x / alpha and g the gradient of y.

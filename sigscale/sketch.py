@@ -141,7 +141,12 @@ class QuantileSketch:
 
     def allocate(self, device: torch.device) -> None:
         """Allocate counts on `device` if there are none yet, also while torch.compile traces the call."""
-        _allocate(self, device)
+        with _disable_current_modes():
+            self.counts_on(device)
+
+    # What torch.compiler.assume_constant_result sets, which takes seconds to import torch._dynamo:
+    # torch.compile calls this while it traces.
+    allocate._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @property
     def count(self) -> Tensor:
@@ -334,16 +339,6 @@ def _merged(first: int, last: int, limit: int) -> npt.NDArray[np.int64]:
         return np.array([first])
     width = next(n for n in itertools.count(1) if last // n - first // n < limit)
     return np.maximum(np.arange(first // width, last // width + 1) * width, first)
-
-
-def _allocate(sketch: QuantileSketch, device: torch.device) -> None:
-    with _disable_current_modes():
-        sketch.counts_on(device)
-
-
-# What torch.compiler.assume_constant_result sets, without importing torch._dynamo, which takes seconds:
-# torch.compile calls this while it traces.
-_allocate._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 torch.serialization.add_safe_globals([QuantileSketch])

@@ -6,7 +6,7 @@ It counts in the backward pass only, so recomputing a forward pass counts nothin
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,14 @@ def counting_class(base: type[nn.Module]) -> type[nn.Module]:
         y = base.forward(self, inside, *args[1:], **{n: v for n, v in kwargs.items() if n != "input"})
         return x.copy_(y) if overwrites else y
 
-    return class_over(base, {"forward": forward, "grad_sketch": None}, hidden=("grad_sketch",))
+    def prepare_scriptable(self: nn.Module) -> NoReturn:  # torch.jit.script asks every module
+        raise TypeError(
+            f"torch.jit.script cannot compile {base.__name__} while it is monitored: close() the monitor "
+            "first, or use torch.compile"
+        )
+
+    members = {"forward": forward, "grad_sketch": None, "__prepare_scriptable__": prepare_scriptable}
+    return class_over(base, members, hidden=("grad_sketch",))
 
 
 def count_overwritten(x: Tensor, sketch: QuantileSketch) -> None:
@@ -70,7 +77,8 @@ def measurable(x: Any, sketch: NamedSketch) -> bool:
     if not (isinstance(x, Tensor) and takes_part(x)):
         return False
     name = sketch.name
-    if x.dtype not in DTYPES or x.is_nested or x.layout is not torch.strided:
+    jagged = x.layout is torch.jagged and not torch.compiler.is_compiling()
+    if x.dtype not in DTYPES or not (jagged or (x.layout is torch.strided and not x.is_nested)):
         kind = "a nested tensor" if x.is_nested else f"{x.dtype}, {x.layout}"
         raise TypeError(
             "a monitor counts dense gradients of dtype float16, bfloat16, float32 or float64; "

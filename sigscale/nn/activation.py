@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,12 @@ class Scaled(nn.Module):
     def alpha(self, alpha: Any) -> None:
         self._alpha = check_alpha(alpha)
         self.reset_alpha()
+
+    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script asks every module
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}(alpha=...), whose arguments have types "
+            "it lacks: use torch.export.export or torch.jit.trace, or script sigscale.fold(model)"
+        )
 
     def alpha_repr(self) -> str:
         """alpha for `extra_repr`; reading a learned one synchronizes with its device."""

@@ -14,7 +14,7 @@ results are multiplied by alpha. A projection is linear and stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -61,12 +61,6 @@ class Recurrent(Scaled, nn.RNNBase):
         super().reset_parameters()
         if "log2_alpha" in self._parameters:  # not yet when torch's constructor calls this
             self.reset_alpha()
-
-    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script asks every module
-        raise TypeError(
-            f"torch.jit.script cannot compile {type(self).__name__}(alpha=...), which rescales its weights "
-            "in each call: use torch.export.export or torch.jit.trace, or script sigscale.fold(model)"
-        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tracer = tracer_of(*args, *kwargs.values())
