@@ -150,11 +150,11 @@ def backward_sketch_kernel(
     inv = inv_bits.to(tl.float64, bitcast=True)
     on = tl.load(on_ptr)
     base = open_counters(words(M), SHARED)
+    rest = tl.where(on == 0, n, 0)  # one loop behind the other; as branches, they cost registers
+    gradient_tiles(g_ptr, saved_ptr, dx_ptr, rest, alpha, inv, base, counts_ptr, SLOPE, 0, SHARED, BLOCK)
+    gradient_tiles(g_ptr, saved_ptr, dx_ptr, n - rest, alpha, inv, base, counts_ptr, SLOPE, M, SHARED, BLOCK)
     if on != 0:
-        gradient_tiles(g_ptr, saved_ptr, dx_ptr, n, alpha, inv, base, counts_ptr, SLOPE, M, SHARED, BLOCK)
         close_counters(base, counts_ptr, M, SHARED)
-    else:
-        gradient_tiles(g_ptr, saved_ptr, dx_ptr, n, alpha, inv, base, counts_ptr, SLOPE, 0, SHARED, BLOCK)
 
 
 def forward(function: Function, x: Tensor, alpha: float) -> Tensor:

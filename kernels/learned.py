@@ -109,6 +109,7 @@ def backward_tile(
     alpha,
     inv,
     total,
+    on,
     base,
     counts_ptr,
     VALUE: tl.constexpr,
@@ -126,52 +127,11 @@ def backward_tile(
     if DX:
         dx = narrow(g * SLOPE(x, alpha, inv, DTYPE), DTYPE)
         tl.store(dx_ptr, dx, mask=mask)
-        if M:
+        if on != 0:
             count_values(base, counts_ptr, dx, mask, M, SHARED, True)
     if SUM:
         added = fma(g, alpha_slope(x, alpha, inv, DTYPE, VALUE, SLOPE, ALPHA_SLOPE), total)
         total = added if mask is None else tl.where(mask, added, total)
-    return total
-
-
-@triton.jit
-def backward_tiles(
-    g_ptr,
-    x_ptr,
-    dx_ptr,
-    n,
-    width,
-    alpha,
-    inv,
-    base,
-    counts_ptr,
-    VALUE: tl.constexpr,
-    SLOPE: tl.constexpr,
-    ALPHA_SLOPE: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DX: tl.constexpr,
-    SUM: tl.constexpr,
-    M: tl.constexpr,
-    SHARED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Store and count the program's tiles of dx; return the sum of g (f(u) - u f'(u)) for each column."""
-    start, column, step = first_tile(width, BLOCK)
-    offs = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32)
-    while start + BLOCK <= n:
-        total = backward_tile(
-            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
-            None if WHOLE else offs < width - column, alpha, inv, total, base, counts_ptr,
-            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
-        )  # fmt: skip
-        start += step
-    if start < n:
-        total = backward_tile(
-            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
-            offs < tl.minimum(n - start, width - column), alpha, inv, total, base, counts_ptr,
-            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
-        )  # fmt: skip
     return total
 
 
@@ -201,30 +161,30 @@ def learned_backward_kernel(
 ):
     """dx unless DX is False, counted unless M or the switch is 0; sums (chunks, width / GROUP) if wanted."""
     width = units * ELEMENTS
-    column = first_tile(width, BLOCK)[1]
-    alpha, inv = scales(alpha_ptr, column + tl.arange(0, BLOCK), inner, channels, PER_CHANNEL)
+    start, column, step = first_tile(width, BLOCK)
+    offs = tl.arange(0, BLOCK)
+    alpha, inv = scales(alpha_ptr, column + offs, inner, channels, PER_CHANNEL)
+    on = tl.load(on_ptr) if M else 0
+    base = open_counters(words(M), SHARED and M > 0)
+    total = tl.zeros([BLOCK], tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32)
     SUM: tl.constexpr = GROUP > 0
-    if M:
-        on = tl.load(on_ptr)
-        base = open_counters(words(M), SHARED)
-        if on != 0:
-            total = backward_tiles(
-                g_ptr, x_ptr, dx_ptr, n, width, alpha, inv, base, counts_ptr,
-                VALUE, SLOPE, ALPHA_SLOPE, WHOLE, DX, SUM, M, SHARED, BLOCK,
-            )  # fmt: skip
-            close_counters(base, counts_ptr, M, SHARED)
-        else:
-            total = backward_tiles(
-                g_ptr, x_ptr, dx_ptr, n, width, alpha, inv, base, counts_ptr,
-                VALUE, SLOPE, ALPHA_SLOPE, WHOLE, DX, SUM, 0, SHARED, BLOCK,
-            )  # fmt: skip
-    else:
-        total = backward_tiles(
-            g_ptr, x_ptr, dx_ptr, n, width, alpha, inv, 0, counts_ptr,
-            VALUE, SLOPE, ALPHA_SLOPE, WHOLE, DX, SUM, 0, SHARED, BLOCK,
+    while start + BLOCK <= n:
+        total = backward_tile(
+            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
+            None if WHOLE else offs < width - column, alpha, inv, total, on, base, counts_ptr,
+            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
+        )  # fmt: skip
+        start += step
+    if start < n:
+        total = backward_tile(
+            g_ptr + start + offs, x_ptr + start + offs, dx_ptr + start + offs,
+            offs < tl.minimum(n - start, width - column), alpha, inv, total, on, base, counts_ptr,
+            VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
         )  # fmt: skip
     if SUM:
         add_up(sums_ptr, total, tl.program_id(0) // tl.cdiv(width, BLOCK), column, width, GROUP, BLOCK)
+    if on != 0:
+        close_counters(base, counts_ptr, M, SHARED)
 
 
 @triton.jit

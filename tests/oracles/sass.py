@@ -77,15 +77,18 @@ def full_block(program: dict[int, tuple[bool, str, str]]) -> list[str]:
     return list(max(paths(next(iter(program)), ()), key=_load_width))
 
 
-Ways = dict[int, tuple[str, ...]]  # by the width of their loads, the opcodes on a way
+Ways = dict[tuple[bool, int], tuple[str, ...]]  # opcodes on a way, by what `full_loop` chooses by
 
 
 def full_loop(program: dict[int, tuple[bool, str, str]], through: str = "") -> list[str]:
     """Opcodes of a round of the loop over full blocks: the shortest cycle through the widest global loads.
 
-    Where there are several, `through` begins an opcode of the one wanted.
+    If possible, one with an opcode that begins with `through`.
     """
     following = dict(pairwise(program))
+
+    def kind(way: tuple[str, ...]) -> tuple[bool, int]:
+        return any(opcode.startswith(through) for opcode in way), _load_width(way)
 
     def rounds(address: int, head: int, known: dict[int, Ways]) -> Ways:
         """The shortest way from here back to the head for each width of loads on it."""
@@ -99,7 +102,7 @@ def full_loop(program: dict[int, tuple[bool, str, str]], through: str = "") -> l
                 break
             target = int(re.search(r"0x([0-9a-f]+)", operands)[1], 16) if opcode == "BRA" else None
             if target == head:
-                found = {_load_width(trail): trail}
+                found = {kind(trail): trail}
                 break
             if target is not None and target < address:
                 break
@@ -107,9 +110,8 @@ def full_loop(program: dict[int, tuple[bool, str, str]], through: str = "") -> l
                 ways = [rounds(following[address], head, known), rounds(target, head, known)]
                 for rest in (rest for way in ways for rest in way.values()):
                     whole = (*trail, *rest)
-                    width = _load_width(whole)
-                    if width not in found or len(whole) < len(found[width]):
-                        found[width] = whole
+                    if kind(whole) not in found or len(whole) < len(found[kind(whole)]):
+                        found[kind(whole)] = whole
                 break
             address = following.get(address) if target is None else target
         known[start] = found
@@ -121,8 +123,7 @@ def full_loop(program: dict[int, tuple[bool, str, str]], through: str = "") -> l
         if opcode == "BRA" and int(re.search(r"0x([0-9a-f]+)", operands)[1], 16) < address
     }
     cycles = [cycle for head in heads for cycle in rounds(head, head, {}).values()]
-    cycles = [cycle for cycle in cycles if any(opcode.startswith(through) for opcode in cycle)]
-    return list(max(cycles, key=lambda cycle: (_load_width(cycle), -len(cycle))))
+    return list(max(cycles, key=lambda cycle: (*kind(cycle), -len(cycle))))
 
 
 def _load_width(path: tuple[str, ...]) -> int:
