@@ -189,7 +189,6 @@ class Attachment:
 
 
 def check_attachable(penalty: Penalty, optimizer: Optimizer) -> None:
-    """Raise ValueError unless the penalty can be attached to the optimizer."""
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(
             "a penalty is added to gradients in place; got an optimizer with differentiable=True, which "

@@ -181,7 +181,6 @@ def keep_calls_plain(module: nn.Module) -> None:
 
 
 def unscale_calls(module: nn.Module) -> None:
-    """Undo `scale_calls`."""
     vars(module).pop(SETTINGS, None)
     vars(module).pop(OWNER, None)
     module.__class__ = class_without_marks(module)

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from .kernels import device
 from .kernels.device import is_supported
 from .kernels.math import ALPHA_RANGE
+from .kernels.reference_sketch import MANTISSA_BITS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Quantiles = float | Iterable[float] | Tensor
@@ -183,6 +184,16 @@ def check_save(save: Any, *, learnable: bool = False) -> None:
             'save="output" is not possible with an alpha that learns, since a saturated output does not hold '
             "its gradient: leave save out"
         )
+
+
+def check_mantissa_bits(bits: Any) -> int:
+    """Raise ValueError unless sketches can have so many mantissa bits."""
+    if type(bits) is not int or bits not in MANTISSA_BITS:
+        raise ValueError(
+            f"mantissa_bits must be one of {', '.join(map(str, MANTISSA_BITS))}; got {bits!r}: 3 bounds a "
+            "quantile to 12.5 %, each bit more halves that"
+        )
+    return bits
 
 
 def check_sketch(sketch: Any) -> None:

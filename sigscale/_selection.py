@@ -118,7 +118,6 @@ class Held(NamedTuple):
         return cls(parameters, mine, [p for p in parameters if id(p) not in members])
 
     def still(self, parameters: list[Tensor]) -> bool:
-        """Whether the group holds the same parameters."""
         return len(parameters) == len(self.parameters) and all(map(is_, parameters, self.parameters))
 
     def penalized(self) -> tuple[list[Tensor], list[Tensor], bool, bool]:

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ._checks import Quantiles, check_input, check_integer, check_quantiles, check_real
+from ._checks import Quantiles, check_input, check_integer, check_mantissa_bits, check_quantiles, check_real
 from ._sharding import own_part
 from .kernels import summary
 from .kernels.device import check_supported, device_of_backend, is_capturing
-from .kernels.reference_sketch import MANTISSA_BITS, bin_count, zero_bin
+from .kernels.reference_sketch import bin_count, zero_bin
 from .kernels.sketch import count
 
 FIRST_COUNT = threading.Lock()  # backward passes of several threads may share a sketch
@@ -67,12 +67,7 @@ class QuantileSketch:
     switch: Tensor | None = None  # of a monitor's: while switch[0] is 0, nothing is counted
 
     def __init__(self, mantissa_bits: int = 3, *, device: torch.device | str | int | None = None) -> None:
-        if type(mantissa_bits) is not int or mantissa_bits not in MANTISSA_BITS:
-            raise ValueError(
-                f"mantissa_bits must be one of {', '.join(map(str, MANTISSA_BITS))}; got {mantissa_bits!r}: "
-                "3 bounds a quantile to 12.5 %, each bit more halves that"
-            )
-        self.mantissa_bits = mantissa_bits
+        self.mantissa_bits = check_mantissa_bits(mantissa_bits)
         self._counts = None if device is None else self._zeros(torch.device(device))
 
     @property

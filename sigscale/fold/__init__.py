@@ -167,7 +167,8 @@ def _as_graph(model: nn.Module, traced: Trace) -> fx.GraphModule:
             with graph.inserting_before(node):
                 call = graph.call_module(name, (node.args[0] if node.args else node.kwargs["x"],))
             node.replace_all_uses_with(call)
-            _erase(graph, node, needless)
+            needless.add(node.name)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.name not in needless)
     return fx.GraphModule(model, graph, type(model).__name__)
 
 
@@ -179,15 +180,6 @@ def _protect_writes(graph: fx.Graph, model: nn.Module, written: set[str]) -> Non
             with graph.inserting_after(node):
                 same = graph.call_module(name, (node,))
             node.replace_all_uses_with(same, delete_user_cb=lambda user, same=same: user is not same)
-
-
-def _erase(graph: fx.Graph, node: fx.Node, needless: set[str]) -> None:
-    """Erase an unused node, and the nodes named in `needless` that only it needed."""
-    if not node.users:
-        inputs = [x for x in node.all_input_nodes if x.name in needless]
-        graph.erase_node(node)
-        for value in inputs:
-            _erase(graph, value, needless)
 
 
 def _check_plain(model: nn.Module) -> None:

@@ -55,7 +55,6 @@ def writes(node: fx.Node, layer: nn.Module | None = None) -> tuple[fx.Node, ...]
 
 
 def _is_in_place(node: fx.Node) -> bool:
-    """Whether a function is called with inplace=True."""
     if "inplace" in node.kwargs:
         return node.kwargs["inplace"] is not False
     try:

@@ -43,7 +43,6 @@ def _is_stock(layer: nn.Module) -> bool:
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
@@ -148,8 +147,8 @@ def average(scales: Scales, node: fx.Node) -> None:
     (keep if behind else mix)(scales, node)
 
 
-def extreme(scales: Scales, node: fx.Node) -> None:
-    """Of one tensor or of two, which then have one scale."""
+def share(scales: Scales, node: fx.Node) -> None:
+    """All operands and the result share one scale, which must be one number."""
     scales.tie((*node.all_input_nodes, node), node)
     scales.single(node, node)
 
@@ -194,13 +193,6 @@ def assign(scales: Scales, node: fx.Node) -> None:
     else:
         unknown(scales, node, f"writes the number {value!r}, which does not scale")
     scales.single(x, node)
-
-
-def differences(scales: Scales, node: fx.Node) -> None:
-    """Tensors put before or after another have its scale."""
-    others = (argument(node, 3, "prepend"), argument(node, 4, "append"))
-    scales.tie((operand(node), *(x for x in others if isinstance(x, fx.Node)), node), node)
-    scales.single(node, node)
 
 
 def join(scales: Scales, node: fx.Node) -> None:
@@ -283,14 +275,13 @@ NAMES: dict[Rule, str] = {
         upsample upsampling_nearest2d upsampling_bilinear2d""",
     reshape: "flatten reshape view view_as reshape_as unflatten squeeze unsqueeze",
     average: "mean sum",
-    extreme: " ".join(EXTREMES),
+    share: f"diff {' '.join(EXTREMES)}",
     mix: f"""permute transpose t swapaxes swapdims movedim moveaxis select narrow index_select gather
         take_along_dim chunk split tensor_split unbind cumsum amax amin flip roll expand expand_as repeat
         repeat_interleave tile broadcast_to pixel_shuffle pixel_unshuffle channel_shuffle unfold fold
         max_unpool1d max_unpool2d max_unpool3d {" ".join(RANKING)}""",
     direct: "argmax argmin argsort",
     assign: "setitem copy",
-    differences: "diff",
     item: "getitem",
     join: "add sub subtract maximum minimum where stack hstack vstack",
     compare: "gt ge lt le eq ne",

@@ -31,7 +31,6 @@ class Trace(NamedTuple):
     changed: tuple[str, ...]  # side effects of forward that a graph would lose
 
     def layer(self, node: fx.Node) -> nn.Module:
-        """The module that a node calls."""
         return self.root.get_submodule(str(node.target))
 
     def layers(self) -> list[tuple[fx.Node, nn.Module]]:
@@ -48,7 +47,6 @@ class Trace(NamedTuple):
         return functools.reduce(getattr, str(node.target).split("."), self.root)
 
     def writes(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The operands that a call writes into."""
         return writes(node, self.layer(node) if node.op == "call_module" else None)
 
     def named(self, node: fx.Node) -> str:

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._checks import check_quantiles, check_real, warn
-from ..kernels.reference_sketch import MANTISSA_BITS
+from .._checks import check_mantissa_bits, check_quantiles, check_real, warn
 from ._recorder import Statistics
 from .history import quantile_name
 
@@ -61,12 +60,7 @@ def check_statistics(
             raise ValueError(f"{name} must be different from each other; got {values}: name each once")
     if not numbers:
         raise ValueError("quantiles must not be empty; got (): pass (0.5,) for the median alone")
-    if type(mantissa_bits) is not int or mantissa_bits not in MANTISSA_BITS:
-        raise ValueError(
-            f"mantissa_bits must be one of {', '.join(map(str, MANTISSA_BITS))}; got {mantissa_bits!r}: "
-            "3 bounds a quantile to 12.5 %, each bit more halves that"
-        )
-    return Statistics(numbers, limits, bool(magnitude), mantissa_bits)
+    return Statistics(numbers, limits, bool(magnitude), check_mantissa_bits(mantissa_bits))
 
 
 def _listed(values: Any) -> list[Any]:

@@ -16,10 +16,15 @@ from .recurrent import LSTM as LSTM
 from .recurrent import RNN as RNN
 
 if TYPE_CHECKING:
-    from .activation import Arctan as Arctan
-    from .activation import Sigmoid as Sigmoid
-    from .activation import Softsign as Softsign
-    from .activation import Tanh as Tanh
+
+    class Tanh(Activation): ...
+
+    class Sigmoid(Activation): ...
+
+    class Arctan(Activation): ...
+
+    class Softsign(Activation): ...
+
 else:  # these and all others that are registered
 
     def __getattr__(name: str) -> type[Activation]:

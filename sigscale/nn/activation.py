@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,17 +123,6 @@ class Activation(Scaled):
 
     def extra_repr(self) -> str:
         return self.alpha_repr() + (f", save={self.save!r}" if self.save else "")
-
-
-if TYPE_CHECKING:  # made from the registry by module()
-
-    class Tanh(Activation): ...
-
-    class Sigmoid(Activation): ...
-
-    class Arctan(Activation): ...
-
-    class Softsign(Activation): ...
 
 
 DOCSTRING = """Alpha-scaled {f.name} as a module: alpha * f(x / alpha) with f(u) = {f.formula}.
