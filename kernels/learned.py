@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import counters, device, launcher, reference_learned, reference_sketch, sketch
+from . import counters, device, launcher, reference, reference_sketch, sketch
 from ._triton import tl, triton
 from .activation import BACKWARD_BLOCK, FORWARD_BLOCK, NUM_WARPS, activation
 from .counters import open_counters
@@ -238,7 +238,7 @@ def row_width(period: int, block: int) -> int:
 def forward(function: Function, x: Tensor, alpha: Tensor) -> Tensor:
     """alpha f(x / alpha) with one alpha, or one for each x[:, channel]."""
     if not device.takes_kernel(x):
-        return reference_learned.forward(function, x, alpha)
+        return reference.learned_forward(function, x, alpha)
     x, alpha = launcher.dense(x), alpha.contiguous()
     y = torch.empty_like(x)
     block = FORWARD_BLOCK[x.element_size()]
@@ -273,7 +273,7 @@ def backward(
     Also adds dx to `counts`, if given, unless on[0] is 0.
     """
     if not device.takes_kernel(x):
-        in_x, in_alpha = reference_learned.backward(function, g, x, alpha, dx=dx, dalpha=dalpha)
+        in_x, in_alpha = reference.learned_backward(function, g, x, alpha, dx=dx, dalpha=dalpha)
         if counts is not None and in_x is not None:
             reference_sketch.count(counts, in_x, m, on)
         return in_x, in_alpha

@@ -20,6 +20,8 @@ from .functions import Function
 
 PART = 1 << 17  # elements; the fp32 temporaries fit the second-level caches of two cores
 TABLE = 1 << 14  # 16-bit values from which on they are looked up
+LEARNED_TABLE = 1 << 18  # the same of a table that serves one step
+LIMIT = 2.0**60  # of abs(u), beyond which u f'(u) is 0 or its limit, and an infinite u would make NaN of it
 # Of -u: beyond, exp(-u) overflows before f(u) underflows.
 FAR = {torch.bfloat16: 85.0, torch.float32: 85.0, torch.float64: 700.0}
 
@@ -233,3 +235,52 @@ def _computing(dtype: torch.dtype) -> torch.dtype:
 
 def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize == 2 else x
+
+
+def learned_forward(function: Function, x: Tensor, alpha: Tensor) -> Tensor:
+    """alpha f(x / alpha), laid out as torch.tanh(x) would be."""
+    scale = float(alpha) if alpha.numel() == 1 else alpha
+    return forward(function, x, scale, table=LEARNED_TABLE)
+
+
+def learned_backward(
+    function: Function, g: Tensor, x: Tensor, alpha: Tensor, *, dx: bool, dalpha: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """g f'(u) and, summed over what shares an alpha, g (f(u) - u f'(u)), with u = x / alpha."""
+    shared = alpha.numel() == 1
+    scale = scale_of(function, x, float(alpha) if shared else alpha)
+    in_x = torch.empty_like(x) if dx else x  # x where nothing is written
+    total = torch.zeros(alpha.numel(), dtype=torch.float64)
+    rooms = Room(), Room()
+    for part, incoming, result in parts(shared, x, g, in_x):
+        u = scale.over_alpha(part, rooms[0].like(part))
+        s = slope(function, part, rooms[1].like(part).copy_(u), scale)
+        if dalpha:
+            terms = _alpha_slope(function, u.clamp_(-LIMIT, LIMIT), s).mul_(incoming)
+            total += terms.sum([d for d in range(terms.ndim) if d != 1 or shared]).double()
+        if dx:
+            torch.mul(s, incoming, out=result) if result.dtype is s.dtype else result.copy_(s.mul_(incoming))
+    return in_x if dx else None, total.to(alpha.dtype).view_as(alpha) if dalpha else None
+
+
+def _alpha_slope(function: Function, u: Tensor, s: Tensor) -> Tensor:
+    """f(u) - u f'(u) with s = f'(u)."""
+    if function.torch_alpha_slope is None or u.dtype == torch.float64:
+        return torch.addcmul(function.torch_value(u), u, s, value=-1)
+    return function.torch_alpha_slope(u, s)
+
+
+def composed_learned_backward(
+    function: Function, g: Tensor, x: Tensor, alpha: Tensor, *, dx: bool, dalpha: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `learned_backward`, in PyTorch operations that are differentiable in grad mode."""
+    wide, g_wide = widened(x), widened(g)
+    u = wide / by_channel(alpha, x).to(wide.dtype)
+    slope = function.torch_slope(u)
+    in_x = (g_wide * slope).to(g.dtype) if dx else None
+    if not dalpha:
+        return in_x, None
+    u = u.clamp(-LIMIT, LIMIT)
+    terms = g_wide * (function.torch_value(u) - u * slope)
+    total = terms.sum([d for d in range(terms.ndim) if d != 1 or alpha.numel() == 1])
+    return in_x, total.to(alpha.dtype).view_as(alpha)

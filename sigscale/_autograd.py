@@ -11,7 +11,7 @@ from . import _compiled as compiled
 from ._checks import is_plain
 from ._counting import count_gradient, counted, is_batched
 from ._sharding import beside
-from .kernels import activation, learned, reference, reference_learned
+from .kernels import activation, learned, reference
 from .kernels.functions import Function
 from .sketch import QuantileSketch
 
@@ -83,7 +83,7 @@ class LearnedActivation(torch.autograd.Function):
             return dx, dalpha, None, None
         dx, dalpha = None, None
         if g is not None:
-            dx, dalpha = reference_learned.composed_backward(function, g, x, alpha, **wanted)
+            dx, dalpha = reference.composed_learned_backward(function, g, x, alpha, **wanted)
         return _counted_sum(dx, direct, sketch), dalpha, None, None
 
 

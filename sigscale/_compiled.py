@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._checks import is_exporting
 from ._counting import counts_in_graph, takes_part
-from .kernels import device, reference, reference_learned
+from .kernels import device, reference
 from .kernels.functions import FUNCTIONS, Function
 from .sketch import QuantileSketch
 
@@ -70,7 +70,7 @@ class CompiledLearnedActivation(torch.autograd.Function):
         x, alpha = ctx.saved_tensors
         if ctx.counts is None:
             function = FUNCTIONS[ctx.name]
-            dx, dalpha = reference_learned.composed_backward(function, g, x, alpha, dx=True, dalpha=True)
+            dx, dalpha = reference.composed_learned_backward(function, g, x, alpha, dx=True, dalpha=True)
         else:
             dx, dalpha = torch.ops.sigscale.learned_backward_count_(
                 ctx.counts, ctx.on, g, x, alpha, ctx.name, ctx.m

@@ -13,7 +13,6 @@ from sigscale.kernels import (
     learned,
     multi_tensor,
     reference,
-    reference_learned,
     reference_sketch,
     sketch,
     summary,
@@ -87,11 +86,11 @@ def test_learned_alpha(shape, dtype, ran):
     alpha = torch.rand(shape[1] if len(shape) > 1 else 1, generator=generator) + 0.5
     for function in ss.FUNCTIONS.values():
         y = learned.forward(function, x, alpha)
-        torch.testing.assert_close(y, reference_learned.forward(function, x, alpha))
+        torch.testing.assert_close(y, reference.learned_forward(function, x, alpha))
         counts = torch.zeros(bin_count(3), dtype=torch.int64)
         for counted in ({}, {"counts": counts}):
             dx, dalpha = learned.backward(function, g, x, alpha, dx=True, dalpha=True, **counted)
-            twin = reference_learned.backward(function, g, x, alpha, dx=True, dalpha=True)
+            twin = reference.learned_backward(function, g, x, alpha, dx=True, dalpha=True)
             torch.testing.assert_close(dx, twin[0])
             torch.testing.assert_close(dalpha, twin[1], rtol=1e-4, atol=1e-3)
         assert torch.equal(counts, expected_counts(dx, 3))
