@@ -56,16 +56,11 @@ class Recorder:
     def __init__(
         self, device: torch.device, statistics: Statistics, rows: Rows, slots: int, every: int = 1
     ) -> None:
-        self.device, self.statistics, self.rows, self.slots, self.every = (
-            device,
-            statistics,
-            rows,
-            slots,
-            every,
-        )
+        self.device, self.statistics, self.rows = device, statistics, rows
+        self.slots, self.every = slots, every
         self.arrived: list[Record] = []  # on the host
         self.lost = 0  # steps that were overwritten before they were copied
-        self.captured = False
+        self.captured = False  # whether a CUDA graph counts or records here
         self.taken = 0  # steps that the host has, or has lost
         self.calls, self.newest = 0, -1  # steps made, and the last one measured, as far as the host knows
         self._is_due = self._is_paused = False
@@ -98,10 +93,6 @@ class Recorder:
         if rows > room:
             self.records = self._allocated(max(rows, 2 * room), self.records)
         self.rows.add(names)
-
-    def note_capture(self) -> None:
-        """Note that a CUDA graph that counts or records here is being captured."""
-        self.captured = True
 
     @property
     def capturing(self) -> bool:
@@ -154,7 +145,7 @@ class Recorder:
             every=self.every,
         )
         if self.capturing:
-            self.note_capture()
+            self.captured = True
             return
         measured = self._is_due or self.captured
         if measured:

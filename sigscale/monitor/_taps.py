@@ -47,7 +47,7 @@ class RowSketch(NamedSketch):
 
     def counts_on(self, device: torch.device) -> Tensor:
         if is_capturing(device):
-            self.recorder.note_capture()
+            self.recorder.captured = True
         return super().counts_on(device)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:

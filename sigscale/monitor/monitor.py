@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,7 @@ from ._rows import ParameterGradients, Rows, named_activations, only_device
 from ._taps import Taps, Things, check_trackable
 from .history import GradientHistory
 
-OPEN: weakref.WeakSet[GradientMonitor] = weakref.WeakSet()
-BY_NUMBER: weakref.WeakValueDictionary[int, GradientMonitor] = weakref.WeakValueDictionary()
+OPEN: weakref.WeakValueDictionary[int, GradientMonitor] = weakref.WeakValueDictionary()
 NUMBERS = itertools.count()
 
 
@@ -44,9 +43,10 @@ class GradientMonitor:
 
     Call step() once after the last backward pass of a training step, before zero_grad() and the next forward
     pass; otherwise the next step counts both. Nothing waits for the device until history(), summary(),
-    vanishing(), sketch() or save() is called; step() can be captured in a CUDA graph. Counts take 64 KiB of
-    device memory per row (mantissa_bits=3), records 8 bytes of host memory per number. While it
-    is open, activation modules of PyTorch are of a subclass of their class; copies of them are not.
+    vanishing(), sketch() or save() is called. step() can be compiled, and captured in a CUDA graph, whose
+    replays measure the steps that `every` says. Counts take 64 KiB of device memory per row
+    (mantissa_bits=3), records 8 bytes of host memory per number. While it is open, activation modules of
+    PyTorch are of a subclass of their class; copies of them are not.
 
     A quantile is off by a factor of at most 1 + 2^-mantissa_bits (see `QuantileSketch`), typically by 1 %.
     The mean takes each value at the middle of its bin, and is off by at most 2^-(mantissa_bits + 1) of the
@@ -60,7 +60,7 @@ class GradientMonitor:
             are those without a wrapper.
         quantiles: the quantiles to record, from 0 to 1.
         activations, parameters: whether to measure them.
-        every: measure the steps 0, every, 2 every, ...; the others cost nothing.
+        every: measure the steps 0, every, 2 every, ...; the others cost one small kernel.
         include, exclude: shell-style patterns ("encoder.*"), or sequences of them, of the names of modules
             and parameters to measure, and not to.
         magnitude: record the mean and the quantiles of |g| instead of g.
@@ -151,7 +151,6 @@ class GradientMonitor:
         self._are_parameters = self._rows.are_parameters(device)
         self._loss_scale: LossScale | None = None
         self._is_open, self._number = False, next(NUMBERS)
-        BY_NUMBER[self._number] = self
         self._attach(modules, scaler)
 
     def step(self) -> None:
@@ -166,12 +165,10 @@ class GradientMonitor:
         self._check_open()
         recorder = self._recorder
         if torch.compiler.is_compiling():
-            if self._loss_scale is not None:
-                torch._dynamo.graph_break(  # what the scaler did in this graph, the host does not know yet
-                    msg="with a scaler, call monitor.step() outside of functions compiled with fullgraph=True"
-                )
-            there = self._gradients_by_row()
-            torch.ops.sigscale.record_(*recorder.records, [*there.values()], [*there], self._number)
+            if self._loss_scale is not None:  # which learns of the scaler's calls where a graph ends
+                torch._dynamo.graph_break(msg="with a scaler, call monitor.step() outside of the function")
+            gradients = self._gradients_by_row()
+            torch.ops.sigscale.step_(*recorder.records, [*gradients.values()], [*gradients], self._number)
             return
         with torch.no_grad():
             gradients = {} if recorder.is_idle() else self._gradients_by_row()
@@ -282,7 +279,7 @@ class GradientMonitor:
         """Remove the hooks; the records can still be read."""
         if self._is_open:
             self._is_open = False
-            OPEN.discard(self)
+            OPEN.pop(self._number, None)
             self._detach()
             del self._gradients, self._loss_scale  # and with them, the model
 
@@ -315,9 +312,8 @@ class GradientMonitor:
         try:
             if not idle:
                 recorder.count(records, gradients)
-                self._reduction.add_up(
-                    records.counts[self._rows.activations], records.counts[self._rows.single]
-                )
+                counts, rows = records.counts, self._rows
+                self._reduction.add_up(counts[rows.activations], counts[rows.single])
             recorder.finish(records, factors)
         except BaseException:
             records.counts.zero_()  # half of a step is none
@@ -343,10 +339,8 @@ class GradientMonitor:
     def _add_rows(self, names: Sequence[str]) -> None:
         if names:
             if torch.compiler.is_compiling():
-                torch._dynamo.graph_break(
-                    msg=f"the model has new parameters, {names[0]!r} first: call monitor.step() once outside "
-                    "of the compiled function"
-                )
+                remedy = "call monitor.step() once outside of the function"
+                torch._dynamo.graph_break(msg=f"the model has a new parameter {names[0]!r}: {remedy}")
             self._recorder.grow(names)
             self._are_parameters = self._rows.are_parameters(self._recorder.device)
             self._taps.point()
@@ -362,7 +356,7 @@ class GradientMonitor:
             self._detach = weakref.finalize(self, stack.pop_all().close)
         self._detach.atexit = False
         self._is_open = True
-        OPEN.add(self)
+        OPEN[self._number] = self
 
     def _measured(self) -> Things:
         return {*self._taps} | {tensor for _, tensor in self._gradients.tracked()}
@@ -370,27 +364,18 @@ class GradientMonitor:
 
 def measured() -> Things:
     """What open monitors measure."""
-    return {thing for monitor in OPEN for thing in monitor._measured()}
+    return {thing for monitor in OPEN.values() for thing in monitor._measured()}
 
 
-def record_in_graph(
-    counts: Tensor,
-    last: Tensor,
-    scale: Tensor,
-    ring: Tensor,
-    ticket: Tensor,
-    gradients: Sequence[Tensor],
-    rows: Sequence[int],
-    number: int,
-) -> None:
+def step_in_graph(*arguments: Any) -> None:
     """`GradientMonitor.step` of the monitor with that number, each time its graph runs."""
-    records = Records(counts, last, scale, ring, ticket)
-    BY_NUMBER[number]._end_step(records, dict(zip(rows, gradients, strict=True)))
+    *records, gradients, rows, number = arguments
+    OPEN[number]._end_step(Records(*records), dict(zip(rows, gradients, strict=True)))
 
 
 register(
-    "record_(Tensor(a!) counts, Tensor(b!) last, Tensor(c!) scale, Tensor(d!) ring, Tensor(e!) ticket, "
+    "step_(Tensor(a!) counts, Tensor(b!) last, Tensor(c!) scale, Tensor(d!) ring, Tensor(e!) ticket, "
     "Tensor[] gradients, int[] rows, int number) -> ()",
-    record_in_graph,
+    step_in_graph,
     lambda *arguments: None,
 )
