@@ -105,7 +105,7 @@ CALLS = {
     table4 75 s: both remedies add at most 0.5 % to a captured step
         {bench} bench/table4 --modes eager,graph --seconds 1.5
     training 30 s: what monitors cost
-        {bench} bench/test_training.py
+        {bench} bench/test_training.py -k monitor
     exhaustive 60 s: every fp32 input and tensors of more than 2^31 elements are right
         {tests} tests -k '{long}'
     figure3 200 s: Figure 3 with 25 seeds, as many epochs as there is time for

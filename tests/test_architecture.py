@@ -18,6 +18,7 @@ LAYERS = [
     "functions",
     "reference",
     "reference_penalty",
+    "launcher",
     "reference_sketch",
     "reference_select",
     "multi_tensor",

@@ -104,6 +104,7 @@ PROVIDERS = {
     "sigscale, learned": Provider("sigscale, alpha learned", VERMILION, "d", ":", _learned),
     "sigscale, monitored": Provider("monitored", VERMILION),
     "sigscale, every tenth step": Provider("sigscale, monitored every tenth step", VERMILION),
+    "sigscale, eager": Provider("sigscale, not compiled", VERMILION),
     "sigscale, exact": Provider("foreach_quantile of parameters", VERMILION),
     "sigscale, scaled": Provider("scaled", VERMILION),
     "sigscale, regularized": Provider("regularized", VERMILION),
