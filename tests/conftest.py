@@ -15,6 +15,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.oracles.works_with import pytest_addoption, pytest_itemcollected, pytest_terminal_summary
+
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("suite")
 
@@ -22,6 +24,7 @@ settings.load_profile("suite")
 torch.backends.cudnn.allow_tf32 = False
 
 
+__all__ = ["pytest_addoption", "pytest_itemcollected", "pytest_terminal_summary"]
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 
 

@@ -21,6 +21,7 @@ saves = pytest.mark.parametrize("save", ["input", "output"])
 @functions
 @pytest.mark.parametrize(("save", "alpha"), [("input", 0.3), ("output", 2.0)])
 @pytest.mark.interpreter
+@pytest.mark.works_with("double backward", "activation")
 def test_gradients_of_first_and_second_order(name, save, alpha, device):
     x = torch.linspace(-2, 2, 8, dtype=torch.float64, device=device).reshape(2, 4).requires_grad_()
 
@@ -117,6 +118,7 @@ def test_autocast_dtype(inside, device):
     torch.testing.assert_close(y, 2 * torch.tanh(x / 2))
 
 
+@pytest.mark.works_with("activation checkpointing", "activation")
 def test_checkpointing_and_hooks(device):
     x = torch.randn(8, device=device, requires_grad=True)
     y = torch.utils.checkpoint.checkpoint(ss.nn.Tanh(), x, use_reentrant=False)
@@ -129,6 +131,7 @@ def test_checkpointing_and_hooks(device):
 
 @functions
 @pytest.mark.interpreter(name=["tanh"])
+@pytest.mark.works_with("func.grad, jvp, hessian", "activation")
 def test_tracing_and_transforms_see_plain_operations(name, device):
     activation = getattr(ss, name)
     x = torch.randn(3, 5, device=device)
@@ -170,6 +173,8 @@ def test_hooks_of_the_input_run_once(save, device):
 @functions
 @saves
 @pytest.mark.interpreter(name=["tanh"])
+@pytest.mark.works_with("forward AD", "activation")
+@pytest.mark.works_with("vmap, is_grads_batched", "activation")
 def test_vectorized_and_forward_mode(name, save, device):
     x = torch.tensor([-1.0, 0.3, 2.0], device=device, dtype=torch.float64)
 
@@ -198,6 +203,8 @@ def test_lazy_negation(device):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.interpreter
+@pytest.mark.works_with("jit.trace", "activation")
+@pytest.mark.works_with("fx", "activation")
 def test_tracers_see_plain_operations(device):
     x = torch.randn(5, device=device)
     traced = torch.jit.trace(ss.nn.Tanh(), x)
@@ -241,6 +248,7 @@ def test_fp16_gradient_from_an_output_out_of_range(name, device):
     ],
     ids=str,
 )
+@pytest.mark.works_with("activation checkpointing", "learned alpha")
 def test_selective_checkpointing(name, learned, policy, device):
     x = torch.randn(6, dtype=torch.float64, device=device, requires_grad=True)
     alpha = torch.tensor(1.3, dtype=torch.float64, device=device, requires_grad=True) if learned else 1.3
@@ -261,6 +269,9 @@ def test_selective_checkpointing(name, learned, policy, device):
 
 @functions
 @pytest.mark.parametrize("shape", [(), (3,)], ids=["layer", "channel"])
+@pytest.mark.works_with("func.grad, jvp, hessian", "learned alpha")
+@pytest.mark.works_with("forward AD", "learned alpha")
+@pytest.mark.works_with("double backward", "learned alpha")
 def test_transforms_with_a_learned_alpha(name, shape, device):
     """linearize, jvp, hessian, functionalize and make_fx against reverse mode."""
     x = torch.linspace(-2, 2, 12, dtype=torch.float64, device=device).reshape(4, 3)

@@ -33,6 +33,8 @@ def differentiated(activation, x: torch.Tensor) -> tuple[list[torch.Tensor], lis
 @layouts
 @pytest.mark.parametrize("name", ss.FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.works_with("NestedTensor, jagged", "activation")
+@pytest.mark.works_with("NestedTensor, strided", "activation")
 def test_nested(name, layout, dtype):
     values, gradients = differentiated(lambda x: getattr(ss, name)(x, 1.5), nested(layout, dtype))
     for x, y, g in zip(parts(dtype), values, gradients, strict=True):
@@ -43,6 +45,8 @@ def test_nested(name, layout, dtype):
 
 
 @layouts
+@pytest.mark.works_with("NestedTensor, jagged", "learned alpha")
+@pytest.mark.works_with("NestedTensor, strided", "learned alpha")
 def test_learned_alpha(layout):
     module, twin = ss.nn.Tanh(learnable=True), ss.nn.Tanh(learnable=True)
     differentiated(module, nested(layout))
@@ -53,12 +57,16 @@ def test_learned_alpha(layout):
 
 
 @layouts
+@pytest.mark.works_with("NestedTensor, jagged", "grad_sketch")
+@pytest.mark.works_with("NestedTensor, strided", "grad_sketch")
 def test_counted(layout):
     sketch = ss.QuantileSketch()
     _, gradients = differentiated(lambda x: ss.tanh(x, grad_sketch=sketch), nested(layout))
     assert torch.equal(sketch.counts, ss.QuantileSketch().update(torch.cat(gradients)).counts)
 
 
+@pytest.mark.works_with("NestedTensor, jagged", "monitor")
+@pytest.mark.works_with("NestedTensor, strided", "monitor", says="refused")
 def test_monitored():
     model, plain = nn.Sequential(nn.Tanh(), ss.nn.Tanh()), nn.Sequential(nn.Tanh(), ss.nn.Tanh())
     with ss.GradientMonitor(model) as monitor, ss.GradientMonitor(plain) as other:
@@ -80,6 +88,7 @@ def test_compiled():
         counting(nested(torch.jagged), ss.QuantileSketch())
 
 
+@pytest.mark.works_with("jit.script", "activation", "monitor", says="refused")
 def test_script_is_refused():
     message = r"Tanh\(alpha=...\), .* use torch.export.export or torch.jit.trace, or script sigscale.fold"
     with pytest.raises(TypeError, match=message):

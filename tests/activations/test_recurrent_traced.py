@@ -105,6 +105,7 @@ def same(found, wanted):
     ],
 )
 class TestGraphs:
+    @pytest.mark.works_with("torch.export", "recurrent")
     def test_strict_export(self, name, prepare, learnable):
         module, x = Head(prepare(make(name, alpha=1.7, learnable=learnable))), inputs()
         batch = {1: torch.export.Dim("batch")}
@@ -113,6 +114,7 @@ class TestGraphs:
             same(exported(x), module(x))
         module(x).sum().backward()
 
+    @pytest.mark.works_with("jit.trace", "recurrent")
     def test_jit_trace(self, name, prepare, learnable):
         """The first call is traced, before anything can be cached; the traced module has the parameters."""
         module = Head(prepare(make(name, alpha=1.7, learnable=learnable)))
@@ -128,6 +130,7 @@ class TestGraphs:
         for each in (traced, torch.jit.load(buffer)):
             same(each(inputs(batch=2)), module(inputs(batch=2)))
 
+    @pytest.mark.works_with("fx", "recurrent")
     def test_fx(self, name, prepare, learnable):
         """A leaf, as PyTorch's modules are."""
         module = Head(prepare(make(name, alpha=1.7, learnable=learnable)))
@@ -138,6 +141,7 @@ class TestGraphs:
         module = HeadWithStates(module.recurrent)
         same(fx.symbolic_trace(module)(x, h), module(x, h))
 
+    @pytest.mark.works_with("func.grad, jvp, hessian", "recurrent")
     def test_func(self, name, prepare, learnable):
         module, x = prepare(make(name, alpha=1.7, learnable=learnable)), inputs()
         names, parameters = zip(*module.named_parameters(), strict=True)
@@ -162,6 +166,7 @@ class TestGraphs:
     ],
 )
 class TestCompiled:
+    @pytest.mark.works_with("torch.compile", "recurrent")
     def test_compile(self, name, prepare, learnable):
         torch.compiler.reset()
         model, x = Head(prepare(make(name, alpha=1.7, learnable=learnable))), inputs()
@@ -206,11 +211,13 @@ class TestAsTheTwin:
         ],
         ids=["fx of the module alone", "fullgraph", "vmap", "jvp", "jacrev"],
     )
+    @pytest.mark.works_with("forward AD", "recurrent", says="as PyTorch's")
     def test_outcome(self, name, call):
         torch.compiler.reset()
         assert len({outcome(lambda m=m: call(m, inputs())) for m in self.modules(name)}) == 1
 
     @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+    @pytest.mark.works_with("vmap, is_grads_batched", "recurrent", says="LSTM, as PyTorch's")
     def test_gradients_of_each_sample(self, name):
         x = inputs()
         for module in self.modules(name):
@@ -237,6 +244,7 @@ class TestAsTheTwin:
             places.append({(w.category, w.filename, w.lineno) for w in caught})
         assert places[1] == places[0]
 
+    @pytest.mark.works_with("jit.script", "recurrent", says="refused")
     def test_script(self, name):
         model = Head(make(name, alpha=1.7))
         with pytest.raises(

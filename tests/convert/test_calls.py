@@ -269,6 +269,7 @@ def test_compiled_before_scaling():
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.works_with("torch.export", "activation")
 def test_exported(strict):
     model = functional_model()
     batch = torch.export.Dim("batch")

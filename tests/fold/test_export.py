@@ -83,6 +83,7 @@ def by_onnx(folded, x, path):
     return torch.from_numpy(y)
 
 
+@pytest.mark.works_with("ONNX", "activation", says="folded")
 def test_onnx(pair, tmp_path):
     model, folded = pair
     torch.testing.assert_close(by_onnx(folded, X, tmp_path / "folded.onnx"), model(X), rtol=1e-4, atol=1e-5)
@@ -107,6 +108,7 @@ def test_recurrent_export(kind):
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.cell._flat_weights")
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.works_with("ONNX", "recurrent", says="folded")
 def test_recurrent_onnx(kind, tmp_path):
     model, x = Recurrent(kind).eval(), X[:, :, 0].mT.contiguous()
     y = by_onnx(ss.fold(model), x, tmp_path / "folded.onnx")

@@ -33,6 +33,7 @@ def path(request, tmp_path):
 
 
 @pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.works_with("CSV, JSON lines", "monitor")
 def test_file_holds_the_history(path, every):
     history = train(partial(FileLogger, path=path), every=every)
     assert np.isnan(history["mean"]).any() == (every == 1)

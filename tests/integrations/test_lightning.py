@@ -84,6 +84,7 @@ def half_precision() -> dict[str, object]:
     [(1.0, dict), (1.0, lambda: {"precision": "bf16-mixed"}), (SCALE, half_precision)],
     ids=["fp32", "bf16", "fp16"],
 )
+@pytest.mark.works_with("Lightning", "monitor")
 def test_gradients_before_clipping(scale, precision, accumulated, tmp_path):
     callback = GradientMonitorCallback()
     options = {"gradient_clip_val": CLIP, "accumulate_grad_batches": accumulated, **precision()}

@@ -27,6 +27,7 @@ def read(folder) -> EventAccumulator:
 
 
 @pytest.mark.parametrize("statistics", [None, ["count", "mean"]])
+@pytest.mark.works_with("TensorBoard", "monitor")
 def test_scalars(statistics, tmp_path):
     with SummaryWriter(tmp_path) as writer:
         history = train(partial(TensorBoardLogger, writer=writer, statistics=statistics))

@@ -74,6 +74,7 @@ def train(folder, callback, *, steps: int, resume=None, **options) -> Truth:
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}], ids=str)
+@pytest.mark.works_with("Transformers", "monitor")
 def test_gradients_of_each_step(tmp_path, options):
     callback = GradientMonitorCallback()
     truth = train(tmp_path, callback, steps=2, **UNCLIPPED, **options)

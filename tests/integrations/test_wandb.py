@@ -50,6 +50,7 @@ def logged(folder: Path) -> Iterator[dict[str, Any]]:
             yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
+@pytest.mark.works_with("Weights & Biases", "monitor")
 def test_records(tmp_path):
     sketches: dict[int, dict[str, ss.QuantileSketch]] = {}
     with wandb.init(mode="offline", dir=tmp_path, settings=QUICK) as run:

@@ -80,6 +80,7 @@ def test_activation_called_by_keyword():
     ],
     ids=str,
 )
+@pytest.mark.works_with("double backward", "monitor")
 def test_gradient_penalty(layer):
     """A backward pass that is differentiated: what a hook on the module's input sees, in both passes."""
     model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 8), layer, nn.Linear(8, 1)).double()
@@ -115,6 +116,8 @@ def test_third_derivatives():
 
 
 @pytest.mark.parametrize("layer", [nn.Tanh(), ss.nn.Tanh(), ss.nn.Tanh(learnable=True)], ids=str)
+@pytest.mark.works_with("vmap, is_grads_batched", "monitor", says="in evaluation")
+@pytest.mark.works_with("forward AD", "monitor", says="in evaluation")
 def test_evaluation_under_transforms(layer):
     """Under vmap and jvp, with and without no_grad; what vmap batched is counted by a pass around it."""
     model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 1))

@@ -205,6 +205,8 @@ def assert_equal_to_eager(
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.works_with("torch.compile", "monitor")
+@pytest.mark.works_with("torch.compile", "monitor")
 def test_one_graph(backend):
     model = network()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
@@ -239,6 +241,7 @@ def test_cadence():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.works_with("activation checkpointing", "monitor")
 def test_checkpointing():
     model = mixed()
     call = torch.compile(
@@ -280,6 +283,7 @@ def test_overwritten_input():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.works_with("compiled autograd", "monitor")
 def test_compiled_autograd():
     model, twin = mixed(), mixed()
     with ss.GradientMonitor(model) as ours, ss.GradientMonitor(twin) as theirs:
@@ -293,6 +297,7 @@ def test_compiled_autograd():
 
 
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.works_with("torch.export", "monitor", says="exported without it")
 def test_export(strict):
     """The exported program is that of the model without a monitor."""
     model = network()

@@ -105,6 +105,7 @@ def process(rank: int, folder: str) -> None:
     for name, placement in PLACEMENTS.items():
         torch.save(placed(placement), f"{folder}/{name}-{rank}.pt")
     refusals()
+    torch.save(True, f"{folder}/refused-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -270,7 +271,14 @@ def truth(step: int, twins: list[Twin]) -> dict[str, np.ndarray]:
     return result
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "none"])
+SHOWN = {
+    "auto": pytest.mark.works_with("DistributedDataParallel", "activation", "learned alpha", "monitor"),
+    "fully sharded": pytest.mark.works_with("FSDP2", "activation", "learned alpha", "monitor"),
+    "hybrid 2 x 1": pytest.mark.works_with("FSDP2 over a 2-D mesh", "activation", "learned alpha", "monitor"),
+}
+
+
+@pytest.mark.parametrize("way", [pytest.param(w, marks=SHOWN.get(w, ())) for w in WAYS if w != "none"])
 def test_global_history_on_every_rank(way, histories):
     first, second = histories[way]
     assert first.values.tobytes() == second.values.tobytes()
@@ -298,6 +306,7 @@ def test_each_process_for_itself(histories):
     assert np.array_equal(first.values[:, parameter], second.values[:, parameter])
 
 
+@pytest.mark.works_with("DTensor", "monitor")
 def test_sharded_parameters_count_once(histories):
     first, second = histories["sharded"]
     assert first.values.tobytes() == second.values.tobytes()
@@ -310,6 +319,7 @@ def test_sharded_parameters_count_once(histories):
 
 
 @pytest.mark.parametrize("plan", [*PLANS, BOTH])
+@pytest.mark.works_with("tensor parallel", "activation", "learned alpha", "monitor")
 def test_tensor_parallel(plan, folder):
     """The history, alpha's gradient and the step are those of one process."""
     (first, gradients, after), (second, others, _) = (
@@ -329,6 +339,7 @@ def test_tensor_parallel(plan, folder):
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)
+@pytest.mark.works_with("DTensor", "activation", "learned alpha", "grad_sketch")
 def test_dtensor(name, folder):
     """Value, gradients and counts of an activation: copies count once, and summands as their sum."""
     x, alpha = whole((6, 4), 5).requires_grad_(), torch.tensor(1.5, requires_grad=True)
@@ -343,3 +354,8 @@ def test_dtensor(name, folder):
         torch.testing.assert_close({key: found[key] for key in expected}, expected)
         for key, values in counted.items():
             assert torch.equal(found[key], ss.QuantileSketch().update(values).counts), key
+
+
+@pytest.mark.works_with("FSDP1", "monitor", says="refused")
+def test_refusals(folder):
+    assert all(torch.load(folder / f"refused-{rank}.pt") for rank in range(PROCESSES))

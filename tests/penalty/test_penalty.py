@@ -145,6 +145,7 @@ def test_frozen_parameters():
     assert torch.equal(penalty.value(), everything)
 
 
+@pytest.mark.works_with("torch.compile", "penalty")
 def test_under_compile():
     net = model()
     penalty = ss.WeightPenalty(net, 0.5, 0.1)

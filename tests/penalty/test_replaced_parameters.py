@@ -192,6 +192,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.works_with("func.grad, jvp, hessian", "penalty")
 def test_functional_call(name):
     module, penalized, by_hand, values = setting()
     before = module.penalty.value()
@@ -217,6 +218,8 @@ def test_frozen_parameters_in_functional_call():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.works_with("vmap, is_grads_batched", "penalty")
+@pytest.mark.works_with("double backward", "penalty")
 def test_batched_gradients(dtype):
     theta = nn.Parameter(torch.tensor([1.0, -2.0, 0.0], dtype=dtype))
     value = ss.WeightPenalty([theta], L2, L1)()
@@ -244,6 +247,7 @@ def test_autograd_functional_hessian(vectorize):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.works_with("forward AD", "penalty")
 def test_forward_mode():
     theta = torch.tensor([1.0, -2.0]).double().requires_grad_()
     with torch.autograd.forward_ad.dual_level():

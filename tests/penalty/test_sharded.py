@@ -33,6 +33,8 @@ def process(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", **address)
     for factors, attached in product([(0.3, 0.0), (0.0, 0.1), (0.3, 0.1)], [True, False]):
         compare(*factors, attached)
+    for shape in ((1, PROCESSES), (PROCESSES, 1)):
+        compare(0.3, 0.1, True, shape)
     made_before_sharding()
     for placement in (Shard(0), Shard(1), Replicate(), Partial()):
         compare_placement(placement)
@@ -42,9 +44,10 @@ def process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def compare(l2: float, l1: float, attached: bool) -> None:
+def compare(l2: float, l1: float, attached: bool, shape: tuple[int, ...] = (PROCESSES,)) -> None:
     whole, sharded = network(), network()
-    fully_shard(sharded, mesh=init_device_mesh("cpu", (PROCESSES,)))
+    names = ("copies", "shards")[-len(shape) :]
+    fully_shard(sharded, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
     penalties = [ss.WeightPenalty(net, l2, l1) for net in (whole, sharded)]
     optimizers = [optim.AdamW(net.parameters(), lr=0.1) for net in (whole, sharded)]
     if attached:
@@ -115,5 +118,9 @@ def refuse_fsdp1(use_orig_params: bool) -> None:
             use()
 
 
+@pytest.mark.works_with("FSDP2", "penalty")
+@pytest.mark.works_with("DTensor", "penalty")
+@pytest.mark.works_with("FSDP1", "penalty", says="refused")
+@pytest.mark.works_with("FSDP2 over a 2-D mesh", "penalty")
 def test_sharded_parameters(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=PROCESSES)

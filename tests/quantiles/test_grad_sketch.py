@@ -187,6 +187,7 @@ def test_nothing_to_count(device):
 @functions
 @saves
 @pytest.mark.interpreter(name=["tanh"])
+@pytest.mark.works_with("double backward", "grad_sketch")
 def test_double_backward_counts_once(name, save, device):
     x = torch.linspace(-2, 2, 8, dtype=torch.float64, device=device).requires_grad_()
     sketch = ss.QuantileSketch()
@@ -221,6 +222,7 @@ def test_overwritten_input(save, sketch):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.interpreter
+@pytest.mark.works_with("activation checkpointing", "grad_sketch")
 def test_checkpointing_counts_once(use_reentrant, device):
     sketch = ss.QuantileSketch()
     x = torch.randn(64, device=device, requires_grad=True)
@@ -286,6 +288,8 @@ def test_subclasses_and_lazy_negation(device):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.interpreter
+@pytest.mark.works_with("func.grad, jvp, hessian", "grad_sketch", says="refused")
+@pytest.mark.works_with("vmap, is_grads_batched", "grad_sketch", says="refused")
 def test_transforms_are_refused(device):
     sketch = ss.QuantileSketch()
     x = torch.randn(3, device=device, requires_grad=True)
