@@ -161,7 +161,7 @@ def forward(function: Function, x: Tensor, alpha: float) -> Tensor:
     """alpha f(x / alpha), with the strides that torch.tanh(x) would have."""
     if not device.takes_kernel(x):
         return reference.forward(function, x, alpha)
-    x = launcher.dense(x)
+    x = x if x.is_contiguous() else launcher.dense(x)
     y = torch.empty_like(x)
     n, size = x.numel(), x.element_size()
     small = n <= SMALL
@@ -193,10 +193,10 @@ def backward(
         if counts is not None:
             reference_sketch.count(counts, dx, m, on)
         return dx
-    saved = launcher.dense(saved)
+    if not (g.is_contiguous() and saved.is_contiguous()):
+        saved = launcher.dense(saved)
+        g = g if g.stride() == saved.stride() else torch.empty_like(saved).copy_(g)
     dx = torch.empty_like(saved)
-    if g.stride() != saved.stride():
-        g = torch.empty_like(saved).copy_(g)
     slope = function.slope_from_output if from_output else function.slope
     n, scalars = dx.numel(), launcher.scalar_bits(alpha)
     if counts is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,17 @@ OPTIONS = {"enable_fp_fusion": False}
 
 VERSIONS_READ = ("3.6", "3.7", "3.8", "3.9")  # of Triton, whose private launch call `cached_launch` uses
 
-CachedLaunch = Callable[..., None]
+
+class CachedLaunch(NamedTuple):
+    """A compiled kernel, the call of Triton that launches it, and the one that finds a device's stream."""
+
+    run: Callable[..., None]
+    function: Any
+    packed_metadata: Any
+    current_stream: Callable[[int], Any]
+    index: int  # of the device
+
+
 _launches: dict[tuple[Any, ...], CachedLaunch | None] = {}
 
 
@@ -55,16 +65,18 @@ def launch(
     if grid == 0:
         return None
     addresses = [tensor.data_ptr() for tensor in tensors]
-    unaligned = 0
+    together = 0
     for address in addresses:
-        unaligned |= address % ALIGNMENT
-    if unaligned or (device.HIP and max(first.nbytes, tensors[-1].nbytes) >= OFFSET_REACH):
+        together |= address
+    if together % ALIGNMENT or (device.HIP and max(first.nbytes, tensors[-1].nbytes) >= OFFSET_REACH):
         key = None  # left to Triton's own cache
     else:
-        key = (*what, first.dtype, index)
-        run = _launches.get(key)
-        if run is not None and not _observed():
-            return run(grid, *addresses, *arguments)
+        key = what, first.dtype, index
+        cached = _launches.get(key)
+        if cached is not None and not _observed():
+            run, function, packed, current_stream, index = cached
+            stream = current_stream(index)
+            return run(grid, 1, 1, stream, function, packed, None, None, None, *addresses, *arguments)
     require_triton()
     compiled = kernel[(grid,)](*tensors, *arguments, num_warps=num_warps, **OPTIONS)
     if key is not None and key not in _launches:
@@ -80,7 +92,7 @@ def _observed() -> bool:
 
 
 def cached_launch(compiled: Any) -> CachedLaunch | None:
-    """A call that launches a compiled kernel on the current stream; None to leave launches to Triton.
+    """What launches a compiled kernel on the current stream; None to leave launches to Triton.
 
     `run` and its arguments are private to Triton: only versions whose source was read are trusted with them.
     For a tensor they take its address, which saves asking the tensor and the driver for it.
@@ -88,17 +100,11 @@ def cached_launch(compiled: Any) -> CachedLaunch | None:
     if ".".join(triton.__version__.split(".")[:2]) not in VERSIONS_READ:
         return None
     try:
-        run, handle, packed = compiled.run, compiled.function, compiled.packed_metadata
         driver = triton.runtime.driver.active
-        index = driver.get_current_device()
-        current_stream = driver.get_current_stream
+        of_kernel = compiled.run, compiled.function, compiled.packed_metadata
+        return CachedLaunch(*of_kernel, driver.get_current_stream, driver.get_current_device())
     except AttributeError:  # as in the interpreter, which compiles nothing
         return None
-
-    def relaunch(grid: int, *arguments: Any) -> None:
-        run(grid, 1, 1, current_stream(index), handle, packed, None, None, None, *arguments)
-
-    return relaunch
 
 
 def dense(x: Tensor) -> Tensor:

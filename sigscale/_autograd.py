@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _compiled as compiled
 from ._checks import is_plain
@@ -14,6 +15,8 @@ from ._sharding import beside
 from .kernels import activation, learned, reference
 from .kernels.functions import Function
 from .sketch import QuantileSketch
+
+Settings = tuple[Function, float, bool, QuantileSketch | None]
 
 
 class Activation(torch.autograd.Function):
@@ -24,35 +27,26 @@ class Activation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        function: Function,
-        alpha: float,
-        keep_output: bool,
-        sketch: QuantileSketch | None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, settings: Settings) -> Tensor | tuple[Tensor, Tensor]:
+        function, alpha, keep_output, sketch = ctx.settings = settings  # in one: each argument takes time
         y = activation.forward(function, x, alpha)
-        ctx.settings = function, alpha, keep_output, sketch
         if keep_output or sketch is None:
             ctx.save_for_backward(y if keep_output else x)
             return y
         return y, _kept_as_output(ctx, x)
 
     @staticmethod
-    def backward(
-        ctx: Any, g: Tensor | None, direct: Tensor | None = None
-    ) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, g: Tensor | None, direct: Tensor | None = None) -> tuple[Tensor | None, None]:
         (saved,) = _saved_tensors(ctx)
         function, alpha, keep_output, sketch = ctx.settings
         if g is not None and direct is None and _by_kernel(g):
             counting = _counting(sketch, saved)
             dx = activation.backward(function, g, saved, alpha, from_output=keep_output, **counting)
-            return dx, None, None, None, None
+            return dx, None
         composed: Tensor | None = None
         if g is not None:
             composed = reference.composed_backward(function, g, saved, alpha, from_output=keep_output)
-        return _counted_sum(composed, direct, sketch), None, None, None, None
+        return _counted_sum(composed, direct, sketch), None
 
 
 class LearnedActivation(torch.autograd.Function):
@@ -142,7 +136,7 @@ def activate(
     if not (x.requires_grad and torch.is_grad_enabled()):
         return activation.forward(function, x, alpha)
     keep_output = _keeps_output(function, x.dtype, alpha, save)
-    return _first(Activation.apply(x, function, alpha, keep_output, sketch))
+    return _first(Activation.apply(x, (function, alpha, keep_output, sketch)))
 
 
 def _keeps_output(function: Function, dtype: torch.dtype, alpha: float, save: str | None) -> bool:
@@ -168,6 +162,6 @@ def _by_kernel(g: Tensor) -> bool:
     In grad mode the backward pass is itself differentiated; under vmap, g is a batch of gradients; compiled
     autograd traces plain operations.
     """
-    return not torch.compiler.is_compiling() and (
-        type(g) is Tensor and not (torch.is_grad_enabled() or is_batched(g) or g.is_neg())
+    return type(g) is Tensor and not (
+        is_compiling() or torch.is_grad_enabled() or g.is_neg() or is_batched(g)
     )

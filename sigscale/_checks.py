@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from .kernels import device
-from .kernels.device import is_supported
 from .kernels.math import ALPHA_RANGE
 from .kernels.reference_sketch import MANTISSA_BITS
 
@@ -250,17 +251,20 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting() if flag is None else flag
 
 
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
 def is_plain(x: Tensor) -> bool:
     """Whether kernels or twins can take x: plain memory on a supported device, not traced or transformed."""
-    return _is_concrete(x) and is_supported(x) and not x.is_neg() and forward_ad._current_level < 0
+    return (x.is_cuda or x.is_cpu) and _is_concrete(x) and not x.is_neg() and forward_ad._current_level < 0
 
 
 def _is_concrete(x: Tensor) -> bool:
     """Whether x is a tensor with values, seen by no compiler, tracer, mode or torch.func transform."""
     return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and torch._C._get_tracing_state() is None
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
+        not is_compiling()
+        and type(x) in PLAIN_TYPES
+        and _get_tracing_state() is None
+        and not _are_functorch_transforms_active()
+        and not _len_torch_dispatch_stack()
     )

@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from sigscale.kernels import device, launcher
-
-
-class _NoOps(dict[Any, Any]):
-    """Stands for the cache of launches, with a compiled kernel that does nothing under every key."""
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        return self.no_op
-
-    def __init__(self) -> None:
-        compiled = SimpleNamespace(run=lambda *arguments: None, function=0, packed_metadata=(4, 1, 0))
-        self.no_op = launcher.cached_launch(compiled)
 
 
 @contextmanager
@@ -30,8 +18,14 @@ def launches_without_gpu() -> Iterator[None]:
     runtime = SimpleNamespace(driver=SimpleNamespace(active=driver))
     with pytest.MonkeyPatch.context() as patch:
         version = launcher.VERSIONS_READ[-1]
-        knobs = vars(launcher)["triton"].knobs
-        patch.setattr(launcher, "triton", SimpleNamespace(runtime=runtime, knobs=knobs, __version__=version))
+        triton = vars(launcher)["triton"]
+        compiled = SimpleNamespace(run=lambda *arguments: None, function=0, packed_metadata=(4, 1, 0))
+        patch.setattr(
+            triton.runtime.JITFunction, "__getitem__", lambda kernel, grid: lambda *_, **__: compiled
+        )
+        patch.setattr(
+            launcher, "triton", SimpleNamespace(runtime=runtime, knobs=triton.knobs, __version__=version)
+        )
         patch.setattr(device, "takes_kernel", lambda x: True)
-        patch.setattr(launcher, "_launches", _NoOps())
+        patch.setattr(launcher, "_launches", {})
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -195,6 +196,33 @@ def test_falls_back_without_the_drivers_streams(gpu):
     ss.tanh(x)
     ss.tanh(x)
     assert len(gpu.kernel.calls) == 2
+
+
+def calls_of(function):
+    """How many Python functions and built-in ones a call enters, once all is cached."""
+    function(), function()
+    events = []
+    sys.setprofile(lambda frame, event, argument: events.append(event))
+    function()
+    sys.setprofile(None)
+    return len([event for event in events if event in ("call", "c_call")])
+
+
+def test_what_the_host_does(gpu, monkeypatch):
+    """Where launching is all there is, the functions entered are what a call costs."""
+    monkeypatch.setattr(activation, "backward_kernel", Kernel(gpu.compiled))
+    x, g = torch.randn(64), torch.randn(64)
+    weighted = x.clone().requires_grad_()
+    counted = [
+        calls_of(lambda: ss.tanh(x)),
+        calls_of(lambda: ss.tanh(weighted)),
+        calls_of(lambda: torch.autograd.grad(ss.tanh(weighted), weighted, g)),
+        calls_of(lambda: torch.autograd.grad(torch.tanh(weighted), weighted, g)),
+    ]
+    alone, forward, both, plain = counted
+    assert alone <= 37
+    assert forward <= 43
+    assert both - plain <= 77
 
 
 def test_nothing_is_launched_for_nothing(gpu):
