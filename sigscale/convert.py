@@ -75,10 +75,9 @@ def scale_activations(
         A `ConversionReport`: what changed, what was left and why, and what no module computes.
 
     Raises:
-        TypeError: model is not a Module, alpha not a number, or a pattern or function not a string.
-        ValueError: alpha or num_parameters is out of range, a function is unknown, a pattern matches nothing,
-            nothing is there to scale, something selected is scaled already, or alphas are to learn in a model
-            in DistributedDataParallel or FSDP. The model is left as it was.
+        TypeError, ValueError: an argument has the wrong type or value, a pattern matches nothing, there is
+            nothing to scale, something selected is scaled already, or alphas are to learn in a model in
+            DistributedDataParallel or FSDP. The model does not change then.
 
     Source: L. Ven and J. Lederer, arXiv 2106.02260, Sec. 2.3, eq. (1).
 
@@ -149,10 +148,9 @@ def unscale_activations(
         A `ConversionReport`; its `parameters` are the learned alphas, which the model no longer has.
 
     Raises:
-        TypeError: model is not a Module, or a pattern not a string.
-        ValueError: a pattern matches nothing, nothing is scaled that torch.nn has, a module's gradient is
-            being measured, or alphas learn in a model in DistributedDataParallel or FSDP. The model is left
-            as it was.
+        TypeError, ValueError: an argument has the wrong type, a pattern matches nothing, there is nothing to
+            undo, a module's gradient is being measured, or alphas learn in a model in DistributedDataParallel
+            or FSDP. The model does not change then.
 
     Example:
         >>> import torch, sigscale as ss
