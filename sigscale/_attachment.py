@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from ._selection import Held
+from ._selection import GroupParameters
 from .kernels.penalty import add_penalty
 
 # Whose weight_decay=r adds r theta to the gradient, after `maximize` has flipped its sign and a gradient
@@ -27,7 +27,7 @@ HOOKED_STEP = Optimizer.profile_hook_step(lambda _: None).__code__  # the frame 
 INNER = ("optimizer", "base_optimizer", "_base_optimizer", "_optimizer")  # of wrappers such as Lookahead
 ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[Attachment]] = weakref.WeakKeyDictionary()
 
-Pulls = dict[float, tuple[list[Tensor], list[Tensor]]]
+BySign = dict[float, tuple[list[Tensor], list[Tensor]]]
 """Parameters and their gradients, by the sign with which the penalty enters the gradient."""
 
 
@@ -55,7 +55,7 @@ class Attachment:
 
     def __init__(self, penalty: Penalty, optimizer: Optimizer) -> None:
         self.penalty = penalty
-        self._held: list[Held] = []
+        self._held: list[GroupParameters] = []
         self._optimizer = weakref.ref(optimizer)
         self._handle = optimizer.register_step_pre_hook(self._before_step)
         ATTACHED.setdefault(optimizer, []).append(self)
@@ -131,18 +131,18 @@ class Attachment:
 
         def penalized() -> Any:
             loss = closure()
-            pulls, now = self._add(optimizer)
+            everything, now = self._add(optimizer)
             raised.clear()
             raised.update(now)
             if loss is None:
                 return None
-            for sign, (parameters, _) in pulls.items():
+            for sign, (parameters, _) in everything.items():
                 loss = loss + sign * self.penalty.value_of(parameters)
             return loss
 
         return penalized
 
-    def _add(self, optimizer: Optimizer) -> tuple[Pulls, dict[int, float]]:
+    def _add(self, optimizer: Optimizer) -> tuple[BySign, dict[int, float]]:
         """Add the penalty's gradient to those of the parameters that step() is going to change.
 
         Returns what is penalized, and by how much to raise the weight_decay of groups instead.
@@ -152,14 +152,14 @@ class Attachment:
             held.still(group["params"]) for held, group in zip(self._held, groups, strict=True)
         ):
             members = self._members()
-            self._held = [Held.of(group["params"], members) for group in groups]
-        pulls, by_gradient, raised = Pulls(), Pulls(), dict[int, float]()
+            self._held = [GroupParameters.of(group["params"], members) for group in groups]
+        everything, by_gradient, raised = BySign(), BySign(), dict[int, float]()
         all_plain = True
         for index, (held, group) in enumerate(zip(self._held, groups, strict=True)):
-            mine, gradients, others, plain = held.penalized()
+            mine, gradients, others, plain = held.with_gradients()
             if not mine:
                 continue
-            targets = [pulls]
+            targets = [everything]
             if self._by_weight_decay(optimizer, group, others):
                 raised[index] = self.penalty.l2
             else:
@@ -174,7 +174,7 @@ class Attachment:
         with torch.no_grad():
             for sign, (parameters, gradients) in by_gradient.items():
                 add_penalty(gradients, parameters, sign * l2, sign * l1, scale, known_plain=all_plain)
-        return pulls, raised
+        return everything, raised
 
     def _by_weight_decay(self, optimizer: Optimizer, group: dict[str, Any], others: bool) -> bool:
         """Whether weight_decay would do exactly what the penalty does, to the same parameters."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ Quantiles = float | Iterable[float] | Tensor
 ALPHA_MIN, ALPHA_MAX = ALPHA_RANGE
 INTERNAL = (
     contextlib.__file__,
-    *(str(Path(file).parent / "_")[:-1] for file in (__file__, device.__file__, torch.__file__)),
+    *(f"{Path(file).parent}{os.sep}" for file in (__file__, device.__file__, torch.__file__)),
 )
 TINY = math.ulp(0.0)  # the least float > 0
 

@@ -20,9 +20,9 @@ from .nn.activation import Scaled
 
 RECURRENT = ("RNN", "LSTM", "GRU")
 OWN_STATE = ("_alpha", "save", "grad_sketch", "_plain_class")  # attributes of scaled modules alone
-FREE = "not selected"
+NOT_SELECTED = "not selected"
 
-Place = tuple[torch.device | None, torch.dtype | None]
+DeviceAndDtype = tuple[torch.device | None, torch.dtype | None]
 
 
 def default_functions() -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def default_functions() -> tuple[str, ...]:
     return tuple(name for name, function in FUNCTIONS.items() if function.lower < 0)
 
 
-def pairs() -> dict[type[nn.Module], type[Scaled]]:
+def scaled_classes() -> dict[type[nn.Module], type[Scaled]]:
     """The scaled class for each class of torch.nn that has one."""
     names = (*map(scaled_nn.class_name, FUNCTIONS), *RECURRENT)
     classes = ((getattr(nn, name, None), getattr(scaled_nn, name, None)) for name in names)
@@ -54,7 +54,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Found:
+class Candidate:
     """An activation module, and the class that it can become or the reason why it cannot."""
 
     name: str
@@ -69,18 +69,18 @@ class Found:
         return str(getattr(self.module, "original_name", type(self.module).__name__))
 
 
-def survey(model: nn.Module, options: Options | None = None) -> Iterator[Found]:
+def find_activations(model: nn.Module, options: Options | None = None) -> Iterator[Candidate]:
     """The activation modules of a model by name; a model that is one itself has the name of its class.
 
     With `options.functional`, modules that cannot be converted but make calls are left out.
     """
     options = options or Options()
-    known = pairs()
+    known = scaled_classes()
     plain, names = tuple(known), {kind.__name__ for kind in known}
     for name, module in named_modules(model):
         name = name or type(module).__name__
         if isinstance(module, Scaled):
-            yield Found(name, module, None, "scaled already")
+            yield Candidate(name, module, None, "scaled already")
         elif isinstance(module, plain):
             kind = next(kind for kind in plain if isinstance(module, kind))
             refusal = _refusal(module, kind, options.subclasses)
@@ -89,13 +89,13 @@ def survey(model: nn.Module, options: Options | None = None) -> Iterator[Found]:
             scaled = known[kind]
             function = next((f.name for f in FUNCTIONS.values() if scaled is scaled_nn.module(f)), "tanh")
             if not refusal and function not in options.functions:
-                refusal = unnamed(function)
-            yield Found(name, module, None if refusal else scaled, refusal)
+                refusal = not_requested(function)
+            yield Candidate(name, module, None if refusal else scaled, refusal)
         elif isinstance(module, torch.jit.ScriptModule) and module.original_name in names:
-            yield Found(name, module, None, "scripted: scale the model before torch.jit.script")
+            yield Candidate(name, module, None, "scripted: scale the model before torch.jit.script")
 
 
-def unnamed(function: str) -> str:
+def not_requested(function: str) -> str:
     """The note on a function that is not scaled."""
     return f"scaled only where functions= names {function!r}"
 
@@ -114,7 +114,7 @@ def _refusal(module: nn.Module, kind: type[nn.Module], subclasses: bool) -> str:
     return "" if subclasses else f"a subclass of nn.{kind.__name__}: pass subclasses=True"
 
 
-def cells(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def recurrent_cells(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The recurrent cells of a model, which compute tanh inside."""
     for name, module in named_modules(model):
         if isinstance(module, nn.RNNCellBase) and getattr(module, "nonlinearity", "tanh") == "tanh":
@@ -122,7 +122,7 @@ def cells(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def become_scaled(
-    module: nn.Module, scaled: type[Scaled], options: Options, place: Place
+    module: nn.Module, scaled: type[Scaled], options: Options, place: DeviceAndDtype
 ) -> nn.Parameter | None:
     """Change the module's class to the scaled one, in place; returns the alpha that learns, if any."""
     uncover(module)  # an open monitor goes on with the grad_sketch that it has set
@@ -160,11 +160,11 @@ def _namesake(scaled: type[Scaled]) -> type[nn.Module] | None:
     return getattr(nn, name, None) if getattr(scaled_nn, name, None) is scaled else None
 
 
-def places(model: nn.Module) -> dict[nn.Module, Place]:
+def placements(model: nn.Module) -> dict[nn.Module, DeviceAndDtype]:
     """Device and dtype for a new parameter of each module: those of the parameter before it."""
     parameters = [p for p in model.parameters() if p.dtype in DTYPES]
-    place: Place = (parameters[0].device, parameters[0].dtype) if parameters else (None, None)
-    found: dict[nn.Module, Place] = {}
+    place: DeviceAndDtype = (parameters[0].device, parameters[0].dtype) if parameters else (None, None)
+    found: dict[nn.Module, DeviceAndDtype] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None and parameter.dtype in DTYPES:

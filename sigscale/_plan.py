@@ -25,7 +25,17 @@ from ._calls import (
     unscale_calls,
 )
 from ._checks import line_of_user
-from ._conversion import FREE, Found, Options, become_scaled, cells, pairs, places, survey, unnamed
+from ._conversion import (
+    NOT_SELECTED,
+    Candidate,
+    Options,
+    become_scaled,
+    find_activations,
+    not_requested,
+    placements,
+    recurrent_cells,
+    scaled_classes,
+)
 from ._conversion import ConversionEntry as Entry
 from ._names import Selection, named_modules, wrappers
 from .nn.activation import Scaled
@@ -47,7 +57,7 @@ class Plan:
     """The modules and marks to act on, and the entries of the report."""
 
     options: Options
-    modules: list[Found]
+    modules: list[Candidate]
     marks: dict[str, Mark]
     unseen: list[Entry]
     changed: list[Entry] = field(default_factory=list)
@@ -57,7 +67,7 @@ class Plan:
     @classmethod
     def of(cls, model: nn.Module, selection: Selection, options: Options, inputs: Any) -> Plan:
         """Examine a model; ValueError if there is nothing to scale, or something is scaled already."""
-        found = [*survey(model, options)]
+        found = [*find_activations(model, options)]
         names = [name or type(module).__name__ for name, module in named_modules(model)]
         selected = {name for name in names if name in selection}
         marks: dict[str, Mark] = {}
@@ -67,10 +77,11 @@ class Plan:
         elif found:
             selection.check((f.name for f in found), "activations")
         _check_unscaled(model, found, selected)
-        unseen = [Entry(name, type(cell).__name__, note="computes it inside") for name, cell in cells(model)]
+        cells = recurrent_cells(model)
+        unseen = [Entry(name, type(cell).__name__, note="computes it inside") for name, cell in cells]
         plan = cls(options, [f for f in found if f.name in selected and not f.refusal], marks, unseen)
         plan._check_num_parameters()
-        observed = None if inputs is None else observe(model, inputs, {f.name for f in found}, marks)
+        observed = None if inputs is None else trial_run(model, inputs, {f.name for f in found}, marks)
         if observed is not None and options.num_parameters > 1:
             _check_channels(options.num_parameters, plan.modules, observed.channels)
         notes = _likely_output(model) if observed is None else dict.fromkeys(observed.outputs, OUTPUT)
@@ -79,7 +90,7 @@ class Plan:
             after = f"{f.scaled.__name__}{options.suffix}"
             plan.changed.append(Entry(f.name, f.what, after, notes.get(f.name, "")))
         plan.left += [
-            Entry(f.name, f.what, note=f.refusal or FREE)
+            Entry(f.name, f.what, note=f.refusal or NOT_SELECTED)
             for f in found
             if f.refusal or f.name not in selected
         ]
@@ -88,7 +99,7 @@ class Plan:
             raise ValueError(plan._nothing(selection))
         return plan
 
-    def _add_calls(self, model: nn.Module, observed: Observed | None) -> None:
+    def _add_calls(self, model: nn.Module, observed: TrialRun | None) -> None:
         """Report the calls that were observed or, if none could be, the modules that may make some."""
         options = self.options
         if observed is None:
@@ -103,12 +114,12 @@ class Plan:
         for call in observed.calls:
             name, text, function = call.module, call.known.text, call.known.function.name
             if function not in options.functions:
-                self.left.append(Entry(name, text, note=f"{call.place}: {unnamed(function)}"))
+                self.left.append(Entry(name, text, note=f"{call.place}: {not_requested(function)}"))
             elif call.scaled:
                 note = f"{call.place}, {OUTPUT}" if call.is_output else call.place
                 self.changed.append(Entry(name, text, f"{function}{options.suffix}", note))
             elif options.functional:
-                self.left.append(Entry(name, text, note=f"{call.place}: {FREE}"))
+                self.left.append(Entry(name, text, note=f"{call.place}: {NOT_SELECTED}"))
             else:
                 self.overlooked.append(Entry(name, text, note=call.place))
 
@@ -118,22 +129,22 @@ class Plan:
         cells = [f.name for f in self.modules if isinstance(f.module, nn.RNNBase)]
         calls = [name for name, mark in self.marks.items() if mark.owner is not None]
         if number > 1 and cells:
-            raise ValueError(f"{text}; got also {listed(cells)}: scale those separately, with exclude= here")
+            raise ValueError(f"{text}; got also {first_few(cells)}: scale those separately, with exclude=")
         if number > 1 and calls:
             raise ValueError(
-                f"{text}; got also calls in {listed(calls)}: leave functional=True to another call, with "
+                f"{text}; got also calls in {first_few(calls)}: leave functional=True to another call, with "
                 "exclude= for the modules"
             )
 
     def _nothing(self, selection: Selection) -> str:
         """Why there is nothing to scale."""
-        known = listed(f"nn.{kind.__name__}" for kind in pairs())
+        known = first_few(f"nn.{kind.__name__}" for kind in scaled_classes())
         text = f"the model must have activations to scale, modules {known}; got none"
         if self.left:
-            text += " but " + listed(f"{entry.name!r} ({entry.before}: {entry.note})" for entry in self.left)
+            text += " but " + first_few(f"{e.name!r} ({e.before}: {e.note})" for e in self.left)
         unseen = [*self.overlooked, *self.unseen]
         if unseen:
-            text += "; no module computes " + listed(f"{entry.before} ({entry.note})" for entry in unseen)
+            text += "; no module computes " + first_few(f"{entry.before} ({entry.note})" for entry in unseen)
         if selection.include or selection.exclude:
             return f"{text}: widen include=, or narrow exclude="
         only_cells = bool(self.unseen) and not (self.left or self.overlooked)
@@ -143,7 +154,7 @@ class Plan:
     def carry_out(self, model: nn.Module) -> tuple[nn.Parameter, ...]:
         """Scale; returns the new parameters."""
         options = self.options
-        place_of = places(model) if options.learnable else {}
+        place_of = placements(model) if options.learnable else {}
         parameters: list[nn.Parameter | None] = []
         for owner in dict.fromkeys(mark.owner for mark in self.marks.values()):
             if owner is not None and options.learnable:
@@ -213,8 +224,9 @@ def _marks(model: nn.Module, selection: Selection, activations: set[str]) -> tup
 def _may_call(module: nn.Module) -> bool:
     """Whether a module may call an activation: PyTorch's layers and containers do not."""
     stock = class_without_marks(module).__module__.startswith("torch.nn.")
-    calls = isinstance(module, tuple(pairs())) or (module._modules and type(module) not in CONTAINERS)
-    return not isinstance(module, (Scaled, nn.RNNBase)) and bool(calls or not stock)
+    contains = bool(module._modules) and type(module) not in CONTAINERS
+    calls = not stock or contains or isinstance(module, tuple(scaled_classes()))
+    return calls and not isinstance(module, (Scaled, nn.RNNBase))
 
 
 def _unfit(module: nn.Module) -> str:
@@ -224,27 +236,27 @@ def _unfit(module: nn.Module) -> str:
     return "had its forward replaced" if "forward" in vars(module) else ""
 
 
-def _check_unscaled(model: nn.Module, found: list[Found], selected: set[str]) -> None:
+def _check_unscaled(model: nn.Module, found: list[Candidate], selected: set[str]) -> None:
     twice = [f"{f.name!r}, {f.what}" for f in found if isinstance(f.module, Scaled) and f.name in selected]
     chosen = {module for name, module in named_modules(model) if (name or type(module).__name__) in selected}
     twice += [f"{r.name!r}, {r.what}" for r in regions(model) if not chosen.isdisjoint(r.modules)]
     if twice:
         raise ValueError(
-            f"activations must not be scaled twice; got {listed(twice)}: undo it with "
+            f"activations must not be scaled twice; got {first_few(twice)}: undo it with "
             "unscale_activations(model), leave them out with exclude=..., or set their alpha"
         )
 
 
-def _check_channels(number: int, modules: list[Found], channels: Mapping[str, int]) -> None:
+def _check_channels(number: int, modules: list[Candidate], channels: Mapping[str, int]) -> None:
     unfit = [f"{f.name!r} has {channels[f.name]}" for f in modules if channels.get(f.name, number) != number]
     if unfit:
         raise ValueError(
             "num_parameters must be 1 or the number of channels, dimension 1 of each module's input; got "
-            f"{number}, but {listed(unfit)}: scale modules of other widths separately, with include="
+            f"{number}, but {first_few(unfit)}: scale modules of other widths separately, with include="
         )
 
 
-def listed(items: Iterable[str]) -> str:
+def first_few(items: Iterable[str]) -> str:
     """The first few items, for an error message."""
     items = [*items]
     return "; ".join(items[:8]) + ("; ..." if len(items) > 8 else "")
@@ -275,7 +287,7 @@ class Call(NamedTuple):
     is_output: bool
 
 
-class Observed(NamedTuple):
+class TrialRun(NamedTuple):
     """The calls, the activation modules that give the model's output, and the channels of each module."""
 
     calls: list[Call]
@@ -294,12 +306,12 @@ class _Listing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in self.known and self.inside and self.inside[-1] not in self.activations:
-            place = line_of_user(observe) or "inside PyTorch"
+            place = line_of_user(trial_run) or "inside PyTorch"
             self.calls.append(([*self.inside], self.known[func], place, result))
         return result
 
 
-def observe(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping[str, Mark]) -> Observed:
+def trial_run(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping[str, Mark]) -> TrialRun:
     """Run a copy of the model once, without gradients; note its calls and what gives its output."""
     *_, model = wrappers(model)
     inside: list[str] = []
@@ -332,7 +344,7 @@ def observe(model: nn.Module, inputs: Any, activations: set[str], marks: Mapping
         calls[Call(names[-1], known, place, scaled, not storages.isdisjoint(_storages(result)))] = None
     outputs = {name for name, result in results if not storages.isdisjoint(_storages(result))}
     channels = {name: x.shape[1] if x.ndim > 1 else 1 for name, x in results if isinstance(x, Tensor)}
-    return Observed([*calls], outputs, channels)
+    return TrialRun([*calls], outputs, channels)
 
 
 def _storages(result: Any) -> Iterator[int]:

@@ -24,8 +24,8 @@ class Steps:
     """One cell per step; missing steps leave gaps."""
 
     def __init__(self, steps: npt.NDArray[np.int64]) -> None:
-        self.together = math.ceil(len(steps) / COLUMNS)
-        parts = [steps[first : first + self.together] for first in range(0, len(steps), self.together)]
+        self.per_column = math.ceil(len(steps) / COLUMNS)
+        parts = [steps[first : first + self.per_column] for first in range(0, len(steps), self.per_column)]
         middles = np.array([part.mean() for part in parts])
         width = float(np.median(np.diff(middles))) if len(middles) > 1 else 1.0
         between = (middles[:-1] + middles[1:]) / 2
@@ -43,11 +43,11 @@ class Steps:
 
     def spread(self, values: Array) -> Array:
         """Values (steps, n) per cell: the median of steps that share one, NaN in gaps."""
-        if self.together > 1:
-            parts = range(0, len(values), self.together)
+        if self.per_column > 1:
+            parts = range(0, len(values), self.per_column)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-                values = np.stack([np.nanmedian(values[i : i + self.together], axis=0) for i in parts])
+                values = np.stack([np.nanmedian(values[i : i + self.per_column], axis=0) for i in parts])
         result = np.full((len(self.centers), values.shape[1]), np.nan)
         result[self.cells] = values
         return result

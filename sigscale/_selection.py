@@ -104,15 +104,15 @@ def _check_parameter(name: str | None, parameter: Any) -> None:
     )
 
 
-class Held(NamedTuple):
+class GroupParameters(NamedTuple):
     """What a parameter group of an optimizer holds: all parameters, the penalized ones, and the others."""
 
     parameters: list[Tensor]
-    mine: list[Tensor]
+    penalized: list[Tensor]
     others: list[Tensor]
 
     @classmethod
-    def of(cls, parameters: Iterable[Tensor], members: frozenset[int]) -> Held:
+    def of(cls, parameters: Iterable[Tensor], members: frozenset[int]) -> GroupParameters:
         parameters = [*parameters]
         mine = [p for p in parameters if id(p) in members]
         return cls(parameters, mine, [p for p in parameters if id(p) not in members])
@@ -120,13 +120,13 @@ class Held(NamedTuple):
     def still(self, parameters: list[Tensor]) -> bool:
         return len(parameters) == len(self.parameters) and all(map(is_, parameters, self.parameters))
 
-    def penalized(self) -> tuple[list[Tensor], list[Tensor], bool, bool]:
+    def with_gradients(self) -> tuple[list[Tensor], list[Tensor], bool, bool]:
         """The penalized parameters with a gradient and their gradients.
 
         And whether other parameters have a gradient, and whether all are plain tensors on a CPU.
         """
         others = any(p.grad is not None for p in self.others)
-        mine, gradients = self.mine, [*map(GRADIENT, self.mine)]
+        mine, gradients = self.penalized, [*map(GRADIENT, self.penalized)]
         if (
             mine
             and PLAIN.issuperset(map(type, mine))

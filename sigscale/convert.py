@@ -11,18 +11,18 @@ from torch.nn.utils.parametrize import is_parametrized
 from ._calls import call_scaling, keep_calls_plain, regions, unscale_calls
 from ._checks import check_alpha, check_example_inputs, check_flag, check_num_parameters, warn
 from ._conversion import (
-    FREE,
+    NOT_SELECTED,
     Options,
     become_plain,
     check_parameters_may_change,
     default_functions,
+    find_activations,
     plain_class,
-    survey,
 )
 from ._conversion import ConversionEntry as Entry
 from ._conversion import ConversionReport as ConversionReport
 from ._names import Selection, check_model, named_modules
-from ._plan import Plan, listed
+from ._plan import Plan, first_few
 from .kernels.functions import FUNCTIONS
 from .nn.activation import Scaled, check_free
 
@@ -75,10 +75,9 @@ def scale_activations(
         A `ConversionReport`: what changed, what was left and why, and what no module computes.
 
     Raises:
-        TypeError: model is not a Module, alpha not a number, or a pattern or function not a string.
-        ValueError: alpha or num_parameters is out of range, a function is unknown, a pattern matches nothing,
-            nothing is there to scale, something selected is scaled already, or alphas are to learn in a model
-            in DistributedDataParallel or FSDP. The model is left as it was.
+        TypeError, ValueError: an argument has the wrong type or value, a pattern matches nothing, there is
+            nothing to scale, something selected is scaled already, or alphas are to learn in a model in
+            DistributedDataParallel or FSDP. The model does not change then.
 
     Source: L. Ven and J. Lederer, arXiv 2106.02260, Sec. 2.3, eq. (1).
 
@@ -149,10 +148,9 @@ def unscale_activations(
         A `ConversionReport`; its `parameters` are the learned alphas, which the model no longer has.
 
     Raises:
-        TypeError: model is not a Module, or a pattern not a string.
-        ValueError: a pattern matches nothing, nothing is scaled that torch.nn has, a module's gradient is
-            being measured, or alphas learn in a model in DistributedDataParallel or FSDP. The model is left
-            as it was.
+        TypeError, ValueError: an argument has the wrong type, a pattern matches nothing, there is nothing to
+            undo, a module's gradient is being measured, or alphas learn in a model in DistributedDataParallel
+            or FSDP. The model does not change then.
 
     Example:
         >>> import torch, sigscale as ss
@@ -165,7 +163,7 @@ def unscale_activations(
     check_model(model)
     check_flag(dry_run, "dry_run")
     selection = Selection(include or (), exclude or ())
-    found = [f for f in survey(model) if isinstance(f.module, Scaled)]
+    found = [f for f in find_activations(model) if isinstance(f.module, Scaled)]
     called = regions(model)
     if not (found or called):
         raise ValueError("the model must have scaled activations to undo; got none: it is plain already")
@@ -178,12 +176,12 @@ def unscale_activations(
             changed.append(Entry(region.name, region.what, "plain"))
             parameters.append(None if region.owner is None else region.owner._parameters["log2_alpha"])
         else:
-            left.append(Entry(region.name, region.what, note=FREE))
+            left.append(Entry(region.name, region.what, note=NOT_SELECTED))
     for f in found:
         scaled = cast(Scaled, f.module)
         to = plain_class(scaled)
         if f.name not in selection:
-            left.append(Entry(f.name, f.what, note=FREE))
+            left.append(Entry(f.name, f.what, note=NOT_SELECTED))
         elif is_parametrized(scaled):
             left.append(Entry(f.name, f.what, note="parametrized: remove_parametrizations() first"))
         elif to is None:
@@ -194,7 +192,7 @@ def unscale_activations(
             plain[scaled] = to
             parameters.append(scaled.log2_alpha)
     if not changed:
-        shown = listed(f"{entry.name!r} is {entry.before}, {entry.note}" for entry in left)
+        shown = first_few(f"{entry.name!r} is {entry.before}, {entry.note}" for entry in left)
         raise ValueError(f"a module must be selected that can become plain; got {shown}")
     check_free([(f.name, f.module) for f in found if f.module in plain])
     learned = tuple(parameter for parameter in parameters if parameter is not None)

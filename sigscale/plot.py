@@ -140,8 +140,8 @@ def _draw_totals(axes: Axes, steps: Steps, history: GradientHistory) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.1)
     bands = " and ".join(f"{100 * low:.10g} to {100 * high:.10g} %" for low, high in pairs)
     text = f"line: {_called(quantile_name(middle))}" + (f"; bands: {bands}" if bands else "")
-    if steps.together > 1:
-        text += f"; {steps.together} steps as one"
+    if steps.per_column > 1:
+        text += f"; {steps.per_column} steps as one"
     axes.set_title(text, loc="right", color="0.35", fontsize=8)
 
 

@@ -15,7 +15,7 @@ from ..nn.recurrent import GRU, IS_TANH, LSTM, RNN, exponents_of
 from ._rules import apply_rule, keep, operand, shape_of, unknown
 from ._scales import ONE, Scales, as_scale
 from ._trace import Trace
-from ._tracer import called_function, describes, scaled_function
+from ._tracer import called_function, reads_metadata, scaled_function
 
 Factors = dict[str, Tensor]
 
@@ -246,7 +246,7 @@ def _check_shared(trace: Trace, rescaling: dict[str, Factors]) -> None:
             if tensor is not None:
                 use(tensor, f"{path}.{name}".removeprefix("."), factors.get(name, ONE))
     for node in trace.graph.find_nodes(op="get_attr"):
-        if not all(map(describes, node.users)):
+        if not all(map(reads_metadata, node.users)):
             use(trace.attribute(node), f"{node.target}, as forward reads it,", ONE)
     for tensor in trace.read:
         name, _ = uses.get(tensor, ("", ONE))

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 
 from ._scales import ONE, Scales
-from ._tracer import DESCRIBING, describes, is_number
+from ._tracer import METADATA, is_number, reads_metadata
 
 Rule = Callable[[Scales, fx.Node], None]
 
@@ -176,7 +176,7 @@ def item(scales: Scales, node: fx.Node) -> None:
         unknown(scales, node)
 
 
-def direct(scales: Scales, node: fx.Node) -> None:
+def indices_of(scales: Scales, node: fx.Node) -> None:
     """Which of several values is the largest does not depend on their scale, if they have one."""
     scales.pin(node, ONE, node, "is indices")
     scales.free((operand(node),), node)
@@ -254,7 +254,7 @@ def multiply(scales: Scales, node: fx.Node) -> None:
         scales.single(node, node)
 
 
-def describe(scales: Scales, node: fx.Node) -> None:
+def metadata(scales: Scales, node: fx.Node) -> None:
     """The result does not depend on the operand's values."""
     scales.free(node.all_input_nodes, node)
 
@@ -266,7 +266,7 @@ def attribute(scales: Scales, node: fx.Node) -> None:
     elif isinstance(x, fx.Node) and name in ("values", "indices") and ranked(scales, x):
         item(scales, node)
     else:
-        (describe if describes(node) else unknown)(scales, node)
+        (metadata if reads_metadata(node) else unknown)(scales, node)
 
 
 NAMES: dict[Rule, str] = {
@@ -280,14 +280,14 @@ NAMES: dict[Rule, str] = {
         take_along_dim chunk split tensor_split unbind cumsum amax amin flip roll expand expand_as repeat
         repeat_interleave tile broadcast_to pixel_shuffle pixel_unshuffle channel_shuffle unfold fold
         max_unpool1d max_unpool2d max_unpool3d {" ".join(RANKING)}""",
-    direct: "argmax argmin argsort",
+    indices_of: "argmax argmin argsort",
     assign: "setitem copy",
     item: "getitem",
     join: "add sub subtract maximum minimum where stack hstack vstack",
     compare: "gt ge lt le eq ne",
     concatenate: "cat concat concatenate",
     multiply: "mul multiply div divide truediv true_divide",
-    describe: " ".join((*DESCRIBING, *ZEROS)),
+    metadata: " ".join((*METADATA, *ZEROS)),
     alpha_dropout: "alpha_dropout feature_alpha_dropout",
     pad: " ".join(
         [

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .._calls import call_scaling
 from ._memory import Memory, State, attributes, is_random, plain_name, writes
-from ._tracer import Tracer, called_function, describes, is_proxy, place_of
+from ._tracer import Tracer, called_function, is_proxy, place_of, reads_metadata
 
 
 class Trace(NamedTuple):
@@ -169,7 +169,7 @@ def _constants(graph: fx.Graph, root: nn.Module) -> tuple[frozenset[fx.Node], fr
         for node in graph.nodes:
             calls = node.op in ("call_function", "call_method")
             inherits = calls and bool(node.all_input_nodes) and constants.issuperset(node.all_input_nodes)
-            if (node.op == "get_attr" or describes(node) or inherits) and node not in varying:
+            if (node.op == "get_attr" or reads_metadata(node) or inherits) and node not in varying:
                 constants.add(node)
         depending = [node for node in targets if not constants.issuperset(node.all_input_nodes)]
         found = memory.around(value for node in depending for value in targets[node])

@@ -19,8 +19,17 @@ from ..nn.activation import module
 from ..nn.recurrent import Recurrent
 
 # Methods and attributes of a tensor that do not depend on its values.
-DESCRIBING = {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "get_device", "element_size"}
-DESCRIBING_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad"}
+METADATA = {
+    "size",
+    "dim",
+    "numel",
+    "nelement",
+    "stride",
+    "is_contiguous",
+    "get_device",
+    "element_size",
+}
+METADATA_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad"}
 # Tensor methods that Python calls for statements in place, and the operations that they do.
 STATEMENTS = {
     **{f"__i{name}__": name for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "xor")},
@@ -65,16 +74,16 @@ def is_proxy(value: Any) -> bool:
     return isinstance(value, fx.Proxy)
 
 
-def describes(node: fx.Node) -> bool:
+def reads_metadata(node: fx.Node) -> bool:
     """Whether a call asks for something that does not depend on a tensor's values, such as its shape."""
     if node.target is getattr:
-        return node.args[1] in DESCRIBING_ATTRIBUTES
-    return node.op in ("call_function", "call_method") and node.target in DESCRIBING
+        return node.args[1] in METADATA_ATTRIBUTES
+    return node.op in ("call_function", "call_method") and node.target in METADATA
 
 
 def is_number(node: fx.Node) -> bool:
     """Whether Python computes a value from sizes alone."""
-    if describes(node):
+    if reads_metadata(node):
         return True
     by_python = getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
     inputs = node.all_input_nodes

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,22 +13,17 @@ import sigscale as ss
 from sigscale.integrations.files import FileLogger
 from tests.oracles.collected import assert_row, flattened
 
-with pytest.MonkeyPatch.context() as patch:
-    # Transformers looks for a package named kernels, and would find the folder of the checkout.
-    patch.setattr(
-        sys, "path", [folder for folder in sys.path if not Path(folder, "kernels/penalty.py").exists()]
-    )
-    pytest.importorskip("accelerate")
-    transformers = pytest.importorskip("transformers")
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+pytest.importorskip("accelerate")
+transformers = pytest.importorskip("transformers")
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-    from sigscale.integrations.transformers import GradientMonitorCallback
+from sigscale.integrations.transformers import GradientMonitorCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
