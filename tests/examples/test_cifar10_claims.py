@@ -84,21 +84,33 @@ class TestRules:
         assert [math.isnan(x) for x in verdicts.interval(np.array([1.0]))] == [False, True, True]
 
     @pytest.mark.parametrize(
-        ("differences", "margin", "verdict"),
+        ("rule", "given", "options", "verdict"),
         [
-            ([1, 2, 3, 4, 5, 6], 0, REPRODUCED),
-            ([1, 2, 3, 4, 5, 6], 3.5, REPRODUCED),
-            ([1, 2, 3, 4, 5, 6], 3.6, NOT),
-            ([1, -2, 3, -4, 5, -6], 0, NOT),
-            ([0] * 25, 0, NOT),
-            ([-1, -2, -3, -4, -5, -6], 0, DIFFERS),
-            ([1, 2, 3, 4, 5], 0, FEW),
-            ([1, 2, 3, 4, 5, math.nan, math.inf], 0, FEW),
-            ([], 0, FEW),
+            (verdicts.above, [1, 2, 3, 4, 5, 6], (0,), REPRODUCED),
+            (verdicts.above, [1, 2, 3, 4, 5, 6], (3.5,), REPRODUCED),
+            (verdicts.above, [1, 2, 3, 4, 5, 6], (3.6,), NOT),
+            (verdicts.above, [1, -2, 3, -4, 5, -6], (0,), NOT),
+            (verdicts.above, [0] * 25, (0,), NOT),
+            (verdicts.above, [-1, -2, -3, -4, -5, -6], (0,), DIFFERS),
+            (verdicts.above, [1, 2, 3, 4, 5], (0,), FEW),
+            (verdicts.above, [1, 2, 3, 4, 5, math.nan, math.inf], (0,), FEW),
+            (verdicts.above, [], (0,), FEW),
+            (verdicts.alike, [0] * 6, (1.0,), REPRODUCED),
+            (verdicts.alike, [0.5, -0.5, 0.4, -0.3, 0.2, 0.6], (1.0,), REPRODUCED),
+            (verdicts.alike, [2, -2, 2, -2, 2, -2], (1.0,), NOT),
+            (verdicts.alike, [2, 2, 2, 3, 3, 3], (1.0,), DIFFERS),
+            (verdicts.alike, [-2, -2, -2, -3, -3, -3], (1.0,), DIFFERS),
+            (verdicts.alike, [0] * 5, (1.0,), FEW),
+            (verdicts.never, [False] * 6, (), REPRODUCED),
+            (verdicts.never, [True, *[False] * 5], (), NOT),
+            (verdicts.never, [True] * 3 + [False] * 3, (), NOT),
+            (verdicts.never, [True] * 4 + [False] * 2, (), DIFFERS),
+            (verdicts.never, [False] * 5, (), FEW),
+            (verdicts.never, [], (), FEW),
         ],
     )
-    def test_above(self, differences, margin, verdict):
-        assert verdicts.above(differences, margin).verdict == verdict
+    def test_rules(self, rule, given, options, verdict):
+        assert rule(given, *options).verdict == verdict
 
     def test_seeds_that_do_not_differ_are_no_evidence(self):
         """Of six, one tie leaves five, with which the level cannot be reached; all tied, nothing differs."""
@@ -106,34 +118,6 @@ class TestRules:
         assert (judgment.verdict, judgment.seeds) == (FEW, 6)
         assert "n = 5; fewer than 6 seeds that differ" in judgment.why
         assert verdicts.above([0.0] * 6, 0.0).verdict == NOT
-
-    @pytest.mark.parametrize(
-        ("differences", "verdict"),
-        [
-            ([0] * 6, REPRODUCED),
-            ([0.5, -0.5, 0.4, -0.3, 0.2, 0.6], REPRODUCED),
-            ([2, -2, 2, -2, 2, -2], NOT),
-            ([2, 2, 2, 3, 3, 3], DIFFERS),
-            ([-2, -2, -2, -3, -3, -3], DIFFERS),
-            ([0] * 5, FEW),
-        ],
-    )
-    def test_alike(self, differences, verdict):
-        assert verdicts.alike(differences, 1.0).verdict == verdict
-
-    @pytest.mark.parametrize(
-        ("events", "verdict"),
-        [
-            ([False] * 6, REPRODUCED),
-            ([True, *[False] * 5], NOT),
-            ([True] * 3 + [False] * 3, NOT),
-            ([True] * 4 + [False] * 2, DIFFERS),
-            ([False] * 5, FEW),
-            ([], FEW),
-        ],
-    )
-    def test_never(self, events, verdict):
-        assert verdicts.never(events).verdict == verdict
 
     def test_holms_correction(self):
         """The textbook's: 0.01 times 4, 0.02 times 3, then no less than what came before."""
@@ -280,17 +264,6 @@ class TestReport:
                 rows = [row.replace("\\|", "").count("|") for row in table.splitlines()]
                 assert len(set(rows)) == 1, table
 
-    def test_states_the_rules(self):
-        text = self.written(runs("1", GAINS))
-        for constant in (
-            f"level {verdicts.LEVEL:g}",
-            f"Fewer than {verdicts.MIN_SEEDS} seeds",
-            f"by {claims.CONSIDERABLE:g} points",
-            f"at least\n{claims.LATER}",
-            f"{claims.EXPLODING:g} times",
-        ):
-            assert constant in text
-
     def test_what_is_not_reproduced_has_its_possible_reasons(self):
         text = self.written(runs("1", [-gain for gain in GAINS]))
         assert "| **differs** |" in text
@@ -299,8 +272,7 @@ class TestReport:
     def test_generated_images_are_named(self):
         assert "**GENERATED IMAGES, NOT CIFAR-10" in self.written(runs("1", GAINS), data_generated=True)
 
-    @pytest.mark.parametrize("value", [0.0, math.nan, math.inf, 1e300])
-    @pytest.mark.parametrize("epochs", [1, 12])
+    @pytest.mark.parametrize(("epochs", "value"), [(1, 0.0), (12, math.nan), (1, math.inf), (12, 1e300)])
     def test_any_gradients(self, epochs, value):
         outcomes = runs("3", GAINS, epochs=epochs)
         for run in outcomes:

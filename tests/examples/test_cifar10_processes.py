@@ -114,6 +114,15 @@ def whole(start, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def divided(start, tmp_path_factory):
+    """The folder of an undisturbed run by two processes."""
+    folder = tmp_path_factory.mktemp("divided") / "two"
+    code, printed = finished(start(folder, launcher=TORCHRUN))
+    assert code == 0, printed
+    return folder
+
+
 def test_killed_at_any_moment(start, tmp_path, whole):
     """By a signal that cannot be caught, again and again until it comes through."""
     moments, out = random.Random(0), tmp_path / "parts"
@@ -121,7 +130,7 @@ def test_killed_at_any_moment(start, tmp_path, whole):
     while code is None:
         process = start(out, *(["--resume"] if (out / "run.json").exists() else []))
         seen = progress(out)
-        while process.poll() is None and (kills > 3 or progress(out) == seen):
+        while process.poll() is None and (kills > 1 or progress(out) == seen):
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.3))
         if process.poll() is None:
@@ -154,19 +163,17 @@ def test_killed_while_writing(start, tmp_path, whole):
     assert found[0] == found[1]
 
 
-def test_two_processes_divide_the_seeds(start, tmp_path, whole):
-    code, printed = finished(start(tmp_path / "two", launcher=TORCHRUN))
-    assert code == 0, printed
-    assert stems(tmp_path / "two") == [
+def test_two_processes_divide_the_seeds(divided, whole):
+    assert stems(divided) == [
         f"{name}-seeds{seeds}" for name in ("deep-tanh-a2", "deep-tanh") for seeds in ("0-1", "2-2")
     ]
-    one, both = arrays(whole), arrays(tmp_path / "two")
+    one, both = arrays(whole), arrays(divided)
     accuracy = [row[2:] for row in one["deep-tanh-seeds0-2/test_accuracy"]]
     assert both["deep-tanh-seeds2-2/test_accuracy"] == accuracy
-    assert (tmp_path / "two" / "report.md").exists()
+    assert (divided / "report.md").exists()
 
 
-def test_a_process_that_dies_ends_all_and_the_rest_is_made_later(start, tmp_path):
+def test_a_process_that_dies_ends_all_and_the_rest_is_made_later(start, tmp_path, divided):
     code, printed = finished(start(tmp_path / "two", launcher=TORCHRUN, first=["die"]))
     assert code != 0
     assert "ended by the test" in printed
@@ -175,10 +182,8 @@ def test_a_process_that_dies_ends_all_and_the_rest_is_made_later(start, tmp_path
     assert list((tmp_path / "two" / "state").glob(".*.part"))
     code, printed = finished(start(tmp_path / "two", "--resume", launcher=TORCHRUN))
     assert code == 0, printed
-    assert len(stems(tmp_path / "two")) == 4
     assert not list((tmp_path / "two").rglob("*.part"))
-    assert finished(start(tmp_path / "undisturbed", launcher=TORCHRUN))[0] == 0
-    assert arrays(tmp_path / "two") == arrays(tmp_path / "undisturbed")
+    assert arrays(tmp_path / "two") == arrays(divided)
 
 
 class TestLeftovers:
@@ -244,12 +249,11 @@ class TestPlan:
     def test_ranges(self, text, seeds):
         assert parse_seeds(text) == seeds
 
-    @pytest.mark.parametrize("text", ["", *WRONG.split()])
-    def test_wrong_ranges(self, text):
-        with pytest.raises(
-            ArgumentTypeError, match="must be how many, such as 25, or ranges, such as 0-9,20-24"
-        ):
-            parse_seeds(text)
+    def test_wrong_ranges(self):
+        message = "must be how many, such as 25, or ranges, such as 0-9,20-24"
+        for text in ("", *WRONG.split()):
+            with pytest.raises(ArgumentTypeError, match=message):
+                parse_seeds(text)
 
     def planned(self, seeds, done=(), begun=(), **options):
         finished = {(TANH.name, seed) for seed in done}

@@ -78,11 +78,15 @@ def half_precision() -> dict[str, object]:
     return {"plugins": MixedPrecision("16-mixed", "cpu", scaler)}
 
 
-@pytest.mark.parametrize("accumulated", [1, 3])
 @pytest.mark.parametrize(
-    ("scale", "precision"),
-    [(1.0, dict), (1.0, lambda: {"precision": "bf16-mixed"}), (SCALE, half_precision)],
-    ids=["fp32", "bf16", "fp16"],
+    ("scale", "precision", "accumulated"),
+    [
+        (1.0, dict, 3),
+        (1.0, lambda: {"precision": "bf16-mixed"}, 1),
+        (SCALE, half_precision, 1),
+        (SCALE, half_precision, 3),
+    ],
+    ids=["fp32", "bf16", "fp16", "fp16, accumulated"],
 )
 @pytest.mark.works_with("Lightning", "monitor")
 def test_gradients_before_clipping(scale, precision, accumulated, tmp_path):

@@ -17,7 +17,12 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles no
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 DIRECTIONS = ("forward", "small forward", "from input", "from output")
-CASES = list(product(FUNCTIONS, BYTES, DIRECTIONS))
+LARGE = ("forward", "from input", "from output")
+OTHERS = [name for name in FUNCTIONS if name != "tanh"]
+# Every function in every dtype and direction; small tensors differ by the block alone.
+CASES = [*product(["tanh"], BYTES, DIRECTIONS), *product(OTHERS, BYTES, LARGE)]
+# For other targets, whose code is only compiled: 16 bits and fp64, which have ways of their own.
+PORTABLE = [(name, dtype, way) for name, dtype, way in CASES if name == "tanh" or dtype in ("bf16", "fp64")]
 
 # SASS instructions per element of a full block on sm_90, 10 % above what the lean form of each function was
 # found to need when the kernels were designed; a copy at 4.3 TB/s leaves an H200 31 issue slots per element
@@ -62,7 +67,7 @@ def compiled(function, dtype, direction, target):
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
-@pytest.mark.parametrize(("name", "dtype", "direction"), CASES)
+@pytest.mark.parametrize(("name", "dtype", "direction"), PORTABLE)
 def test_compiles(name, dtype, direction, target):
     binary, _ = compiled(FUNCTIONS[name], dtype, direction, target)
     assert binary.metadata.target.arch == sass.TARGETS[target][1]

@@ -88,28 +88,19 @@ def test_table():
     assert history.quantile(0.5).any()
 
 
-@pytest.mark.parametrize(
-    ("q", "name"),
-    [
-        (0.05, "q05"),
-        (0.5, "q50"),
-        (0.07, "q07"),
-        (0.0, "q00"),
-        (1.0, "q100"),
-        (0.999, "q99.9"),
-        (0.001, "q00.1"),
-    ],
-)
-def test_names_of_quantiles(q, name):
-    assert quantile_name(q) == name
-
-
-@pytest.mark.parametrize(
-    ("threshold", "name"),
-    [(1e-8, "below_1e-08"), (0.001, "below_0.001"), (1, "below_1"), (1 / 3, "below_0.3333333333333333")],
-)
-def test_names_of_thresholds(threshold, name):
-    assert threshold_name(threshold) == name
+def test_names_of_columns():
+    quantiles = {
+        0.05: "q05",
+        0.5: "q50",
+        0.07: "q07",
+        0.0: "q00",
+        1.0: "q100",
+        0.999: "q99.9",
+        0.001: "q00.1",
+    }
+    assert {q: quantile_name(q) for q in quantiles} == quantiles
+    thresholds = {1e-8: "below_1e-08", 0.001: "below_0.001", 1: "below_1", 1 / 3: "below_0.3333333333333333"}
+    assert {threshold: threshold_name(threshold) for threshold in thresholds} == thresholds
 
 
 def test_unrecorded_statistics():
@@ -205,8 +196,7 @@ def test_followed_by_matches_names():
                 assert np.isnan(both.values[part, row]).all()
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-@pytest.mark.parametrize("interrupted", [0, 1, 4, 5])
+@pytest.mark.parametrize(("every", "interrupted"), [(1, 0), (1, 4), (2, 1), (2, 5), (3, 4), (3, 5)])
 def test_resumed_history(every, interrupted, tmp_path):
     path = tmp_path / "history.npz"
     model = network()

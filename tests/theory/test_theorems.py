@@ -42,18 +42,18 @@ def by_autograd(theta, x, d, r):
 
 
 class TestTheorem1:
-    @pytest.mark.parametrize("t", [1e-8, 0.01, 0.2, 1 / math.e, 0.5, 0.6, 0.62])
     @pytest.mark.parametrize("depth", [1, 2, 5, 50])
-    def test_holds(self, t, depth):
-        theta, x, d, r = allowed(t, depth)
-        result = theory.theorem_1(t, theta, x, d, r)
-        assert result.assumed.all()
-        assert result.holds
-        plain, penalized = by_autograd(theta, x, d, r)
-        torch.testing.assert_close(result.unregularized, plain.abs(), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(result.regularized, penalized.abs(), rtol=1e-9, atol=1e-12)
-        assert (plain.abs() <= d.abs().unsqueeze(-1) * t).all()
-        assert (penalized.abs() >= d.abs().unsqueeze(-1) * math.log(1 / t)).all()
+    def test_holds(self, depth):
+        for t in (1e-8, 0.01, 0.2, 1 / math.e, 0.5, 0.6, 0.62):
+            theta, x, d, r = allowed(t, depth)
+            result = theory.theorem_1(t, theta, x, d, r)
+            assert result.assumed.all()
+            assert result.holds
+            plain, penalized = by_autograd(theta, x, d, r)
+            torch.testing.assert_close(result.unregularized, plain.abs(), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(result.regularized, penalized.abs(), rtol=1e-9, atol=1e-12)
+            assert (plain.abs() <= d.abs().unsqueeze(-1) * t).all()
+            assert (penalized.abs() >= d.abs().unsqueeze(-1) * math.log(1 / t)).all()
 
     def test_depth_50_beyond_float64(self):
         t, x = 0.01, 1.5
@@ -107,15 +107,15 @@ class TestTheorem1:
                 assert result.assumed
                 assert getattr(result, claim).item() is true, claim
 
-    @pytest.mark.parametrize("t", [0.63, 0.7, 0.8, 0.9, 0.99])
-    def test_second_claim_beyond_the_boundary(self, t):
+    def test_second_claim_beyond_the_boundary(self):
         """With r = |d|, or so much more that the penalized derivative is 0."""
-        theta = float(theory.smallest_parameter(t, 1.0))
-        x = U / theta
-        r = max(1.0, theory.partial([theta], x, 1).item() / theta)
-        result = theory.theorem_1(t, [theta], x, r=r)
-        assert result.assumed
-        assert not result.second
+        for t in (0.63, 0.7, 0.8, 0.9, 0.99):
+            theta = float(theory.smallest_parameter(t, 1.0))
+            x = U / theta
+            r = max(1.0, theory.partial([theta], x, 1).item() / theta)
+            result = theory.theorem_1(t, [theta], x, r=r)
+            assert result.assumed
+            assert not result.second
 
     def test_pinned_counterexamples(self):
         """t = 0.9 violates both claims, t = 0.7 the second; by hand, without the package."""
@@ -129,22 +129,20 @@ class TestTheorem1:
             assert (result.first.item(), result.second.item()) == claims
             assert not result.holds
 
-    @pytest.mark.parametrize("t", [0.01, 0.05, 0.1, 0.3, 0.5])
-    def test_logistic_function_breaks_both_claims(self, t):
+    def test_logistic_function_breaks_both_claims(self):
         """A first layer at -A has an output of e^-A, which a second one of e^A brings back: no bound in t."""
-        least = 2 * math.log(1 / t)
-        x = least / 0.224
-        theta = [-least, 1.543 * math.exp(least * x)]
-        result = theory.theorem_1(t, theta, x, d=-1.0, function="sigmoid")
-        assert result.assumed
         bend = 1.543 * math.exp(-1.543) / (1 + math.exp(-1.543)) ** 2
-        assert result.unregularized[0] == pytest.approx(x * bend, rel=0.01)
-        assert result.unregularized[0] > 1.3 > t
-        assert result.regularized[0] < 0.01 < math.log(1 / t)
-        assert result.first.tolist() == result.second.tolist() == [False, True]
-
-    def test_logistic_function_breaks_the_first_claim_at_tiny_t(self):
-        least = 2 * math.log(1e6)
+        for t in (0.01, 0.05, 0.1, 0.3, 0.5):
+            least = 2 * math.log(1 / t)
+            x = least / 0.224
+            theta = [-least, 1.543 * math.exp(least * x)]
+            result = theory.theorem_1(t, theta, x, d=-1.0, function="sigmoid")
+            assert result.assumed
+            assert result.unregularized[0] == pytest.approx(x * bend, rel=0.01)
+            assert result.unregularized[0] > 1.3 > t
+            assert result.regularized[0] < 0.01 < math.log(1 / t)
+            assert result.first.tolist() == result.second.tolist() == [False, True]
+        least = 2 * math.log(1e6)  # nor at tiny t, for the first claim
         result = theory.theorem_1(1e-6, [-least, 1.5 * math.exp(least)], 1.0, function="sigmoid")
         assert result.assumed
         assert result.unregularized[0] > 0.2
@@ -158,7 +156,7 @@ class TestTheorem1:
         assert result.unregularized.item() == pytest.approx(slope / 2, rel=1e-9)
         assert not result.first
 
-    @pytest.mark.parametrize("t", [0.0, 1.0, 1.5, -0.5, math.nan])
+    @pytest.mark.parametrize("t", [0.0, 1.0, -0.5, math.nan])
     def test_bad_t(self, t):
         for call in (
             lambda: theory.theorem_1(t, [1.0], 1.0),
@@ -170,7 +168,7 @@ class TestTheorem1:
             ):
                 call()
 
-    def test_bad_shapes(self):
+    def test_bad_arguments(self):
         with pytest.raises(ValueError, match=r"got r \(2,\)"):
             theory.theorem_1(0.1, [[1.0]] * 3, 1.0, r=[1.0, 2.0])
         with pytest.raises(TypeError, match="t must be a real number"):
