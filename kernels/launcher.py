@@ -37,7 +37,7 @@ class CachedLaunch(NamedTuple):
     function: Any
     packed_metadata: Any
     current_stream: Callable[[int], Any]
-    index: int  # of the device
+    device_index: int
 
 
 _launches: dict[tuple[Any, ...], CachedLaunch | None] = {}
