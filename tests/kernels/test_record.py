@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sigscale.kernels import record
+from sigscale import FUNCTIONS
+from sigscale.kernels import activation, learned, multi_tensor, record, sketch
 from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.record import Layout
 from sigscale.kernels.reference_sketch import bin_count
@@ -71,16 +72,53 @@ def test_totals_and_order(device):
     assert there.ticket.tolist() == [0, 0, 7, 5, 0, 0, 0, 0, 0, 6, 0]
 
 
+def assert_switch(device: str = "cpu") -> None:
+    """All that count do so while the switch is on, and compute the gradient in any case."""
+    tanh, n = FUNCTIONS["tanh"], 5001
+    x, g = (torch.randn(n, generator=torch.Generator().manual_seed(s)).to(device) for s in (0, 1))
+    alpha = torch.tensor([1.5], device=device)
+    for on in (0, 1):
+        counts = torch.zeros(4, bin_count(3), dtype=torch.int64, device=device)
+        counted = [{"counts": row, "on": torch.tensor([on, 7], device=device)} for row in counts]
+        dx = activation.backward(tanh, g, x, 1.5, from_output=False, **counted[0])
+        both = learned.backward(tanh, g, x, alpha, dx=True, dalpha=True, **counted[1])
+        sketch.count(counts[2], g, 3, counted[2]["on"])
+        sketch.count_many(counts, [3], [g], 3, counted[3]["on"])
+        assert counts.sum(1).tolist() == [on * n] * 4
+        plain = learned.backward(tanh, g, x, alpha, dx=True, dalpha=True)
+        torch.testing.assert_close(both, plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(dx, activation.backward(tanh, g, x, 1.5, from_output=False))
+
+
+@pytest.mark.interpreter
+def test_switch(device):
+    assert_switch(device)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 class TestCompiled:
-    def test_ptx(self, monkeypatch):
+    @pytest.fixture
+    def ran(self, monkeypatch):
         pytest.importorskip("triton")
         from tests.oracles import emulated
 
-        ran = emulated.use(monkeypatch)
+        return emulated.use(monkeypatch)
+
+    def test_ptx(self, ran):
         for magnitude in (True, False):
             assert_alike(LAYOUTS[0], 3, magnitude, steps=2)
         assert ran == ["finish_kernel"] * 4
+
+    def test_switch(self, ran):
+        assert_switch()
+        assert {"backward_sketch_kernel", "sketch_kernel", "multi_sketch_kernel"} <= set(ran)
+
+    def test_nothing_is_read_for_a_step_that_does_not_count(self, ran, monkeypatch):
+        monkeypatch.setattr(multi_tensor, "addresses", lambda tensors, device: torch.tensor([64]))
+        counts = torch.zeros(1, bin_count(3), dtype=torch.int64)
+        sketch.count_many(counts, [0], [torch.ones(3000)], 3, torch.tensor([0]))
+        with pytest.raises(AssertionError, match="beyond all tensors"):
+            sketch.count_many(counts, [0], [torch.ones(3000)], 3, torch.tensor([1]))
 
     @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
     @pytest.mark.parametrize(("m", "width"), [(3, 2048), (5, 8192)])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sigscale as ss
-from tests.oracles.collected import assert_row, assert_step, batch, network, run
+from tests.oracles.collected import Twin, assert_row, assert_step, batch, network, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,6 +85,28 @@ def test_every_third_step():
         assert_step(history, place, truth[step])
     there = backward.listening[::2]  # the monitored model's
     assert there == [True, False, False, True, False, False, True, False]
+
+
+def test_pause():
+    """The step in progress is left out, and nothing of it is in a later one."""
+    model = network()
+    twin, truth = Twin(model), []
+    with ss.GradientMonitor(model, every=2) as monitor:
+        for step in range(12):
+            for trained in (model, twin.model):
+                trained.zero_grad()
+                trained(batch(step)).square().sum().backward()
+            if step == 4:
+                monitor.pause()
+            if step == 7:
+                monitor.resume()
+            monitor.step()
+            truth.append(twin.step())
+    history = monitor.history()
+    assert history.steps.tolist() == [0, 2, 8, 10]
+    assert history.step_count == 12
+    for place, step in enumerate(history.steps):
+        assert_step(history, place, truth[step])
 
 
 @pytest.mark.parametrize(
