@@ -78,7 +78,7 @@ class Plan:
             selection.check((f.name for f in found), "activations")
         _check_unscaled(model, found, selected)
         cells = recurrent_cells(model)
-        unseen = [Entry(name, type(cell).__name__, note="computes it inside") for name, cell in cells]
+        unseen = [Entry(name, type(cell).__name__, note="computes it internally") for name, cell in cells]
         plan = cls(options, [f for f in found if f.name in selected and not f.refusal], marks, unseen)
         plan._check_num_parameters()
         observed = None if inputs is None else trial_run(model, inputs, {f.name for f in found}, marks)

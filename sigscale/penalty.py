@@ -43,8 +43,8 @@ class WeightPenalty:
     Args:
         model_or_params: a module (also wrapped in DistributedDataParallel or by torch.compile), or an
             iterable of parameters or of (name, parameter): dense, float16, bfloat16, float32 or float64.
-        l2: factor r of the squares, per squared unit of the parameters; finite and >= 0.
-        l1: factor s of the magnitudes, per unit of the parameters; finite and >= 0. One must be > 0.
+        l2: factor r of the squares, per squared unit of the parameters; from 0 to 3.4e38.
+        l1: factor s of the magnitudes, per unit of the parameters; the same. One must be > 0.
         exclude: a shell-style pattern ("*.bias"), or a sequence of them, of names to leave out.
 
     Attributes:
@@ -193,7 +193,7 @@ class WeightPenalty:
 
 
 def _factor(value: Any, name: str) -> float:
-    rule, remedy = "a real number, finite and >= 0", "the paper's l2 is 0.01, and 0.0 leaves a term out"
+    rule, remedy = "a real number from 0 to 3.4e38", "the paper's l2 is 0.01, and 0.0 leaves a term out"
     return check_real(value, name, rule, remedy, low=0.0, high=MAX_FACTOR)
 
 

@@ -214,7 +214,8 @@ class QuantileSketch:
 
         Args:
             bins: the most bins to return, each merged from the same number of neighbors, aligned at 0 if
-                there are two or more; by default all. TensorBoard takes any number, Weights & Biases 512.
+                there are two or more; by default all. TensorBoard takes any number, Weights & Biases 512. A
+                few dozen suit values of one sign only: between both signs lie all exponents down to 0.
 
         Raises:
             TypeError, ValueError: bins is not an integer from 1 on.

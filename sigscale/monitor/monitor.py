@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -296,6 +296,12 @@ class GradientMonitor:
             f"GradientMonitor({rows.kinds.count('activation')} activations, "
             f"{rows.kinds.count('parameter')} parameters; "
             f"every={self._recorder.every}, {self._recorder.device}{closed})"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "a GradientMonitor cannot be copied or pickled, as it belongs to one model: make a new one on the "
+            "copy, and carry the history over by state_dict() and load_state_dict()"
         )
 
     def _check_open(self) -> None:

@@ -557,7 +557,9 @@ def test_calls_that_only_functional_scales_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = ss.scale_activations(model, dry_run=True)
-    assert [(e.name, e.before, e.note) for e in report.unseen] == [("2", "LSTMCell", "computes it inside")]
+    assert [(e.name, e.before, e.note) for e in report.unseen] == [
+        ("2", "LSTMCell", "computes it internally")
+    ]
     line = Inner.forward.__code__.co_firstlineno + 1
     with pytest.warns(UserWarning, match=rf"not scaled, .*torch.tanh in 0 \(test_calls.py:{line}\); func"):
         report = ss.scale_activations(model[:2], example_inputs=X)

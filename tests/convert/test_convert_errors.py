@@ -85,7 +85,7 @@ class Calls(nn.Module):
         (nn.Sequential(nn.Linear(2, 2), nn.Tanh()), {"example_inputs": X}, ValueError,
             "example_inputs must be what the model is called with; calling a copy of it raised RuntimeError"),
         (Calls(), {"functional": True, "exclude": "Cals"}, ValueError, "must match names of modules"),
-        (nn.GRUCell(2, 2), {}, ValueError, r"no module computes GRUCell \(computes it inside\)$"),
+        (nn.GRUCell(2, 2), {}, ValueError, r"no module computes GRUCell \(computes it internally\)$"),
         (Calls(), {"functional": True, "exclude": "Calls"}, ValueError, "got none: widen include="),
         (nn.Sequential(Calls(), nn.Tanh()), {"functional": True, "learnable": True, "num_parameters": 3},
             ValueError, "also calls in 0: leave functional=True to another call, with exclude="),

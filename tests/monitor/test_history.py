@@ -233,7 +233,9 @@ def test_checkpoint(every, tmp_path):
                 resumed.history(), steps=resumed.history().steps[-1:], values=resumed.history().values[-1:]
             ),
         )
-        train(resumed, again, range(4, 9))
+        train(resumed, again, range(4, 5))
+        assert resumed.last().step_count == 5
+        train(resumed, again, range(5, 9))
         same(resumed.history(), monitor.history())
     with ss.GradientMonitor(network()) as fresh:
         for wrong, message in (

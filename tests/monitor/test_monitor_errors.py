@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +174,16 @@ def test_after_close():
         monitor.step()
     assert len(monitor.history()) == 1
     assert repr(monitor) == "GradientMonitor(2 activations, 4 parameters; every=1, cpu, closed)"
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies(duplicate):
+    model = network()
+    with (
+        ss.GradientMonitor(model) as monitor,
+        pytest.raises(TypeError, match="cannot be copied or pickled.*: make a new one on the copy"),
+    ):
+        duplicate({"model": model, "monitor": monitor} if duplicate is not copy.copy else monitor)
 
 
 def test_nothing_measured_yet():
