@@ -300,7 +300,7 @@ class GradientMonitor:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(
-            "a GradientMonitor cannot be copied or pickled, as it belongs to one model: make a new one on the "
+            "a GradientMonitor belongs to one model and cannot be copied or pickled: make a new one on the "
             "copy, and carry the history over by state_dict() and load_state_dict()"
         )
 
