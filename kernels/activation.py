@@ -66,11 +66,11 @@ def forward_kernel(
 
 
 @triton.jit
-def gradient(g_ptr, saved_ptr, dx_ptr, mask, alpha, inv, SLOPE: tl.constexpr):
+def gradient(g_ptr, saved_ptr, dx_ptr, mask, alpha, inv, SLOPE: tl.constexpr, PTX: tl.constexpr = False):
     """Store g f'(x / alpha) of one block and return it as stored; `mask` is None for a full one."""
     DTYPE: tl.constexpr = dx_ptr.dtype.element_ty
     slope = SLOPE(widen(tl.load(saved_ptr, mask=mask)), alpha, inv, DTYPE)
-    dx = narrow(widen(tl.load(g_ptr, mask=mask)) * slope, DTYPE)
+    dx = narrow(widen(tl.load(g_ptr, mask=mask)) * slope, DTYPE, PTX)
     tl.store(dx_ptr, dx, mask=mask)
     return dx
 
@@ -119,14 +119,14 @@ def gradient_tiles(
     start = tl.program_id(0).to(tl.int64) * BLOCK
     while start + BLOCK <= n:
         g, saved, dx = g_ptr + start + offs, saved_ptr + start + offs, dx_ptr + start + offs
-        stored = gradient(g, saved, dx, None, alpha, inv, SLOPE)
+        stored = gradient(g, saved, dx, None, alpha, inv, SLOPE, SHARED)
         if M:
             count_values(base, counts_ptr, stored, None, M, SHARED, True)
         start += tl.num_programs(0) * BLOCK
     if start < n:
         g, saved, dx = g_ptr + start + offs, saved_ptr + start + offs, dx_ptr + start + offs
         mask = offs < n - start
-        stored = gradient(g, saved, dx, mask, alpha, inv, SLOPE)
+        stored = gradient(g, saved, dx, mask, alpha, inv, SLOPE, SHARED)
         if M:
             count_values(base, counts_ptr, stored, mask, M, SHARED, True)
 

@@ -100,8 +100,8 @@ def cached_launch(compiled: Any) -> CachedLaunch | None:
     if ".".join(triton.__version__.split(".")[:2]) not in VERSIONS_READ:
         return None
     try:
-        driver = triton.runtime.driver.active
         of_kernel = compiled.run, compiled.function, compiled.packed_metadata
+        driver = triton.runtime.driver.active
         return CachedLaunch(*of_kernel, driver.get_current_stream, driver.get_current_device())
     except AttributeError:  # as in the interpreter, which compiles nothing
         return None

@@ -125,7 +125,7 @@ def backward_tile(
     x = widen(tl.load(x_ptr, mask=mask))
     g = widen(tl.load(g_ptr, mask=mask))
     if DX:
-        dx = narrow(g * SLOPE(x, alpha, inv, DTYPE), DTYPE)
+        dx = narrow(g * SLOPE(x, alpha, inv, DTYPE), DTYPE, SHARED)
         tl.store(dx_ptr, dx, mask=mask)
         if on != 0:
             count_values(base, counts_ptr, dx, mask, M, SHARED, True)

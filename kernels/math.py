@@ -84,7 +84,7 @@ if INTERPRETED:
         return bits.to(tl.float32, bitcast=True)
 
     @triton.jit
-    def narrow(x, DTYPE):
+    def narrow(x, DTYPE, PTX=False):
         if DTYPE != tl.bfloat16:
             return x.to(DTYPE)
         bits = x.to(tl.int32, bitcast=True)
@@ -110,9 +110,18 @@ else:
         return x.to(tl.float64) if x.dtype == tl.float64 else x.to(tl.float32)
 
     @triton.jit
-    def narrow(x, DTYPE: tl.constexpr):
-        """x rounded to nearest even in the tensor's type."""
-        return x.to(DTYPE)
+    def narrow(x, DTYPE: tl.constexpr, PTX: tl.constexpr = False):
+        """x rounded to nearest even in the tensor's type.
+
+        With PTX, numbers become bf16 two by two even if each is used by itself afterward.
+        """
+        if PTX and DTYPE == tl.bfloat16:
+            y = tl.inline_asm_elementwise(
+                "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], tl.bfloat16, is_pure=True, pack=2
+            )
+        else:
+            y = x.to(DTYPE)
+        return y
 
     fma = tl.fma
     exp2 = tl.exp2
@@ -220,6 +229,8 @@ def logistic_slope(e, scale):
     """e / (1 + scale e)^2"""
     if e.dtype == tl.float64:
         r = 1.0 / (1.0 + scale * e)
-    else:
-        r = quotient(1.0, fma(e, scale, 1.0))
-    return (e * r) * r
+        slope = (e * r) * r
+    else:  # two quotients by one number take one reciprocal, and none of it by itself
+        d = fma(e, scale, 1.0)
+        slope = quotient(quotient(e, d), d)
+    return slope

@@ -52,6 +52,14 @@ def counts_at(counts_ptr, position, M: tl.constexpr, MAGNITUDE: tl.constexpr):
 
 
 @triton.jit
+def edges_at(lower_ptr, upper_ptr, position, BINS: tl.constexpr):
+    """The least and the greatest value of bins, and the one nearer to zero."""
+    lower = tl.load(lower_ptr + position, mask=position < BINS, other=0.0)
+    upper = tl.load(upper_ptr + position, mask=position < BINS, other=0.0)
+    return lower, upper, tl.where(lower < 0, upper, lower)
+
+
+@triton.jit
 def order_statistics(
     rank, of_segments, counts_ptr, lower_ptr, upper_ptr, M: tl.constexpr, MAGNITUDE: tl.constexpr
 ):
@@ -106,9 +114,7 @@ def summarize_row(
     for first in range(0, end, PAGE):
         position = first + tl.arange(0, PAGE)
         counts = counts_at(counts_ptr, position, M, MAGNITUDE)
-        lower = tl.load(lower_ptr + position, mask=position < BINS, other=0.0)
-        upper = tl.load(upper_ptr + position, mask=position < BINS, other=0.0)
-        near = tl.where(lower < 0, upper, lower)
+        lower, upper, near = edges_at(lower_ptr, upper_ptr, position, BINS)
         middle = tl.where(tl.abs(near) < 2.0**128, (lower + upper) / 2, near)
         terms += tl.where(counts > 0, counts.to(tl.float64) * middle, 0.0)
     tl.store(out_ptr + 4, tl.sum(terms) / number / scale)
@@ -130,9 +136,7 @@ def summarize_row(
         fewer = tl.zeros([PAGE], tl.int64)
         for first in range(0, end, PAGE):
             position = first + tl.arange(0, PAGE)
-            lower = tl.load(lower_ptr + position, mask=position < BINS, other=0.0)
-            upper = tl.load(upper_ptr + position, mask=position < BINS, other=0.0)
-            near = tl.where(lower < 0, upper, lower)
+            near = edges_at(lower_ptr, upper_ptr, position, BINS)[2]
             fewer += tl.where(tl.abs(near) < threshold, counts_at(counts_ptr, position, M, MAGNITUDE), 0)
         tl.store(out_ptr + LEADING + K + t, tl.sum(fewer).to(tl.float64) / number)
 

@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from .kernels import device
+from .kernels.device import is_supported
 from .kernels.math import ALPHA_RANGE
 from .kernels.reference_sketch import MANTISSA_BITS
 
@@ -257,7 +258,7 @@ PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 def is_plain(x: Tensor) -> bool:
     """Whether kernels or twins can take x: plain memory on a supported device, not traced or transformed."""
-    return (x.is_cuda or x.is_cpu) and _is_concrete(x) and not x.is_neg() and forward_ad._current_level < 0
+    return _is_concrete(x) and is_supported(x) and not x.is_neg() and forward_ad._current_level < 0
 
 
 def _is_concrete(x: Tensor) -> bool:

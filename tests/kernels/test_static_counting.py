@@ -23,7 +23,7 @@ BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 # what was found to be enough when it was designed.
 BUDGET = {"bf16": 29.2, "fp32": 26.5}
 # What each dtype keeps for tanh's backward by default: its input in 16 bits, its output in fp32.
-LEAN = {("tanh", "slope", "bf16", 3): 24.0, ("tanh", "slope_from_output", "fp32", 3): 15.5}
+LEAN = {("tanh", "slope", "bf16", 3): 22.1, ("tanh", "slope_from_output", "fp32", 3): 15.5}
 LATER = {"fp32": 16.0, "bf16": 16.0, "fp16": 16.0}  # digits of exact selection behind the first
 LATER_OF_MANY = {"fp32": 20.0, "bf16": 23.0, "fp16": 23.0, "fp64": 34.0}  # of each digit of 8 bits
 SLACK = 0.6 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0.0
@@ -60,6 +60,7 @@ def check_loop(binary, elements):
     assert any(op == "LDG.E.128" for op in loop)
     # Copies of a tile's elements in several threads would be counted several times.
     assert sum(op.startswith("ATOMS") for op in loop) == elements
+    assert "F2F.BF16.F32" not in loop  # which takes the special functions' slots; F2FP rounds two at once
     spilled = sum(op.startswith(("LDL", "STL")) for op in opcodes)
     return len(loop) / elements, spilled
 
