@@ -70,8 +70,8 @@ class Reader:
         self.look(wait=True)
         records = self.recorder.arrived[-1:]
         newest = self._assembled(records) if records or self.earlier is None else self.earlier
-        last = {"steps": newest.steps[-1:], "values": newest.values[-1:]}
-        return dataclasses.replace(newest, **last, step_count=self.recorder.calls)
+        steps, values = newest.steps[-1:], newest.values[-1:]
+        return dataclasses.replace(newest, steps=steps, values=values, step_count=self.recorder.calls)
 
     def _assembled(self, records: Sequence[Record]) -> GradientHistory:
         recorder, rows, statistics = self.recorder, self.rows, self.recorder.statistics
