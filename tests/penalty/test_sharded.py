@@ -18,6 +18,7 @@ if not dist.is_available():
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 PROCESSES = 2
 
@@ -35,6 +36,8 @@ def process(rank: int, folder: str) -> None:
         compare(*factors, attached)
     for shape in ((1, PROCESSES), (PROCESSES, 1)):
         compare(0.3, 0.1, True, shape)
+    for attached in (True, False):
+        compare(0.3, 0.1, attached, ())
     made_before_sharding()
     for placement in (Shard(0), Shard(1), Replicate(), Partial()):
         compare_placement(placement)
@@ -45,9 +48,13 @@ def process(rank: int, folder: str) -> None:
 
 
 def compare(l2: float, l1: float, attached: bool, shape: tuple[int, ...] = (PROCESSES,)) -> None:
+    """Sharded over a mesh of this shape; without a shape, by DistributedDataParallel."""
     whole, sharded = network(), network()
-    names = ("copies", "shards")[-len(shape) :]
-    fully_shard(sharded, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
+    if shape:
+        names = ("copies", "shards")[-len(shape) :]
+        fully_shard(sharded, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
+    else:
+        sharded = DistributedDataParallel(sharded)
     penalties = [ss.WeightPenalty(net, l2, l1) for net in (whole, sharded)]
     optimizers = [optim.AdamW(net.parameters(), lr=0.1) for net in (whole, sharded)]
     if attached:
@@ -61,7 +68,7 @@ def compare(l2: float, l1: float, attached: bool, shape: tuple[int, ...] = (PROC
             optimizer.step()
     torch.testing.assert_close(penalties[1].value(), penalties[0].value())
     for shard, parameter in zip(sharded.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(shard.full_tensor(), parameter)
+        torch.testing.assert_close(shard.full_tensor() if shape else shard, parameter)
 
 
 def made_before_sharding() -> None:
@@ -118,6 +125,7 @@ def refuse_fsdp1(use_orig_params: bool) -> None:
             use()
 
 
+@pytest.mark.works_with("DistributedDataParallel", "penalty")
 @pytest.mark.works_with("FSDP2", "penalty")
 @pytest.mark.works_with("DTensor", "penalty")
 @pytest.mark.works_with("FSDP1", "penalty", says="refused")
