@@ -182,6 +182,7 @@ def learned_backward_kernel(
             VALUE, SLOPE, ALPHA_SLOPE, DX, SUM, M, SHARED,
         )  # fmt: skip
     if SUM:
+        column = column if PER_CHANNEL else 0  # so that no register keeps it over the loop
         add_up(sums_ptr, total, tl.program_id(0) // tl.cdiv(width, BLOCK), column, width, GROUP, BLOCK)
     if on != 0:
         close_counters(base, counts_ptr, M, SHARED)
