@@ -187,9 +187,7 @@ def summary(records: Results) -> str:
     keys = ["time of", "over", "dtype"]
     text = markdown(pd.DataFrame(rows).groupby(keys, sort=False).first().fillna("").reset_index())
     monitored = [f"{r['over']['no monitor'][0]:.2f} ({r['network']})" for r in ours if r["kind"] == "monitor"]
-    sentences = [f"A monitored training step takes {' and '.join(monitored)} times as long."] * bool(
-        monitored
-    )
+    sentences = [f"A monitored training step takes {', '.join(monitored)} times as long."] * bool(monitored)
     sentences += [
         f"Both remedies add {100 * (r['over']['plain'][0] - 1):+.1f} % to a training step ({r['mode']}; the "
         f"paper's Table 4: {100 * r['paper']:+.1f} %)."
