@@ -57,7 +57,8 @@ VALUES = {  # what stands in braces in commands; a rehearsal takes REHEARSED ins
     "cases": "",
 }
 REHEARSED = {
-    "tests": f"{PYTEST} -m gpu --collect-only",
+    "tests": f"{PYTEST} --collect-only",
+    "long": "around_a_block",
     "memcheck": "",
     "racecheck": "",
     "seeds": "--quick --seeds 1 --epochs 1 --steps 2",
