@@ -303,9 +303,8 @@ def narrow_kernel(
         row = rows_of(known, tl.load(prefix_ptr + tl.minimum(tl.arange(0, 16), J - 1)), J)
     counts = tl.load(counts_ptr + (row << BITS)[:, None] + tl.arange(0, 1 << BITS)[None, :])
     prefix, rank = append_digit(known, tl.load(rank_ptr + j), counts, BITS)
-    if (
-        ABOVE > 0
-    ):  # only the first digit puts all NaN last; in the ranges of -infinity and NaN, digits are known
+    # Only the first digit puts all NaN last; in the ranges of -infinity and NaN, digits are known.
+    if ABOVE > 0:
         extreme = (known == negative_infinity(DTYPE) >> (SHIFT + BITS)) | (known == (1 << ABOVE) - 1)
         prefix = tl.where(extreme, (known << BITS) | ((1 << BITS) - 1), prefix)
     if SHIFT == 0:
