@@ -1,6 +1,7 @@
 """The plain-PyTorch twin of exact selection: order statistics on a CPU, without a sort.
 
-The values' top 16 bits are counted; then, among the values with the bits found so far, the next 16.
+The values' top 16 bits are counted; then, among the values with the bits found so far, the next 16. Few
+values are partitioned, by NumPy.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from .device import made_once
 
-SORTED = 1 << 14  # elements that are sorted rather than counted
+SORTED = 1 << 11  # values that are sorted
+FEW = {2: 1 << 14, 4: 1 << 17, 8: 1 << 17}  # values of so many bytes that are partitioned
 WORD = 16  # bits of a digit
 HALF = 1 << WORD - 1
 
@@ -22,6 +24,8 @@ def order_statistics(x: Tensor, ranks: Tensor, nans: Tensor) -> Tensor:
     if nans:
         x = torch.where(x == x, x, torch.nan)  # which is positive
     bits = x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+    if x.numel() <= FEW[x.element_size()]:
+        return _flipped_if_negative(_partitioned(_flipped_if_negative(bits), ranks)).view(x.dtype)
     shift = 8 * x.element_size() - WORD
     words, order = _word(bits, shift), _ascending_words()
     counts = torch.bincount(words, minlength=1 << WORD)
@@ -34,6 +38,12 @@ def order_statistics(x: Tensor, ranks: Tensor, nans: Tensor) -> Tensor:
         low[unfinished] = _low_digits(words, wanted[unfinished], bits, shift, ranks[unfinished])
     keys = ((position - HALF) << shift) + low
     return _flipped_if_negative(keys.to(bits.dtype)).view(x.dtype)
+
+
+def _partitioned(keys: Tensor, ranks: Tensor) -> Tensor:
+    """keys.sort().values[ranks], which reorders the keys."""
+    keys.numpy().partition(sorted({*ranks.tolist()}))
+    return keys[ranks]
 
 
 def _word(bits: Tensor, shift: int) -> Tensor:
@@ -83,8 +93,8 @@ def _low_digits(words: Tensor, wanted: Tensor, bits: Tensor, shift: int, ranks: 
 def _low_bits(keys: Tensor, shift: int, ranks: Tensor) -> Tensor:
     """The lowest `shift` bits of order statistics of keys that agree in all higher bits."""
     mask = (1 << shift) - 1
-    if keys.numel() <= SORTED:
-        return keys.sort().values[ranks].long() & mask
+    if keys.numel() <= FEW[4]:
+        return _partitioned(keys.clone(), ranks).long() & mask
     least, greatest = keys.aminmax()
     if least == greatest:
         return (least.long() & mask).expand_as(ranks)

@@ -179,7 +179,7 @@ def _of_all(x: Tensor, wanted: Wanted) -> Tensor:
     if not devices.takes_kernel(x):
         each = MANY * each
     parts = [_by_selection(x.detach(), part) for part in _parts(wanted, each)]
-    return torch.cat(parts) if parts else x.new_empty(0)
+    return parts[0] if len(parts) == 1 else torch.cat([x.new_empty(0), *parts])
 
 
 def _parts(wanted: Wanted, most: int) -> Iterator[Wanted]:

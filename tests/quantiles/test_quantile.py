@@ -101,7 +101,8 @@ def test_selection_in_long_rows(device, monkeypatch):
 @pytest.mark.interpreter
 def test_selection_from_many(case, device, monkeypatch):
     """Where values are counted, not sorted: every rank of the sorted tensor."""
-    monkeypatch.setattr(reference_select, "SORTED", 50)
+    monkeypatch.setattr(reference_select, "SORTED", 0)
+    monkeypatch.setattr(reference_select, "FEW", dict.fromkeys((2, 4, 8), 50))
     for dtype in DTYPES:
         x = CASES[case](dtype)
         x = x.repeat(-(-3000 // x.numel())).to(device)
@@ -117,12 +118,13 @@ values = st.floats(width=32, allow_subnormal=True)
 
 @settings(max_examples=5 if INTERPRETED else 60)
 @given(st.lists(values, min_size=1, max_size=60), st.lists(st.floats(0, 1), min_size=1, max_size=7))
-@pytest.mark.parametrize("sorted_up_to", [0, 8192])
+@pytest.mark.parametrize("few", [0, 8192])
 @pytest.mark.interpreter
-def test_any_values(sorted_up_to, numbers, q):
+def test_any_values(few, numbers, q):
     x = torch.tensor(numbers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference_select, "SORTED", sorted_up_to)
+        patch.setattr(reference_select, "SORTED", 0)
+        patch.setattr(reference_select, "FEW", dict.fromkeys((2, 4, 8), few))
         for function in OF_TORCH:
             for interpolation in SOME:
                 result = function(x, q, interpolation=interpolation)
