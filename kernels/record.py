@@ -4,9 +4,9 @@
                      the totals: the same with the sums of their rows
                      the ticket: advanced; whether the next step counts is decided
 
-A program takes one row and adds it to its total; the last one to do so takes the total, and the last of these
-the ticket. Counts are integers, so that the order does not matter. A step that is not measured changes the
-ticket only.
+A program takes one row and adds it to its total, whose own program waits for that; the last one to finish
+takes the ticket. At most two programs wait, and only for others, so that all get their turn. Counts are
+integers, so that the order does not matter. A step that is not measured changes the ticket only.
 
 The ticket, int64, begins with these words, before the number of the step in each slot of the ring:
 
@@ -14,7 +14,7 @@ The ticket, int64, begins with these words, before the number of the step in eac
     PAUSED     whether none is
     CALLS      how many steps were made
     MADE       how many of them were measured; the next goes to the slot MADE modulo the number of slots
-    ARRIVED    how many programs have finished their row, for each total, and how many their total
+    ARRIVED    how many rows have been added to each total, and how many programs have finished
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from torch import Tensor
 
 from . import device, launcher, summary
 from ._triton import tl, triton
-from .counters import CHUNK
 from .math import constant
 from .sketch import constexpr_bin_count
 from .summary import LEADING, summarize_row
 
 ON, PAUSED, CALLS, MADE, ARRIVED = range(5)
 HEAD = 8  # words before the steps' numbers
+MOVED = constant(2048)  # counts moved at a time
 WORDS = tuple(map(constant, (ON, PAUSED, CALLS, MADE, ARRIVED, HEAD)))
 ON_WORD, PAUSED_WORD, CALLS_WORD, MADE_WORD, ARRIVED_WORD, HEAD_WORDS = WORDS
 
@@ -45,6 +45,16 @@ class Records(NamedTuple):
     scale: Tensor  # (rows,) float64: what the values of that step were multiplied by
     ring: Tensor  # (slots, rows, columns) float64: summaries of the last steps measured
     ticket: Tensor  # (HEAD + slots,) int64
+
+
+class Wanted(NamedTuple):
+    """What is recorded, and how often."""
+
+    q: Tensor  # float64: quantiles
+    thresholds: Tensor  # float64: of magnitudes, below which shares are counted
+    m: int  # mantissa bits of the counts
+    magnitude: bool
+    every: int
 
 
 class Layout(NamedTuple):
@@ -60,24 +70,16 @@ class Layout(NamedTuple):
 
 
 @triton.jit
-def move_row(counts_ptr, last_ptr, total_ptr, M: tl.constexpr, ADD: tl.constexpr):
-    """Move a row's counts to `last`, and add them to its total's."""
-    for start in range(0, constexpr_bin_count(M), CHUNK):
-        position = start + tl.arange(0, CHUNK)
+def move_row(counts_ptr, last_ptr, total_ptr, adds, M: tl.constexpr):
+    """Move a row's counts to `last` and, if it `adds`, add them to its total's."""
+    for start in range(0, constexpr_bin_count(M), MOVED):
+        position = start + tl.arange(0, MOVED)
         there = position < constexpr_bin_count(M)
         counted = tl.load(counts_ptr + position, mask=there, other=0)
         tl.store(last_ptr + position, counted, mask=there)
         tl.store(counts_ptr + position, tl.zeros_like(counted), mask=there)
-        if ADD:
-            tl.atomic_add(total_ptr + position, counted, mask=there & (counted != 0), sem="relaxed")
+        tl.atomic_add(total_ptr + position, counted, mask=there & (counted != 0) & adds, sem="relaxed")
     tl.debug_barrier()
-
-
-@triton.jit
-def arrive(ticket_ptr, word, count):
-    """Whether all others of `count` programs have come here; what they have written is there then."""
-    tl.debug_barrier()
-    return tl.atomic_add(ticket_ptr + ARRIVED_WORD + word, 1, sem="acq_rel") == count - 1
 
 
 @triton.jit
@@ -120,71 +122,49 @@ def finish_kernel(
     WIDTH: tl.constexpr,
 ):
     BINS: tl.constexpr = constexpr_bin_count(M)
-    row = tl.program_id(0).to(tl.int64)
-    total = tl.where(row < totals, row, tl.where(row < second, 0, totals - 1))
+    row = rows - 1 - tl.program_id(0)  # totals come last, and wait for rows only
+    is_total = row < totals
+    total = tl.where(is_total, row, tl.where(row < second, 0, totals - 1))
     on = tl.load(ticket_ptr + ON_WORD)
     ring_ptr += (tl.load(ticket_ptr + MADE_WORD) % slots) * room * (LEADING + K + T)
-    if (on != 0) & (row >= totals):
-        move_row(counts_ptr + row * BINS, last_ptr + row * BINS, counts_ptr + total * BINS, M, True)
+    if on != 0:
+        members = tl.where(total == totals - 1, rows, second) - tl.where(total == 0, totals, second)
+        arrived = tl.where(is_total, 0, members)
+        while arrived < members:
+            arrived = tl.atomic_add(ticket_ptr + ARRIVED_WORD + total, 0, sem="acquire")
+        move_row(counts_ptr + row * BINS, last_ptr + row * BINS, counts_ptr + total * BINS, row >= totals, M)
+        tl.atomic_add(ticket_ptr + ARRIVED_WORD + total, 1, sem="release")
         scale = tl.load(factors_ptr + row)
         tl.store(scale_ptr + row, scale)
         summarize_row(
             ring_ptr + row * (LEADING + K + T), last_ptr + row * BINS, scale,
             q_ptr, thresholds_ptr, lower_ptr, upper_ptr, M, MAGNITUDE, K, T, WIDTH,
         )  # fmt: skip
-    members = tl.where(total == totals - 1, rows, second) - tl.where(total == 0, totals, second)
-    if arrive(ticket_ptr, total, members + 1):
-        if on != 0:
-            move_row(counts_ptr + total * BINS, last_ptr + total * BINS, counts_ptr, M, False)
-            scale = tl.load(factors_ptr + total)
-            tl.store(scale_ptr + total, scale)
-            summarize_row(
-                ring_ptr + total * (LEADING + K + T), last_ptr + total * BINS, scale,
-                q_ptr, thresholds_ptr, lower_ptr, upper_ptr, M, MAGNITUDE, K, T, WIDTH,
-            )  # fmt: skip
-        if arrive(ticket_ptr, 2, totals):
-            advance(ticket_ptr, on, slots, every)
+    tl.debug_barrier()
+    if tl.atomic_add(ticket_ptr + ARRIVED_WORD + 2, 1, sem="acq_rel") == rows - 1:
+        advance(ticket_ptr, on, slots, every)
 
 
-def finish(
-    records: Records,
-    factors: Tensor,
-    q: Tensor,
-    thresholds: Tensor,
-    layout: Layout,
-    *,
-    m: int,
-    magnitude: bool,
-    every: int,
-) -> None:
+def finish(records: Records, factors: Tensor, layout: Layout, wanted: Wanted) -> None:
     """End a step of values times `factors` (rows,); the steps 0, every, 2 every ... are measured."""
     counts, last, scale, ring, ticket = records
     if not device.takes_kernel(counts):
-        return finish_plainly(records, factors, q, thresholds, layout, m=m, magnitude=magnitude, every=every)
+        return finish_plainly(records, factors, layout, wanted)
+    q, thresholds, m, magnitude, every = wanted
     k, t = len(q), len(thresholds)
     lower, upper = summary.edges_on(counts.device, m, magnitude=magnitude)
-    width = summary.width_of(lower)
+    width, warps = summary.extent(lower)
     return launcher.launch(
         finish_kernel,
         ("finish", m, magnitude, k, t),
         layout.rows,
         (ring, last, ticket, factors, scale, q, thresholds, lower, upper, counts),
         *(ring.shape[1], *layout, len(ring), every, m, magnitude, k, t, width),
-        num_warps=min(width // 256, 32),
+        num_warps=warps,
     )
 
 
-def finish_plainly(
-    records: Records,
-    factors: Tensor,
-    q: Tensor,
-    thresholds: Tensor,
-    layout: Layout,
-    *,
-    m: int,
-    magnitude: bool,
-    every: int,
-) -> None:
+def finish_plainly(records: Records, factors: Tensor, layout: Layout, wanted: Wanted) -> None:
     """The kernel's twin in plain PyTorch, which reads the ticket."""
     ticket, there = records.ticket, slice(layout.rows)
     on, paused, calls, made = ticket[:ARRIVED].tolist()
@@ -193,6 +173,7 @@ def finish_plainly(
         for total in range(layout.totals):
             torch.sum(counts[layout.members(total)], 0, out=counts[total])
         factors = factors[there]
+        q, thresholds, m, magnitude, _ = wanted
         table = summary.summarize_plainly(counts, factors, q, thresholds, m, magnitude=magnitude)
         records.ring[slot, there] = table
         records.scale[there] = factors
@@ -201,4 +182,4 @@ def finish_plainly(
         ticket[HEAD + slot] = calls
         ticket[MADE] = made + 1
     ticket[CALLS] = calls + 1
-    ticket[ON] = (calls + 1) % every == 0 and not paused
+    ticket[ON] = (calls + 1) % wanted.every == 0 and not paused

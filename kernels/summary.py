@@ -28,7 +28,6 @@ from .sketch import constexpr_bin_count, constexpr_zero_bin
 STATISTICS = ("count", "zeros", "infs", "nans", "mean")  # lead a summary's row; quantiles and shares follow
 LEADING = constant(len(STATISTICS))
 SEGMENT_BITS = constant(7)  # a rank is looked up among the sums of segments, then among the bins of one
-PART = constant(32)  # bins of a segment held at a time
 PAGE = constant(1024)  # bins held at a time elsewhere
 
 
@@ -36,6 +35,12 @@ PAGE = constant(1024)  # bins held at a time elsewhere
 def lanes(k):
     """Two for each of k quantiles; a power of two."""
     return 2 << max(k - 1, 0).bit_length()
+
+
+@triton.constexpr_function
+def held(width):
+    """Bins of a segment held at a time: two for each thread."""
+    return min(32, (1 << 16) // width)
 
 
 @triton.jit
@@ -96,10 +101,17 @@ def summarize_row(
     """Turn one row of counts into one row of the summary."""
     ZERO: tl.constexpr = constexpr_zero_bin(M)
     BINS: tl.constexpr = ZERO + 1 if MAGNITUDE else 2 * ZERO + 1
+    PART: tl.constexpr = held(WIDTH)
     segment = tl.arange(0, WIDTH >> SEGMENT_BITS)[:, None] << SEGMENT_BITS
     of_parts = tl.zeros([WIDTH >> SEGMENT_BITS, PART], tl.int64)
+    terms = tl.zeros([WIDTH >> SEGMENT_BITS, PART], tl.float64)
     for first in range(0, 1 << SEGMENT_BITS, PART):
-        of_parts += counts_at(counts_ptr, segment + first + tl.arange(0, PART)[None, :], M, MAGNITUDE)
+        position = segment + first + tl.arange(0, PART)[None, :]
+        counts = counts_at(counts_ptr, position, M, MAGNITUDE)
+        lower, upper, near = edges_at(lower_ptr, upper_ptr, position, BINS)
+        middle = tl.where(tl.abs(near) < 2.0**128, (lower + upper) / 2, near)
+        of_parts += counts
+        terms += tl.where(counts > 0, counts.to(tl.float64) * middle, 0.0)
     of_segments = tl.sum(of_parts, axis=1)
     n = tl.sum(of_segments)
     number = n.to(tl.float64)
@@ -108,15 +120,6 @@ def summarize_row(
     tl.store(out_ptr + 1, tl.load(counts_ptr + ZERO).to(tl.float64))
     tl.store(out_ptr + 2, (tl.load(counts_ptr) + tl.load(counts_ptr + 2 * ZERO)).to(tl.float64))
     tl.store(out_ptr + 3, nans.to(tl.float64))
-
-    end = tl.where(n > 0, BINS, 0)  # not a constant, so that no compiler unrolls the loops and spills
-    terms = tl.zeros([PAGE], tl.float64)
-    for first in range(0, end, PAGE):
-        position = first + tl.arange(0, PAGE)
-        counts = counts_at(counts_ptr, position, M, MAGNITUDE)
-        lower, upper, near = edges_at(lower_ptr, upper_ptr, position, BINS)
-        middle = tl.where(tl.abs(near) < 2.0**128, (lower + upper) / 2, near)
-        terms += tl.where(counts > 0, counts.to(tl.float64) * middle, 0.0)
     tl.store(out_ptr + 4, tl.sum(terms) / number / scale)
 
     lane = tl.arange(0, lanes(K))
@@ -134,7 +137,7 @@ def summarize_row(
     for t in range(T):
         threshold = tl.load(thresholds_ptr + t) * scale
         fewer = tl.zeros([PAGE], tl.int64)
-        for first in range(0, end, PAGE):
+        for first in range(0, tl.where(n > 0, BINS, 0), PAGE):  # not a constant, which would unroll and spill
             position = first + tl.arange(0, PAGE)
             near = edges_at(lower_ptr, upper_ptr, position, BINS)[2]
             fewer += tl.where(tl.abs(near) < threshold, counts_at(counts_ptr, position, M, MAGNITUDE), 0)
@@ -176,7 +179,8 @@ def summarize(
     if not device.takes_kernel(counts):
         return summarize_plainly(counts, scale, q, thresholds, m, magnitude=magnitude)
     lower, upper = edges_on(counts.device, m, magnitude=magnitude)
-    k, t, width = q.numel(), thresholds.numel(), width_of(lower)
+    k, t = q.numel(), thresholds.numel()
+    width, warps = extent(lower)
     out = torch.empty(len(counts), len(STATISTICS) + k + t, dtype=torch.float64, device=counts.device)
     launcher.launch(
         summarize_kernel,
@@ -184,14 +188,15 @@ def summarize(
         len(counts),
         (out, scale, q, thresholds, lower, upper, counts),
         *(m, magnitude, k, t, width),
-        num_warps=min(width // 256, 32),
+        num_warps=warps,
     )
     return out
 
 
-def width_of(lower: Tensor) -> int:
-    """How many bins a program holds: a power of two."""
-    return 1 << (lower.numel() - 1).bit_length()
+def extent(lower: Tensor) -> tuple[int, int]:
+    """The number of bins, rounded up to a power of two, and how many warps take them."""
+    width = 1 << (lower.numel() - 1).bit_length()
+    return width, min(width // 256, 8)
 
 
 def summarize_plainly(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels import device as devices
 from ..kernels import record, summary
-from ..kernels.record import Records
+from ..kernels.record import Records, Wanted
 from ..kernels.reference_sketch import bin_count
 from ..kernels.sketch import count_many
 from ._rows import Rows
@@ -68,8 +68,8 @@ class Recorder:
         self._under_way: deque[Copy] = deque()
         self._spare: list[Copy] = []
         self.records: Records = self._allocated(len(rows))
-        self._q = summary.on_device(statistics.quantiles, device)
-        self._thresholds = summary.on_device(statistics.thresholds, device)
+        q, thresholds = (summary.on_device(n, device) for n in (statistics.quantiles, statistics.thresholds))
+        self._wanted = Wanted(q, thresholds, statistics.mantissa_bits, statistics.magnitude, every)
         self.finish(self.records, None)  # whatever is compiled or copied to the device once, is now
         self.go_on(0)
 
@@ -134,16 +134,8 @@ class Recorder:
 
     def finish(self, records: Records, factors: Tensor | None) -> None:
         """End a step: summarize counts of values times factors (rows,) into the ring, if it is measured."""
-        record.finish(
-            records,
-            records.scale if factors is None else factors.contiguous(),
-            self._q,
-            self._thresholds,
-            self.rows.layout,
-            m=self.statistics.mantissa_bits,
-            magnitude=self.statistics.magnitude,
-            every=self.every,
-        )
+        factors = records.scale if factors is None else factors.contiguous()
+        record.finish(records, factors, self.rows.layout, self._wanted)
         if self.capturing:
             self.captured = True
             return

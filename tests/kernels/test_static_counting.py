@@ -153,10 +153,9 @@ def test_compiles(kernel, constants, dtype, target):
 
 
 def summary_binary(m, magnitude, target):
-    width = 1 << (summary.edges(m, magnitude=magnitude)[0].numel() - 1).bit_length()
+    width, warps = summary.extent(summary.edges(m, magnitude=magnitude)[0])
     pointers = {name: "*fp64" for name in summarize_kernel.arg_names if name.endswith("_ptr")}
     constants = {"M": m, "MAGNITUDE": magnitude, "K": 5, "T": 1, "WIDTH": width}
-    warps = min(width // 256, 32)
     return sass.compiled(summarize_kernel, target, warps, pointers | {"counts_ptr": "*i64"}, constants)
 
 
