@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -72,20 +73,37 @@ def current(index: int) -> AbstractContextManager[None]:
     return torch.cuda.device(index)
 
 
-def arrival(device: torch.device) -> torch.Event | None:
-    """An event that `mark` sets behind the work queued on a GPU; None where nothing is queued."""
-    return torch.cuda.Event() if is_gpu(device) else None
-
-
 def current_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which work of a GPU is queued now."""
     return torch.cuda.current_stream(device)
 
 
-def mark(event: torch.Event | None, device: torch.device) -> None:
-    """Set the event behind the work queued on the device's current stream."""
-    if event is not None:
-        event.record(current_stream(device))
+def arrival(device: torch.device) -> torch.Event | None:
+    """An event behind the work queued on a GPU's current stream; None where nothing is queued."""
+    return current_stream(device).record_event() if is_gpu(device) else None
+
+
+class InFlight(Generic[T]):
+    """What copies to the host bring, in order, as they arrive."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._queue: deque[tuple[T, torch.Event | None]] = deque()
+
+    def add(self, item: T) -> None:
+        """Add an item that is there when the work queued so far is done."""
+        self._queue.append((item, arrival(self._device)))
+
+    def landed(self, *, wait: bool) -> Iterator[T]:
+        """Those that are there, taken from the queue one by one; all, if it may `wait` for the device."""
+        while self._queue:
+            item, event = self._queue[0]
+            if event is not None and not event.query():
+                if not wait:
+                    return
+                event.synchronize()
+            yield item
+            self._queue.popleft()
 
 
 def device_of_backend(backend: str) -> torch.device:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .._checks import check_integer
@@ -27,7 +25,6 @@ class Copy(NamedTuple):
     names: list[str]
     counts: Tensor
     scale: Tensor
-    arrived: torch.Event | None
 
 
 class HistogramLogger(ScalarLogger):
@@ -49,7 +46,7 @@ class HistogramLogger(ScalarLogger):
             remedy = "100 writes one every 100 steps"
             self._every = check_integer(histogram_every, "histogram_every", remedy, wrong_type=ValueError)
         self._copied = monitor._recorder.newest  # the last step looked at
-        self._copies: deque[Copy] = deque()
+        self._in_flight: devices.InFlight[Copy] = devices.InFlight(monitor._recorder.device)
 
     @abstractmethod
     def write_histograms(self, step: int, histograms: dict[str, Histogram]) -> None:
@@ -66,21 +63,14 @@ class HistogramLogger(ScalarLogger):
             there[: len(names)].to("cpu", non_blocking=True, copy=True)
             for there in (recorder.records.last, recorder.records.scale)
         )
-        arrived = devices.arrival(recorder.device)
-        devices.mark(arrived, recorder.device)
-        self._copies.append(Copy(step, names, counts, scale, arrived))
+        self._in_flight.add(Copy(step, names, counts, scale))
 
     def _pass_on(self, *, wait: bool) -> None:
         super()._pass_on(wait=wait)
         if self._every is not None and not wait:
             self._copy_if_due(self._every)
-        while self._copies:
-            copy = self._copies[0]
-            if copy.arrived is not None and not copy.arrived.query():
-                if not wait:
-                    return
-                copy.arrived.synchronize()
-            self.write_histograms(copy.step, self._histograms(self._copies.popleft()))
+        for copy in self._in_flight.landed(wait=wait):
+            self.write_histograms(copy.step, self._histograms(copy))
 
     def _histograms(self, copy: Copy) -> dict[str, Histogram]:
         """Those of the rows that had a gradient, in units of the gradient."""

@@ -7,7 +7,6 @@ Every half round the ring is copied to the host, behind the work queued so far a
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,7 +42,6 @@ class Copy(NamedTuple):
 
     ring: Tensor
     ticket: Tensor
-    arrived: torch.Event | None
 
 
 class Recorder:
@@ -65,7 +63,7 @@ class Recorder:
         self.calls, self.newest = 0, -1  # steps made, and the last one measured, as far as the host knows
         self._is_due = self._is_paused = False
         self._since_copy = 0
-        self._under_way: deque[Copy] = deque()
+        self._in_flight: devices.InFlight[Copy] = devices.InFlight(device)
         self._spare: list[Copy] = []
         self.records: Records = self._allocated(len(rows))
         q, thresholds = (summary.on_device(n, device) for n in (statistics.quantiles, statistics.thresholds))
@@ -152,14 +150,8 @@ class Recorder:
         """Put what has reached the host to the records; all there is, if it may `wait` for the device."""
         if wait and (self._since_copy or self.captured):
             self._send(self.records)
-        while self._under_way:
-            copy = self._under_way[0]
-            if copy.arrived is not None and not copy.arrived.query():
-                if not wait:
-                    return
-                copy.arrived.synchronize()
+        for copy in self._in_flight.landed(wait=wait):
             self._keep(copy.ring.numpy(), copy.ticket.numpy())
-            self._under_way.popleft()
             if copy.ring.shape == self.records.ring.shape:
                 self._spare.append(copy)
 
@@ -176,8 +168,7 @@ class Recorder:
         copy = self._spare.pop() if self._spare else self._buffers(records)
         copy.ring.copy_(records.ring, non_blocking=True)
         copy.ticket.copy_(records.ticket, non_blocking=True)
-        devices.mark(copy.arrived, self.device)
-        self._under_way.append(copy)
+        self._in_flight.add(copy)
 
     def _keep(self, ring: Array, ticket: npt.NDArray[np.int64]) -> None:
         """Put those steps to the records that the ring holds and the host has not yet."""
@@ -200,7 +191,7 @@ class Recorder:
             torch.empty(there.shape, dtype=there.dtype, device="cpu", pin_memory=pinned)
             for there in (records.ring, records.ticket)
         )
-        return Copy(ring, ticket, devices.arrival(self.device))
+        return Copy(ring, ticket)
 
     @torch.inference_mode(False)
     def _allocated(self, rows: int, old: Records | None = None) -> Records:

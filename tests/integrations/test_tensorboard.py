@@ -79,7 +79,6 @@ def test_step_waits_for_nothing(tmp_path, monkeypatch):
     waited = []
     event = SimpleNamespace(query=lambda: False, synchronize=lambda: waited.append(True))
     monkeypatch.setattr(devices, "arrival", lambda device: event)
-    monkeypatch.setattr(devices, "mark", lambda event, device: None)
     model = nn.Linear(2, 1)
     model(torch.ones(2)).backward()
     with ss.GradientMonitor(model, ring=2) as monitor, SummaryWriter(tmp_path) as writer:
