@@ -4,14 +4,19 @@ Values order like the unsigned integers that `sort_key` makes of their bits, NaN
 x once and counts, for each of J wanted ranks, the next digit of the keys that begin with the digits found so
 far, the rank's prefix; then each prefix gets the digit into which its rank falls.
 
-    digit_kernel           counts[row of a prefix, digit] += 1 over the keys that begin like the prefix
+    sample_kernel          the first digits of a sample of a large tensor, counted
+    mark_kernel            by them, the first digits of values that later passes are likely to want
+    digit_kernel           counts[row of a prefix, digit] += 1 over the keys that begin like the prefix; the
+                           first pass over a large tensor gathers the values whose digit is marked
     narrow_kernel          appends a digit to each prefix; the last makes the prefix the value's key
     multi_select_kernel    the quantiles of many small tensors: a program does all of that, and interpolates,
                            for one of them, in digits of 8 bits
 
-For one tensor, fp32 takes three passes (12, 10 and 10 bits), 16-bit types two, fp64 seven. Equal prefixes
-share a row of counters. Where these are in shared memory, a hash table without collisions finds a key's
-prefix, among many as quickly as among two; elsewhere the key is compared with each.
+For one tensor, fp32 takes three passes (12, 10 and 10 bits), 16-bit types two, fp64 seven. Behind the first,
+passes read the gathered values, as a rule a tenth to a fifth of x, if these hold all that are wanted, else x
+again: a wrong guess costs time only. Equal prefixes share a row of counters. Where these are in shared
+memory, a hash table without collisions finds a key's prefix, among many as quickly as among two; elsewhere
+the key is compared with each.
 
 The host decides nothing and only integers are added: the passes can be captured in a CUDA graph, their number
 does not depend on the data, and the result does not depend on the order in which programs run.
@@ -45,10 +50,16 @@ DIGIT = 10  # bits of a digit after the first, at most
 BYTE = constant(8)  # bits of a digit of `multi_select_kernel`
 RANKS = 10  # found at a time in one tensor, so that their counters fit the 48 KiB that a kernel may declare
 QUANTILES = 15  # found at a time in many tensors, for the same reason
+CURSOR = constant(16)  # bytes for the number of values that a program has gathered
 TABLE = constant(4096)  # bytes of a program's table of prefixes, in front of its counters
 AS_MANY_COUNTERS = 4  # mantissa bits of a sketch, for the geometry of programs
 MANY_COUNTERS = 5  # the same of `multi_select_kernel`: 16 warps for one tensor
 PROGRAMS = 3  # per multiprocessor, as many as it holds at a time
+GATHERED = 1 << 25  # bytes of a tensor from which on the first pass gathers; smaller ones stay in caches
+SAMPLE_BITS = 16  # of the number of values in a sample
+UNIT = constant(64)  # room for gathered values is a multiple of this, and the last of them stays free
+MOST = 3 / 16  # of a sample: where more is marked, nothing is gathered
+ROOM = 4  # the part of x that there is room for
 
 
 def digits(width: int) -> list[tuple[int, int]]:
@@ -202,9 +213,67 @@ def counter_of(key, shift, base, wanted, BITS: tl.constexpr, SHARED: tl.constexp
     return counter, found
 
 
+@triton.constexpr_function
+def append(size, pack):
+    """PTX that stores the marked ones of `pack` values of `size` bytes, at places that it reserves."""
+    text = "{ .reg .pred p; .reg .b32 place; .reg .b32 many; .reg .b64 address; mov.u32 many, 0; "
+    for i in range(pack):
+        text += f"add.u32 many, many, ${pack + i}; "
+    text += f"setp.ne.u32 p, many, 0; mov.u32 place, 0; @p atom.shared.add.u32 place, [${2 * pack}], many; "
+    text += f"min.u32 place, place, ${3 * pack}; mad.wide.u32 address, place, {size}, ${4 * pack}; "
+    for i in range(pack):
+        text += f"setp.ne.u32 p, ${pack + i}, 0; @p st.global.b{8 * size} [address], ${5 * pack + i}; "
+        text += f"mad.wide.u32 address, ${pack + i}, {size}, address; mov.u32 ${i}, 0; "
+    return text + "}"
+
+
+@triton.constexpr_function
+def operands(size, pack):
+    """The constraints of `append`: results; marks, cursor, and limit; room; values."""
+    value = "l" if size == 8 else "r"
+    return "=r," * pack + "r," * 3 * pack + "l," * pack + f"{value}," * (pack - 1) + value
+
+
+@triton.jit
+def gather(x, digit, mask, base, gathered, BITS: tl.constexpr):
+    """Append the values with a marked first digit to the program's room, as long as there is some."""
+    room_ptr, room = gathered
+    SIZE: tl.constexpr = x.dtype.primitive_bitwidth // 8
+    marks = tl.inline_asm_elementwise(
+        "ld.shared.u8 $0, [$1];", "=r,r", [base - (1 << BITS) + digit], tl.int32, is_pure=False, pack=1
+    )
+    marks = marks if mask is None else tl.where(mask, marks, 0)
+    value = x.to(tl.int64 if SIZE == 8 else tl.int32, bitcast=True)
+    tl.inline_asm_elementwise(
+        append(SIZE, 32 // SIZE),
+        operands(SIZE, 32 // SIZE),
+        [marks, base - (1 << BITS) - CURSOR, room - UNIT, room_ptr, value],
+        tl.int32,
+        is_pure=False,
+        pack=32 // SIZE,
+    )
+
+
+@triton.jit
+def fill_marks(base, marks_ptr, BITS: tl.constexpr):
+    """Copy the marks to shared memory, a byte for each digit in front of the counters."""
+    words_ptr = marks_ptr.to(tl.pointer_type(tl.int32))
+    for first in range(0, (1 << BITS) // 4, CHUNK):
+        word = first + tl.arange(0, CHUNK)
+        tl.inline_asm_elementwise(
+            "st.shared.b32 [$1], $2; mov.u32 $0, 0;",
+            "=r,r,r",
+            [base - (1 << BITS) + word * 4, tl.load(words_ptr + word)],
+            tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    barrier()
+
+
 @triton.jit
 def count_digits(
-    x, mask, counts, shift, base, wanted, NAN_LAST: tl.constexpr,
+    x, mask, counts, shift, base, wanted, gathered, NAN_LAST: tl.constexpr,
     BITS: tl.constexpr, ROWS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Count the digits of one tile under the mask (None: everywhere).
@@ -213,9 +282,11 @@ def count_digits(
     """
     key = sort_key(x, NAN_LAST)
     if wanted is None:
-        counter = (key >> shift).to(tl.int32)
-        counter = base + counter * 4 if SHARED else counter
+        digit = (key >> shift).to(tl.int32)
+        counter = base + digit * 4 if SHARED else digit
         counted = mask
+        if gathered is not None:
+            gather(x, digit, mask, base, gathered, BITS)
     else:
         counter, found = counter_of(key, shift, base, wanted, BITS, SHARED)
         counted = found if mask is None else found & mask
@@ -232,52 +303,135 @@ def count_digits(
 
 @triton.jit
 def count_tiles(
-    x_ptr, start, n, step, counts, shift, base, wanted, NAN_LAST: tl.constexpr,
+    x_ptr, start, n, step, counts, shift, base, wanted, gathered, NAN_LAST: tl.constexpr,
     BITS: tl.constexpr, ROWS: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Count the digits of the tiles of x[:n] that begin at start, start + step, ..."""
     offs = tl.arange(0, BLOCK)
     while start + BLOCK <= n:
         x = tl.load(x_ptr + start + offs)
-        counts = count_digits(x, None, counts, shift, base, wanted, NAN_LAST, BITS, ROWS, SHARED)
+        counts = count_digits(x, None, counts, shift, base, wanted, gathered, NAN_LAST, BITS, ROWS, SHARED)
         start += step
     if start < n:
         mask = offs < n - start
         x = tl.load(x_ptr + start + offs, mask=mask)
-        counts = count_digits(x, mask, counts, shift, base, wanted, NAN_LAST, BITS, ROWS, SHARED)
+        counts = count_digits(x, mask, counts, shift, base, wanted, gathered, NAN_LAST, BITS, ROWS, SHARED)
     return counts
 
 
+@triton.jit
+def add_counters(base, counts_ptr, WORDS: tl.constexpr):
+    """Add the counters in shared memory to the counts."""
+    barrier()
+    for first in range(0, WORDS, CHUNK):
+        word = first + tl.arange(0, CHUNK)
+        counted = read(base + tl.minimum(word, WORDS - 1) * 4)
+        add_counted(counts_ptr, word, counted, word < WORDS)
+
+
 @triton.jit(do_not_specialize=["n"])
+def sample_kernel(
+    x_ptr,
+    counts_ptr,
+    n: tl.int64,
+    SHIFT: tl.constexpr,
+    BITS: tl.constexpr,
+    SAMPLE_BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Count the first digits of values at one random place in each of 2^SAMPLE_BITS equal parts of x."""
+    base = open_counters(1 << BITS, True)
+    part = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    random = ((part * -1640531527) & 0x7FFFFFFF).to(tl.int64)  # of Fibonacci hashing
+    place = (part * n >> SAMPLE_BITS) + (random * (n >> SAMPLE_BITS) >> 31)
+    x = tl.load(x_ptr + place)
+    count_digits(x, None, counts_ptr, SHIFT, base, None, None, True, BITS, 1, True)
+    add_counters(base, counts_ptr, 1 << BITS)
+
+
+@triton.jit
+def mark_kernel(
+    counts_ptr,
+    q_ptr,
+    marks_ptr,
+    K: tl.constexpr,
+    BITS: tl.constexpr,
+    MOST: tl.constexpr,
+):
+    """Mark the digits that lie within four standard deviations of a quantile of the sample."""
+    digit = tl.arange(0, 1 << BITS)
+    counts = tl.load(counts_ptr + digit).to(tl.int32)
+    through = tl.cumsum(counts, axis=0)
+    n = tl.sum(tl.where(digit + 1 < 1 << BITS, counts, 0)).to(tl.float32)  # without NaN
+    marks = tl.zeros([1 << BITS], tl.int1)
+    for k in range(K):
+        q = tl.load(q_ptr + k).to(tl.float32)
+        margin = 4.0 * tl.sqrt(q * (1.0 - q) * n) + 4.0
+        marks |= (through > q * n - margin) & (through - counts <= q * n + margin)
+    marked = tl.sum(tl.where(marks, counts, 0))
+    tl.store(marks_ptr + digit, (marks & (marked <= MOST)).to(tl.int8))
+
+
+@triton.jit
+def holds_all(prefix, marks_ptr, lengths_ptr, KNOWN: tl.constexpr, BITS: tl.constexpr):
+    """Whether the values gathered are all that begin with these prefixes, of KNOWN bits."""
+    marks = tl.load(marks_ptr + (prefix >> (KNOWN - BITS))).to(tl.int32)
+    return (tl.min(marks, axis=0) > 0) & (tl.load(lengths_ptr + tl.num_programs(0)) == 0)
+
+
+@triton.jit(do_not_specialize=["n", "units"])
 def digit_kernel(
     x_ptr,
     counts_ptr,
     prefix_ptr,
+    marks_ptr,
+    lengths_ptr,
+    gathered_ptr,
     n: tl.int64,
+    units: tl.int64,
     SHIFT: tl.constexpr,
     BITS: tl.constexpr,
     J: tl.constexpr,
+    GATHERS: tl.constexpr,
     SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """With GATHERS, the number of bits of the first digit, it gathers values, or reads those gathered.
+
+    lengths[i] says how many values program i has found; behind all lengths stands whether one is too large.
+    """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    FIRST: tl.constexpr = SHIFT + BITS == DTYPE.primitive_bitwidth
-    ROWS: tl.constexpr = 1 if FIRST else J
-    WORDS: tl.constexpr = ROWS << BITS
-    base = open_counters(WORDS, SHARED) if FIRST else open_counters(WORDS + TABLE // 4, SHARED) + TABLE
+    KNOWN: tl.constexpr = DTYPE.primitive_bitwidth - SHIFT - BITS
+    FIRST: tl.constexpr = KNOWN == 0
+    WORDS: tl.constexpr = (1 if FIRST else J) << BITS
+    FRONT: tl.constexpr = ((1 << BITS) + CURSOR if GATHERS else 0) if FIRST else TABLE
+    base = open_counters(WORDS + FRONT // 4, SHARED) + FRONT
+    program = tl.program_id(0).to(tl.int64)
+    start, end, step = program * BLOCK, n, tl.num_programs(0).to(tl.int64) * BLOCK
+    room = units * UNIT
     wanted = None
-    if not FIRST:
+    gathered = None
+    if FIRST:
+        if GATHERS:
+            fill_marks(base, marks_ptr, BITS)
+            gathered = gathered_ptr + program * room, room.to(tl.int32)
+    else:
         prefix = tl.load(prefix_ptr + tl.minimum(tl.arange(0, 16), J - 1))
         row = rows_of(prefix, prefix, J)
         wanted = enter_prefixes(base, prefix, row, SHIFT, key_type(DTYPE), BITS, SHARED), prefix, row
-    start, step = tl.program_id(0).to(tl.int64) * BLOCK, tl.num_programs(0) * BLOCK
-    count_tiles(x_ptr, start, n, step, counts_ptr, SHIFT, base, wanted, FIRST, BITS, ROWS, SHARED, BLOCK)
+        if GATHERS and holds_all(prefix, marks_ptr, lengths_ptr, KNOWN, GATHERS):
+            x_ptr, start, step = gathered_ptr, program * room, tl.full((), BLOCK, tl.int64)
+            end = start + tl.load(lengths_ptr + program)
+    count_tiles(
+        x_ptr, start, end, step, counts_ptr, SHIFT, base, wanted, gathered, FIRST,
+        BITS, 1 if FIRST else J, SHARED, BLOCK,
+    )  # fmt: skip
     if SHARED:
-        barrier()
-        for first in range(0, WORDS, CHUNK):
-            word = first + tl.arange(0, CHUNK)
-            counted = read(base + tl.minimum(word, WORDS - 1) * 4)
-            add_counted(counts_ptr, word, counted, word < WORDS)
+        add_counters(base, counts_ptr, WORDS)
+    if FIRST and GATHERS > 0:
+        length = read(base - FRONT).to(tl.int64)
+        tl.store(lengths_ptr + program, length)
+        tl.store(lengths_ptr + tl.num_programs(0), 1, mask=length > room - UNIT)
 
 
 @triton.jit
@@ -357,7 +511,7 @@ def multi_select_kernel(
         wanted = enter_prefixes(base, prefix, row, shift, KEY, BYTE, SHARED), prefix, row
         counts = 0 if SHARED else tl.zeros([WORDS], tl.int32)
         counts = count_tiles(
-            x_ptr, start, n, BLOCK, counts, shift, base, wanted, True, BYTE, LANES, SHARED, BLOCK
+            x_ptr, start, n, BLOCK, counts, shift, base, wanted, None, True, BYTE, LANES, SHARED, BLOCK
         )
         if SHARED:
             barrier()
@@ -383,16 +537,20 @@ class Selection:
     """Order statistics of all values of x, which is not empty; NaN ranks behind infinity.
 
     Two steps, since ranks may depend on how many values are not NaN, which only the device knows: making the
-    selection takes the first pass over x, which counts NaN; `order_statistics(ranks)` takes the others.
+    selection takes the first pass over x, which counts NaN; `order_statistics(ranks)` takes the others. The
+    ranks should be near those of the quantiles q, if given, by which the first pass chooses what to gather. In
+    16 bits, where a single pass is left, nothing is.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, q: Tensor | None = None) -> None:
         x = launcher.dense(x)
         self.x = x.as_strided((x.numel(),), (1,))
         if device.takes_kernel(x):
             self._passes = digits(8 * x.element_size())
-            self._first = torch.zeros(1 << self._passes[0][1], dtype=torch.int64, device=x.device)
-            _count_digit(self.x, self._first, self._first, 1, *self._passes[0])
+            bins = 1 << self._passes[0][1]
+            self._gathered = self._marked(q, bins)
+            self._first = torch.zeros(bins, dtype=torch.int64, device=x.device)
+            self._count(self._first, self._first, 1, *self._passes[0])
             self.nans = self._first[-1]
         else:
             self.nans = torch.count_nonzero(self.x != self.x)
@@ -412,7 +570,7 @@ class Selection:
         for shift, bits in self._passes:
             if shift != self._passes[0][0]:
                 counted = torch.zeros(j << bits, dtype=torch.int64, device=x.device)
-                _count_digit(x, counted, prefixes, j, shift, bits)
+                self._count(counted, prefixes, j, shift, bits)
             state = values, counted, prefixes, ranks
             prefixes, ranks = torch.empty_like(ranks), torch.empty_like(ranks)
             constants = (shift, bits, j)
@@ -420,18 +578,45 @@ class Selection:
             launcher.launch(narrow_kernel, ("narrow", *constants), j, tensors, *constants, num_warps=4)
         return values
 
+    def _marked(self, q: Tensor | None, bins: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Marks by a sample, lengths, and room for the values of a tensor that is large enough."""
+        x, (shift, bits) = self.x, self._passes[0]
+        if q is None or x.nbytes < GATHERED or x.element_size() == 2:
+            return None
+        grid, block, shared = counters.geometry(x, AS_MANY_COUNTERS, PROGRAMS)
+        if not shared:
+            return None
+        counts = torch.zeros(bins + grid + 1, dtype=torch.int64, device=x.device)
+        warps = counters.WARPS[AS_MANY_COUNTERS]
+        constants = (shift, bits, SAMPLE_BITS, block)
+        launcher.launch(
+            sample_kernel,
+            ("sample", *constants),
+            (1 << SAMPLE_BITS) // block,
+            (x, counts),
+            *(x.numel(), *constants),
+            num_warps=warps,
+        )
+        marks = torch.empty(bins, dtype=torch.int8, device=x.device)
+        constants = (q.numel(), bits, int(MOST * (1 << SAMPLE_BITS)))
+        launcher.launch(
+            mark_kernel, ("mark", q.dtype, *constants), 1, (counts, q, marks), *constants, num_warps=warps
+        )
+        room = -(-x.numel() // (ROOM * grid * 64)) * 64
+        return marks, counts[bins:], x.new_empty(grid * room)
 
-def _count_digit(x: Tensor, counts: Tensor, prefixes: Tensor, j: int, shift: int, bits: int) -> None:
-    grid, block, shared = counters.geometry(x, AS_MANY_COUNTERS, PROGRAMS)
-    constants = (shift, bits, j, shared, block)
-    launcher.launch(
-        digit_kernel,
-        ("digit", *constants),
-        grid,
-        (x, counts, prefixes),
-        *(x.numel(), *constants),
-        num_warps=counters.WARPS[AS_MANY_COUNTERS],
-    )
+    def _count(self, counts: Tensor, prefixes: Tensor, j: int, shift: int, bits: int) -> None:
+        grid, block, shared = counters.geometry(self.x, AS_MANY_COUNTERS, PROGRAMS)
+        marks, lengths, room = self._gathered or (counts, counts, self.x)
+        constants = (shift, bits, j, self._passes[0][1] if self._gathered else 0, shared, block)
+        launcher.launch(
+            digit_kernel,
+            ("digit", *constants),
+            grid,
+            (self.x, counts, prefixes, marks, lengths, room),
+            *(self.x.numel(), room.numel() // (64 * grid), *constants),
+            num_warps=counters.WARPS[AS_MANY_COUNTERS],
+        )
 
 
 def quantiles_of_many(tensors: Sequence[Tensor], between: Tensor, weight: Tensor | None) -> Tensor:

@@ -201,9 +201,9 @@ def _of_rows(x: Tensor, wanted: Wanted) -> Tensor:
 def _by_selection(x: Tensor, wanted: Wanted) -> Tensor:
     n = x.numel()
     rank_dtype = _rank_dtype(x.dtype, n)
-    selection = select.Selection(x)
+    numbers = _numbers(wanted.numbers, x.dtype, rank_dtype, x.device)
+    selection = select.Selection(x, numbers)
     if wanted.omit_nan:
-        numbers = _numbers(wanted.numbers, x.dtype, rank_dtype, x.device)
         ranks, weight = _ranks(_positions(numbers, wanted.interpolation, selection.valid, x.dtype))
     else:
         ranks, weight = _constant_ranks(wanted, n, x.dtype, rank_dtype, x.device)

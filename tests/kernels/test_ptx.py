@@ -16,6 +16,7 @@ from sigscale.kernels import (
     multi_tensor,
     reference,
     reference_sketch,
+    select,
     sketch,
     summary,
 )
@@ -127,6 +128,52 @@ def test_quantiles(dtype, ran):
             found = getattr(ss, name)(x, q)
             torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert set(ran) == {"digit_kernel", "narrow_kernel"}
+
+
+@pytest.fixture
+def gathering(ran, monkeypatch):
+    """From small tensors on, the first pass gathers what later ones are likely to read."""
+    monkeypatch.setattr(select, "GATHERED", 0)
+    monkeypatch.setattr(select, "SAMPLE_BITS", 11)
+    return ran
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quantiles_of_gathered_values(dtype, gathering):
+    """Without x, of which no later pass reads a value."""
+    x = torch.randn(9001, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    ordered, q, ranks = x.sort().values, torch.tensor([0.05, 0.9]), torch.tensor([450, 451, 8100, 8101])
+    selection = select.Selection(x, q)
+    x.fill_(torch.nan)
+    assert torch.equal(selection.order_statistics(ranks), ordered[ranks])
+    assert gathering[:3] == ["sample_kernel", "mark_kernel", "digit_kernel"]
+    marks, lengths, _ = selection._gathered
+    assert 0 < marks.sum() < 0.1 * marks.numel()
+    assert 900 < lengths[:-1].sum() < 2 * 900
+    assert lengths[-1] == 0
+
+
+@pytest.mark.parametrize("case", ["wrong guess", "no room"])
+def test_quantiles_where_gathering_fails(case, gathering, monkeypatch):
+    """Values that are not marked, or do not fit, are found by reading x again."""
+    x = torch.randn(9001, generator=torch.Generator().manual_seed(0))
+    if case == "no room":
+        monkeypatch.setattr(select, "ROOM", 64)
+    selection = select.Selection(x, torch.tensor([0.9]))
+    ranks = torch.tensor([8100] if case == "no room" else [8100, 20])
+    assert torch.equal(selection.order_statistics(ranks), x.sort().values[ranks])
+    assert selection._gathered[1][-1] == (case == "no room")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quantiles_with_gathering(dtype, gathering):
+    for case in ("nans", "heavy tails", "half zeros", "constant", "infinities"):
+        x = CASES[case](dtype)
+        x = x.repeat(-(-3000 // x.numel()))
+        for name in ("quantile", "nanquantile"):
+            expected = getattr(torch, name)(x, torch.tensor([0.0, 0.3, 1.0], dtype=dtype))
+            found = getattr(ss, name)(x, [0.0, 0.3, 1.0])
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("q", [[0.3, 0.5, 1.0], [i / 16 for i in range(17)]], ids=len)

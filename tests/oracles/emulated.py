@@ -12,9 +12,9 @@ from tests.oracles import ptx, sass
 
 NAMES = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
-    torch.int32: "i32", torch.int64: "i64",
+    torch.int8: "i8", torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def use(patch: pytest.MonkeyPatch) -> list[str]:

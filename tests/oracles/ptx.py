@@ -11,7 +11,8 @@ import re
 import numpy as np
 
 TYPES = {
-    "b8": np.uint8, "b16": np.uint16, "u16": np.uint16, "s16": np.int16, "f16": np.float16,
+    "b8": np.uint8, "u8": np.uint8, "s8": np.int8,
+    "b16": np.uint16, "u16": np.uint16, "s16": np.int16, "f16": np.float16,
     "b32": np.uint32, "u32": np.uint32, "s32": np.int32, "f32": np.float32,
     "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "f64": np.float64,
 }  # fmt: skip
@@ -189,6 +190,7 @@ class _Block:
         simple |= {
             "ex2": np.exp2,
             "rcp": np.reciprocal,
+            "sqrt": np.sqrt,
             "div": np.divide,
             "rem": np.fmod,
             "min": np.minimum,
@@ -269,11 +271,15 @@ class _Block:
                 cells[places] = self.value(part, kind)[mask]
             else:
                 assert "add" in details
-                if before:  # right where each place is one thread's
+                added = self.value(part, kind)
+                if before:  # one thread after the other
                     old = np.zeros(self.threads, TYPES[kind])
-                    old[mask] = cells[places]
+                    for thread, place in zip(np.flatnonzero(mask), places, strict=True):
+                        old[thread] = cells[place]
+                        cells[place] += added[thread]
                     self.assign(before[0], old, mask)
-                np.add.at(cells, places, self.value(part, kind)[mask])
+                else:
+                    np.add.at(cells, places, added[mask])
         return None
 
     def across_lanes(self, name: str, details: list[str], operands: list[str], mask: np.ndarray) -> None:
