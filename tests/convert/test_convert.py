@@ -14,6 +14,7 @@ from torch import nn
 
 import sigscale as ss
 from tests.oracles import cells
+from tests.oracles.models import Forward, traces
 
 F64 = {
     nn.Tanh: torch.tanh,
@@ -29,21 +30,49 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), block, nn.Sigmoid(), nn.ReLU(), nn.Linear(4, 4))
 
 
-def traces(model: nn.Module) -> list[tuple[object, ...]]:
-    """All that conversion could leave behind in a model, in its order."""
-    return [
-        (module, type(module), [*vars(module)], [*module._parameters], [*map(id, module.parameters())])
-        for module in model.modules()
-    ]
+def changed(report: ss.ConversionReport) -> list[str]:
+    return [entry.name for entry in report.changed]
 
 
-@pytest.mark.parametrize("plain", F64)
-def test_value(plain, device):
-    x = torch.linspace(-9, 9, 101, dtype=torch.float64, device=device)
-    for alpha in (0.5, 1.0, 2, 3.7):
-        model = nn.Sequential(nn.Identity(), plain())
-        ss.scale_activations(model, alpha, **ALL)
-        torch.testing.assert_close(model(x), alpha * F64[plain](x / alpha), rtol=1e-12, atol=0)
+def left(report: ss.ConversionReport) -> dict[str, str]:
+    return {entry.name: entry.note for entry in report.left}
+
+
+SHARED = nn.Tanh()
+ACTIVATIONS = st.sampled_from([nn.Tanh, nn.Sigmoid, nn.Softsign, nn.ReLU, lambda: SHARED])
+TREES = st.recursive(
+    st.lists(ACTIVATIONS, max_size=4).map(lambda kinds: nn.Sequential(*(kind() for kind in kinds))),
+    lambda trees: st.lists(trees, min_size=1, max_size=3).map(lambda parts: nn.Sequential(*parts)),
+    max_leaves=6,
+)
+
+
+def test_any_tree(device):
+    """What is selected computes the formula, what is not is as it was, and all of it is undone."""
+
+    @given(model=TREES, alpha=st.floats(0.1, 10), learnable=st.booleans(), data=st.data())
+    def check(model, alpha, learnable, data):
+        names = {name: module for name, module in model.named_modules() if type(module) in F64}
+        chosen = data.draw(st.sets(st.sampled_from([*names]), min_size=1)) if names else set()
+        if not chosen:
+            with pytest.raises(ValueError, match="must have activations to scale"):
+                ss.scale_activations(model, alpha)
+            return
+        before, kinds = traces(model), {name: type(module) for name, module in names.items()}
+        report = ss.scale_activations(model, alpha, include=chosen, learnable=learnable, **ALL)
+        assert {*changed(report)} == chosen
+        assert len(report.parameters) == len(chosen) * learnable
+        x = torch.linspace(-9, 9, 11, dtype=torch.float64, device=device)
+        for name, module in model.to(device).named_modules():
+            if name in names:
+                scale = torch.as_tensor(module.alpha, dtype=x.dtype).item() if name in chosen else 1.0
+                assert scale == pytest.approx(alpha if name in chosen else 1.0, rel=1e-6)
+                expected = scale * F64[kinds[name]](x / scale)
+                torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-300)
+        ss.unscale_activations(model)
+        assert traces(model) == before
+
+    check()
 
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
@@ -60,19 +89,13 @@ def test_recurrent_value(kind):
     torch.testing.assert_close(layer(x)[0], cells.run(layer, x, states, 2.0)[0])
 
 
-def test_relu_networks_stay():
-    model = nn.ModuleDict({"gru": nn.GRU(3, 4), "relu": nn.RNN(3, 4, nonlinearity="relu")})
-    report = ss.scale_activations(model)
-    assert type(model["relu"]) is nn.RNN
-    assert report.left[0].note == "relu stays the same under scaling"
-
-
 @pytest.mark.parametrize("learnable", [False, True])
 def test_undone_to_the_bit(learnable, device):
     model = network().append(nn.LSTM(4, 4)).to(device)
     x = torch.randn(8, 4, device=device)
     state, before, plain = copy.deepcopy(model.state_dict()), traces(model), model(x)
     ss.scale_activations(model, 1.3, learnable=learnable, **ALL)
+    assert learnable or [*model.state_dict()] == [*state]
     assert not torch.equal(model(x)[0], plain[0])
     report = ss.unscale_activations(model)
     assert traces(model) == before
@@ -82,47 +105,21 @@ def test_undone_to_the_bit(learnable, device):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values(), strict=True))
 
 
-def test_same_objects_hooks_modes_and_state_dict():
-    model, calls = network(), []
-    layer = model[1]
-    layer.register_forward_hook(lambda *_: calls.append("forward"))
-    layer.register_full_backward_hook(lambda *_: calls.append("backward"))
-    layer.eval()
-    keys = [*model.state_dict()]
-    ss.scale_activations(model)
-    model(torch.randn(2, 4, requires_grad=True)).sum().backward()
-    assert model[1] is layer
+def test_same_object_hooks_modes_and_call_by_keyword():
+    model, calls = nn.Tanh(), []
+    model.register_forward_hook(lambda *_: calls.append("forward"))
+    model.register_full_backward_hook(lambda *_: calls.append("backward"))
+    model.eval()
+    report = ss.scale_activations(model, 3.0)
+    assert (report.model, type(model), model.alpha, changed(report)) == (model, ss.nn.Tanh, 3.0, ["Tanh"])
+    x = torch.randn(2, 4, requires_grad=True)
+    y = model(input=x)
+    y.sum().backward()
     assert calls == ["forward", "backward"]
-    assert not layer.training
-    assert model[3].training
-    assert [*model.state_dict()] == keys
-
-
-def test_called_by_name():
-    """nn.Tanh calls its argument input, and so do models."""
-    model, x = nn.Tanh(), torch.randn(3)
-    ss.scale_activations(model)
-    assert torch.equal(model(input=x), ss.tanh(x))
+    assert not model.training
+    assert torch.equal(y, ss.tanh(x, 3.0))
     ss.unscale_activations(model)
     assert torch.equal(model(input=x), x.tanh())
-
-
-def test_shared_modules_once():
-    act = nn.Tanh()
-    model = nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2), act)
-    report = ss.scale_activations(model, learnable=True)
-    assert [entry.name for entry in report.changed] == ["1"]
-    assert model[1] is model[3]
-    assert len(report.parameters) == 1
-
-
-def test_the_model_itself():
-    model = nn.Tanh()
-    report = ss.scale_activations(model, 3.0)
-    assert (report.model, type(model), model.alpha) == (model, ss.nn.Tanh, 3.0)
-    assert [entry.name for entry in report.changed] == ["Tanh"]
-    ss.unscale_activations(model)
-    assert type(model) is nn.Tanh
 
 
 def test_several_alphas_by_patterns():
@@ -138,16 +135,11 @@ def test_several_alphas_by_patterns():
 
 
 def test_learned_alphas_are_where_their_layers_are():
-    model = nn.Sequential(
-        nn.Tanh(), nn.Linear(2, 2, dtype=torch.float64), nn.Tanh(), nn.Linear(2, 2, device="meta"), nn.Tanh()
-    )
+    wide, meta = nn.Linear(2, 2, dtype=torch.float64), nn.Linear(2, 2, device="meta")
+    model = nn.Sequential(nn.Tanh(), wide, nn.Tanh(), meta, nn.Tanh())
     report = ss.scale_activations(model, 4.0, learnable=True, num_parameters=2)
     places = [(p.device.type, p.dtype, p.shape) for p in report.parameters]
-    assert places == [
-        ("cpu", torch.float64, (2,)),
-        ("cpu", torch.float64, (2,)),
-        ("meta", torch.float32, (2,)),
-    ]
+    assert places == [("cpu", torch.float64, (2,))] * 2 + [("meta", torch.float32, (2,))]
     assert report.parameters[0].tolist() == [2.0, 2.0]  # log2 of 4
     assert set(report.parameters) < set(model.parameters())
 
@@ -190,8 +182,7 @@ class Doubled(nn.Tanh):
 
 def test_subclasses_when_asked():
     model = nn.Sequential(Named(), Doubled(), nn.Tanh())
-    report = ss.scale_activations(model, dry_run=True)
-    notes = {entry.name: entry.note for entry in report.left}
+    notes = left(ss.scale_activations(model, dry_run=True))
     assert notes["0"] == "a subclass of nn.Tanh: pass subclasses=True"
     assert notes["1"] == "a subclass of nn.Tanh with a forward of its own"
     ss.scale_activations(model, subclasses=True)
@@ -201,35 +192,32 @@ def test_subclasses_when_asked():
     assert [type(module) for module in model] == [Named, Doubled, nn.Tanh]
 
 
-def test_a_module_whose_forward_was_replaced():
-    """As libraries do that move weights around; its class has no say any more."""
-    model = nn.Sequential(nn.Tanh(), nn.Tanh())
-    original = model[0].forward
-    model[0].forward = lambda input: original(input)
+def test_modules_left_alone():
+    """Also those whose forward was replaced, as by libraries that move weights: the class has no say then."""
+    model = nn.Sequential(nn.Tanh(), nn.GRU(3, 4), nn.RNN(3, 4, nonlinearity="relu"))
+    model[0].forward = model[0].forward
     report = ss.scale_activations(model)
-    assert [entry.name for entry in report.changed] == ["1"]
-    assert [(entry.name, entry.note) for entry in report.left] == [("0", "its forward was replaced")]
-    assert type(model[0]) is nn.Tanh
+    assert changed(report) == ["1"]
+    assert left(report) == {"0": "its forward was replaced", "2": "relu stays the same under scaling"}
+    assert [type(module) for module in model] == [nn.Tanh, ss.nn.GRU, nn.RNN]
 
 
-def test_the_registry_tells_which(monkeypatch):
-    class Arctan(nn.Module):
-        def forward(self, input):
-            return torch.arctan(input)
-
-    monkeypatch.setattr(nn, "Arctan", Arctan, raising=False)
-    model = nn.Sequential(Arctan())
+def test_functions_of_torch_to_come(monkeypatch):
+    """The registry tells which modules there are."""
+    arctan = type("Arctan", (Forward,), {})
+    monkeypatch.setattr(nn, "Arctan", arctan, raising=False)
+    model = nn.Sequential(arctan(lambda m, input: torch.arctan(input)))
     ss.scale_activations(model)
     torch.testing.assert_close(model(torch.tensor(4.0)).item(), 2 * math.atan(2.0))
     ss.unscale_activations(model)
-    assert type(model[0]) is Arctan
+    assert type(model[0]) is arctan
 
 
 def test_modules_made_scaled_become_plain():
     model = nn.Sequential(ss.nn.Tanh(alpha=1.5), ss.nn.Arctan(), ss.nn.LSTM(2, 2))
     report = ss.unscale_activations(model)
     assert [type(module) for module in model] == [nn.Tanh, ss.nn.Arctan, nn.LSTM]
-    assert report.left[0].note == "torch.nn has no Arctan: alpha = 1.0 makes it plain"
+    assert left(report) == {"1": "torch.nn has no Arctan: alpha = 1.0 makes it plain"}
 
 
 def test_report_and_dry_run():
@@ -253,29 +241,32 @@ def test_report_and_dry_run():
 
 def test_functions_by_name():
     model = network()
-    assert [e.name for e in ss.scale_activations(model, functions=["sigmoid"]).changed] == ["3"]
+    assert changed(ss.scale_activations(model, functions=["sigmoid"])) == ["3"]
     assert [type(model[i]) for i in (1, 3)] == [nn.Tanh, ss.nn.Sigmoid]
     model = nn.ModuleList([nn.Softsign(), nn.GRU(2, 2), nn.Tanh()])
     report = ss.scale_activations(model, functions="tanh")
     assert [type(module) for module in model] == [nn.Softsign, ss.nn.GRU, ss.nn.Tanh]
-    assert [e.note for e in report.left] == ["scaled only where functions= names 'softsign'"]
+    assert left(report) == {"0": "scaled only where functions= names 'softsign'"}
 
 
-def test_compiled_model():
-    model = network()
+def test_names_with_brackets():
+    """An error's remedy is a name, which as a shell-style pattern would match another one."""
+    model = nn.Module()
+    for name in ("gate[0]", "gate0", "*"):
+        model.add_module(name, nn.Sequential(nn.Tanh()))
+    assert changed(ss.scale_activations(model, exclude="gate[0].0", dry_run=True)) == ["*.0"]
+    assert len(ss.scale_activations(model, include="gate[0].0").changed) == 2
+
+
+def test_wrapped_models():
+    model, x = network(), torch.randn(3, 4)
     compiled = torch.compile(model, backend="eager")
-    x = torch.randn(3, 4)
     plain = compiled(x)
-    report = ss.scale_activations(compiled, exclude="2.1", **ALL)
-    assert [entry.name for entry in report.changed] == ["1", "3"]
+    assert changed(ss.scale_activations(compiled, exclude="2.1", **ALL)) == ["1", "3"]
     assert torch.equal(compiled(x), model(x))
     ss.unscale_activations(compiled)
     assert torch.equal(compiled(x), plain)
-
-
-def test_data_parallel_names():
-    model = nn.DataParallel(network())
-    assert [entry.name for entry in ss.scale_activations(model, **ALL).changed] == ["1", "2.1", "3"]
+    assert changed(ss.scale_activations(nn.DataParallel(model), **ALL)) == ["1", "2.1", "3"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -296,31 +287,3 @@ def test_a_monitor_goes_on():
         ss.unscale_activations(model)
     assert histories[0].names == histories[1].names
     assert (histories[0].quantile(0.5) == histories[1].quantile(0.5)).all()
-
-
-ACTIVATIONS = st.sampled_from([nn.Tanh, nn.Sigmoid, nn.Softsign, nn.ReLU])
-TREES = st.recursive(
-    st.lists(ACTIVATIONS, max_size=4).map(lambda kinds: nn.Sequential(*(kind() for kind in kinds))),
-    lambda trees: st.lists(trees, min_size=1, max_size=3).map(lambda parts: nn.Sequential(*parts)),
-    max_leaves=6,
-)
-
-
-@given(model=TREES, alpha=st.floats(0.1, 10), data=st.data())
-def test_any_tree(model, alpha, data):
-    """What is selected computes the formula, what is not is as it was, and all of it is undone."""
-    names = {name: module for name, module in model.named_modules() if type(module) in F64}
-    chosen = data.draw(st.sets(st.sampled_from([*names]), min_size=1)) if names else set()
-    if not chosen:
-        with pytest.raises(ValueError, match="must have activations to scale"):
-            ss.scale_activations(model, alpha)
-        return
-    before, kinds = traces(model), {name: type(module) for name, module in names.items()}
-    report = ss.scale_activations(model, alpha, include=chosen, **ALL)
-    assert {entry.name for entry in report.changed} == chosen
-    x = torch.linspace(-5, 5, 11, dtype=torch.float64)
-    for name, module in names.items():
-        scale = alpha if name in chosen else 1.0
-        torch.testing.assert_close(module(x), scale * F64[kinds[name]](x / scale), rtol=1e-12, atol=1e-300)
-    ss.unscale_activations(model)
-    assert traces(model) == before

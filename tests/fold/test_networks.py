@@ -1,17 +1,27 @@
-"""fold() gives plain networks with the same outputs, whatever the architecture."""
+"""fold() gives plain networks with the same outputs, whatever the architecture.
+
+Random models go through scale_activations(), unscale_activations() and fold(): right, or refused by name.
+With `pytest -m slow tests/fold/test_networks.py` there are SIGSCALE_RANDOM_MODELS of them.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
+import random
+import re
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import sigscale as ss
 from tests.oracles.folding import activation, check, randomized
+from tests.oracles.random_models import CHANNELS, SHAPE, Program, by_formula
 
 ALPHAS = st.floats(0.1, 20)
 
@@ -78,13 +88,13 @@ def conv_nets(draw, by_channel=False):
 X = torch.randn(3, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=25)
 @given(conv_nets())
 def test_any_convolutional_network(model):
     check(model, X)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=25)
 @given(conv_nets(by_channel=True))
 def test_alphas_of_channels(model):
     """They pass through pools, batch norm, sums, concatenations and flattening."""
@@ -110,8 +120,8 @@ def test_alphas_of_channels(model):
 )
 @pytest.mark.parametrize("channels", [1, 4])
 def test_layers_between_activations(layer, channels):
-    if channels > 1 and "InstanceNorm" in repr(layer):
-        pytest.skip("takes one scale")
+    if "InstanceNorm" in repr(layer):
+        channels = 1  # all that it takes
     after = 8 if isinstance(layer, nn.ConvTranspose1d) else 4
     model = nn.Sequential(
         nn.Conv1d(4, 4, 1),
@@ -184,3 +194,99 @@ def test_learned_alpha_and_projections_of_recurrent_modules():
             return self.out(self.cell(x, zeros)[0])
 
     check(Model(), torch.randn(4, 2, 3, dtype=torch.float64))
+
+
+NUMBER, CHUNK = int(os.environ.get("SIGSCALE_RANDOM_MODELS", 2400)), 100
+STYLES = ("modules", "modules", "calls", "sigscale")
+EVERY = ("tanh", "sigmoid", "arctan", "softsign")
+
+
+def outputs(model, x):
+    """Of two calls, the second of which sees what the first has written into buffers; the model stays."""
+    model = copy.deepcopy(model)
+    return tree_leaves([model(x.clone()), model(x.clone())])
+
+
+def assert_close(found, expected, seed):
+    for y, z in zip(found, expected, strict=True):
+        size = z.abs().nan_to_num(0.0, 0.0, 0.0).max().item()
+        torch.testing.assert_close(
+            y, z, rtol=1e-8, atol=1e-9 * size, equal_nan=True, msg=lambda text: f"seed {seed}: {text}"
+        )
+
+
+def scaled_copy(model, rng, x, seed):
+    """A scaled copy, checked against the formula; and back, checked against the model."""
+    functions = rng.choice([EVERY, EVERY, ("tanh", "softsign"), ("sigmoid",)])
+    options = {"functions": functions, "functional": model.style == "calls", "learnable": rng.random() < 0.4}
+    if options["learnable"] and model.style == "modules":
+        options["num_parameters"] = rng.choice([1, CHANNELS])
+    scaled, alpha = copy.deepcopy(model), rng.choice([2.0, 0.7, 3.0])
+    ss.scale_activations(scaled, alpha, **options)
+    with torch.no_grad():
+        for name, parameter in scaled.named_parameters():
+            if name.endswith("log2_alpha"):
+                parameter.copy_(rng.choice([torch.ones(()), torch.rand(parameter.shape) * 2]))
+
+    def alpha_of(name, which):
+        if name not in functions:
+            return 1.0
+        if model.style == "calls":
+            return 2.0**scaled.log2_alpha if options["learnable"] else alpha
+        found = scaled.layers[which].alpha
+        return found.view(-1, 1) if isinstance(found, torch.Tensor) else found
+
+    oracle = copy.deepcopy(model)
+    expected = tree_leaves([by_formula(oracle, x.clone(), alpha_of) for _ in range(2)])
+    assert_close(outputs(scaled, x), expected, seed)
+    undone = copy.deepcopy(scaled)
+    ss.unscale_activations(undone)
+    assert undone.state_dict().keys() == model.state_dict().keys()
+    for y, z in zip(outputs(undone, x), outputs(model, x), strict=True):
+        torch.testing.assert_close(y, z, rtol=0, atol=0, equal_nan=True)
+    return scaled
+
+
+def check_model(seed):
+    """What became of a random model: "folded", "refused" or "nothing to scale"."""
+    rng = random.Random(-seed)
+    model = Program(seed, STYLES[seed % len(STYLES)])
+    x = torch.randn(SHAPE, dtype=torch.float64)
+    if model.style == "sigscale":
+        expected = tree_leaves([by_formula(m, x.clone(), lambda *_: 2.5) for m in [copy.deepcopy(model)] * 2])
+        assert_close(outputs(model, x), expected, seed)
+        scaled = model
+    else:
+        try:
+            scaled = scaled_copy(model, rng, x, seed)
+        except ValueError as error:
+            assert str(error).startswith("the model must have activations to scale"), f"seed {seed}: {error}"  # noqa: PT017
+            return "nothing to scale"
+    before = copy.deepcopy(scaled.state_dict())
+    try:
+        folded = ss.fold(scaled, rng.choice([None, x]))
+    except ValueError as error:
+        assert re.match("cannot fold", str(error)), f"seed {seed}: {error}"  # noqa: PT017
+        result = "refused"
+    else:
+        assert_close(outputs(folded, x), outputs(scaled, x), seed)
+        assert not any(type(layer).__module__.startswith("sigscale") for layer in folded.modules())
+        result = "folded"
+    assert all(torch.equal(value, before[key]) for key, value in scaled.state_dict().items()), f"seed {seed}"
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("first", range(0, NUMBER, CHUNK))
+def test_random_models(first):
+    with torch.no_grad():
+        counts = Counter(check_model(seed) for seed in range(first, min(first + CHUNK, NUMBER)))
+    print(first, dict(counts))
+    assert counts["folded"] >= counts.total() / 5
+
+
+def test_some_random_models(one_thread):
+    """A few, each time that the tests run."""
+    with torch.no_grad():
+        assert "folded" in {check_model(seed) for seed in range(100_000, 100_012)}

@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 
 import sigscale as ss
-from tests.oracles.folding import Forward, refuses
+from tests.oracles.folding import refuses, two_layers
+from tests.oracles.models import Forward
+
+TWO = "'1' (Tanh) has alpha = 2"
+WIDER = "sigscale.fold(model.float())"
+ONE = "'one' (Tanh) has alpha = 2"
 
 
 def network(*layers):
@@ -17,41 +22,107 @@ def network(*layers):
     return nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0), *layers, nn.Linear(4, 4))
 
 
-def test_no_module():
-    with pytest.raises(
-        TypeError, match=r"takes a torch.nn.Module, got builtin_function_or_method: pass the model itself"
+def shared():
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, ss.nn.Tanh(2.0), layer, ss.nn.Tanh(2.0), nn.Linear(4, 4))
+
+
+def tied():
+    model = nn.Sequential(nn.Embedding(5, 4), ss.nn.Tanh(2.0), nn.Linear(4, 5))
+    model[2].weight = model[0].weight
+    return model
+
+
+def data_dependent():
+    model = two_layers(lambda m, x: m.second(ss.tanh(m.first(x), x.mean().exp())))
+    del model.one, model.two
+    return model
+
+
+def hidden():
+    layer = nn.TransformerEncoderLayer(4, 2, activation=ss.tanh, batch_first=True)
+    return nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 4))
+
+
+def normalized():
+    norm = nn.LayerNorm(4, elementwise_affine=False)
+    return nn.Sequential(nn.Linear(4, 4), norm, ss.nn.Tanh(2.0), nn.Linear(4, 4))
+
+
+def half(alpha, weight):
+    model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(alpha), nn.Linear(4, 4)).half()
+    nn.init.constant_(model[2].weight, weight)
+    return model
+
+
+class Own(nn.Linear):
+    """A subclass, whatever it computes."""
+
+
+class OfStates(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = ss.nn.GRU(3, 4, alpha=2.0), nn.Linear(4, 1)
+
+    def forward(self, x, h):
+        return self.out(self.cell(x, h)[0])
+
+
+REFUSED = {
+    "last activation": (network()[:2], (TWO, "the model's output has the scale 1", "nothing in between",
+        "model.part = sigscale.fold(model.part)")),
+    "first activation": (nn.Sequential(nn.Flatten(), ss.nn.Tanh(3.0), nn.Linear(4, 4)),
+        ("the model's input 'input' has the scale 1, and '1' (Tanh) has alpha = 3",
+        "with only '0' (Flatten) in between")),
+    "alpha 1 beside another": (network(ss.nn.Tanh(1.0)), (TWO, "'2' (Tanh) has alpha = 1",
+        "nothing in between")),
+    "branches": (two_layers(lambda m, x: m.second(m.one(m.first(x)) + F.relu(m.two(m.first(x))))),
+        (ONE, "'two' (Sigmoid) has alpha = 3", "add() at test_refusals.py")),
+    "shared layer": (shared(), ("the model's input", TWO, "'0' (Linear) (called more than once)")),
+    "tied parameters": (tied(), ("'0.weight' and '2.weight' are one tensor", "different factors", "clone")),
+    "weight read": (two_layers(lambda m, x: m.second(m.one(m.first(x))) + m.first.weight.sum()),
+        ("'first.weight' and 'first.weight, as forward reads it,' are one tensor",)),
+    "max_norm": (nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), ss.nn.Tanh(2.0), nn.Linear(4, 4)),
+        ("'0' (Embedding) has a max_norm, which does not scale",)),
+    "branch": (network(Forward(lambda m, x: x if x.sum() > 0 else -x)),
+        ("torch.fx cannot trace", "'2'", "TraceError", "model.features = ")),
+    "unused": (two_layers(lambda m, x: m.second(m.one(m.first(x)))),
+        ("'two' (Sigmoid)", "forward does not call", "delete it")),
+    "hidden": (hidden(), ("'1' (TransformerEncoderLayer)", "where torch.fx does not look")),
+    "overflow": (half(1000.0, 100.0), ("'2.weight' overflows torch.float16", WIDER)),
+    "underflow": (half(2.0**17, 0.1), ("'0.weight' vanishes in torch.float16", WIDER)),
+    "subclass": (network(Own(4, 4)), (TWO, "linear() in '2' (Own)")),
+    "states": (OfStates(), ("the model's input 'h'", "'cell' (GRU) has alpha = 2")),
+    "alpha": (data_dependent(), ("sigscale.tanh() at 'tanh', whose alpha depends on the model's inputs",)),
+    "batch statistics": (network(nn.BatchNorm1d(4)),
+        ("'2' (BatchNorm1d) normalizes by the statistics of the batch", "model.eval()")),
+    "no running statistics": (network(nn.BatchNorm1d(4, track_running_stats=False)).eval(),
+        ("'2' (BatchNorm1d)", "batch")),
+    "eps": (network(nn.LayerNorm(4)), ("'2' (LayerNorm) normalizes its input, which its eps",)),
+    "no weight": (normalized(), ("'1' (LayerNorm)", "has no weight")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_models(name):
+    model, parts = REFUSED[name]
+    refuses(model, *parts)
+
+
+def test_next_to_what_is_refused():
+    for model in (
+        nn.Sequential(ss.nn.Tanh(1.0), ss.nn.Sigmoid(1.0)),
+        network(nn.BatchNorm1d(4)).eval(),
+        half(2.0**17, 0.1).float(),
     ):
+        ss.fold(model)
+
+
+def test_wrong_types():
+    with pytest.raises(TypeError, match=r"a torch.nn.Module, got builtin_function_or_method: pass the model"):
         ss.fold(torch.tanh)
     with pytest.raises(TypeError, match=r"must be a tensor or a tuple; got list: .*fold\(model, \(x,\)\)"):
         ss.fold(network(), [torch.ones(4)])
-
-
-def test_last_activation():
-    refuses(
-        nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0)),
-        "'1' (Tanh) has alpha = 2",
-        "the model's output has the scale 1",
-        "nothing in between",
-        "model.part = sigscale.fold(model.part)",
-    )
-
-
-def test_first_activation():
-    refuses(
-        nn.Sequential(nn.Flatten(), ss.nn.Tanh(3.0), nn.Linear(4, 4)),
-        "the model's input 'input' has the scale 1, and '1' (Tanh) has alpha = 3",
-        "with only '0' (Flatten) in between",
-    )
-
-
-def test_alpha_1_beside_another():
-    refuses(
-        network(ss.nn.Tanh(1.0)),
-        "'1' (Tanh) has alpha = 2",
-        "'2' (Tanh) has alpha = 1",
-        "nothing in between",
-    )
-    ss.fold(nn.Sequential(ss.nn.Tanh(1.0), ss.nn.Sigmoid(1.0)))
 
 
 @pytest.mark.parametrize(
@@ -68,34 +139,22 @@ def test_alpha_1_beside_another():
     ],
 )
 def test_operands_with_different_alphas(together):
-    model = Forward(lambda m, x: m.second(together(m.one(m.first(x)), m.two(m.third(x)))))
+    model = two_layers(lambda m, x: m.second(together(m.one(m.first(x)), m.two(m.third(x)))))
     model.third = nn.Linear(4, 4)
-    refuses(model, "'one' (Tanh) has alpha = 2", "'two' (Sigmoid) has alpha = 3")
-
-
-def test_branches_with_different_alphas():
-    model = Forward(lambda m, x: m.second(m.one(m.first(x)) + F.relu(m.two(m.first(x)))))
-    refuses(model, "'one' (Tanh) has alpha = 2", "'two' (Sigmoid) has alpha = 3", "add() at test_refusals.py")
+    refuses(model, ONE, "'two' (Sigmoid) has alpha = 3")
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Softmax(-1),
-        nn.Tanh(),
-        nn.GELU(),
-        nn.ELU(),
-        nn.Hardtanh(),
-        nn.Threshold(0.1, 0.0),
-        nn.LocalResponseNorm(2),
-        nn.ConstantPad1d(1, 0.5),
+        *(nn.Softmax(-1), nn.Tanh(), nn.GELU(), nn.ELU(), nn.Hardtanh(), nn.Threshold(0.1, 0.0)),
+        *(nn.LocalResponseNorm(2), nn.ConstantPad1d(1, 0.5)),
         nn.TransformerEncoderLayer(4, 2, batch_first=True),
     ],
     ids=lambda layer: type(layer).__name__,
 )
 def test_inhomogeneous_layers(layer):
-    name = f"'2' ({type(layer).__name__})"
-    refuses(network(layer), "'1' (Tanh) has alpha = 2", name)
+    refuses(network(layer), TWO, f"'2' ({type(layer).__name__})")
     ss.fold(nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 4)))
 
 
@@ -128,133 +187,38 @@ def test_inhomogeneous_layers(layer):
     ],
 )
 def test_inhomogeneous_operations(operation, named):
-    refuses(
-        Forward(lambda m, x: m.second(operation(m, m.one(m.first(x))))), "'one' (Tanh) has alpha = 2", named
-    )
+    refuses(two_layers(lambda m, x: m.second(operation(m, m.one(m.first(x))))), ONE, named)
 
 
-def test_batch_statistics():
-    norm = nn.BatchNorm1d(4)
-    refuses(network(norm), "'2' (BatchNorm1d) normalizes by the statistics of the batch", "model.eval()")
-    ss.fold(network(norm).eval())
-    refuses(network(nn.BatchNorm1d(4, track_running_stats=False)).eval(), "'2' (BatchNorm1d)", "batch")
-    refuses(network(nn.LayerNorm(4)).eval(), "'2' (LayerNorm) normalizes its input, which its eps")
-    bare = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4, elementwise_affine=False), ss.nn.Tanh(2.0))
-    refuses(bare.append(nn.Linear(4, 4)), "'1' (LayerNorm)", "has no weight")
-
-
-def test_shared_layer_with_different_scales():
-    shared = nn.Linear(4, 4)
-    refuses(
-        nn.Sequential(shared, ss.nn.Tanh(2.0), shared, ss.nn.Tanh(2.0), nn.Linear(4, 4)),
-        "the model's input",
-        "'1' (Tanh) has alpha = 2",
-        "'0' (Linear) (called more than once)",
-    )
-
-
-def test_tied_parameters_with_different_factors():
-    model = nn.Sequential(nn.Embedding(5, 4), ss.nn.Tanh(2.0), nn.Linear(4, 5))
-    model[2].weight = model[0].weight
-    refuses(model, "'0.weight' and '2.weight' are one tensor", "different factors", "clone")
-
-
-def test_weight_read_in_forward():
-    model = Forward(lambda m, x: m.second(m.one(m.first(x))) + m.first.weight.sum())
-    refuses(model, "'first.weight' and 'first.weight, as forward reads it,' are one tensor")
-
-
-def test_parametrized_and_computed_weights():
-    def model():
-        return nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0), nn.Linear(4, 4))
-
-    parametrized, normed, pruned, lazy = model(), model(), model(), network(nn.LazyLinear(4))
-    nn.utils.parametrizations.weight_norm(parametrized[2])
-    refuses(parametrized, "'2' (ParametrizedLinear) is parametrized", "remove_parametrizations")
-    nn.utils.parametrize.remove_parametrizations(parametrized[2], "weight")
-    ss.fold(parametrized, torch.randn(2, 4))
-    with pytest.warns(FutureWarning):
-        nn.utils.weight_norm(normed[0])
-    with pytest.raises(ValueError, match=r"'0' \(Linear\), which has hooks.*remove_weight_norm"):
-        ss.fold(normed)
-    prune.l1_unstructured(pruned[2], "weight", 3)
-    with pytest.raises(ValueError, match=r"'2' \(Linear\), which has hooks.*prune.remove"):
-        ss.fold(pruned)
-    with pytest.raises(ValueError, match=r"'2' \(LazyLinear\), which is lazy: call the model once"):
-        ss.fold(lazy)
-    with pytest.raises(ValueError, match=r"whose weight is on the meta device: load its values"):
-        ss.fold(model().to("meta"))
-
-
-def test_embedding_with_max_norm():
-    model = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), ss.nn.Tanh(2.0), nn.Linear(4, 4))
-    refuses(model, "'0' (Embedding) has a max_norm, which does not scale")
-
-
-def test_hooks():
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: nn.utils.weight_norm(m[2]), r"'2' \(Linear\), which has hooks.*remove_weight_norm"),
+        (
+            lambda m: prune.l1_unstructured(m[2], "weight", 3),
+            r"'2' \(Linear\), which has hooks.*prune.remove",
+        ),
+        (lambda m: m.append(nn.LazyLinear(4)), r"'3' \(LazyLinear\), which is lazy: call the model once"),
+        (lambda m: m.to("meta"), "whose weight is on the meta device: load its values"),
+        (lambda m: m[1].register_forward_hook(print), r"'1' \(Tanh\), which has hooks.*handle.remove\(\)"),
+    ],
+)
+def test_computed_weights_and_hooks(change, message):
     model = network()
-    handle = model[1].register_forward_hook(lambda *args: None)
-    refuses(model, "'1' (Tanh), which has hooks", "handle.remove()")
-    handle.remove()
-    monitor = ss.GradientMonitor(model)
-    monitor.close()
-    ss.fold(model)
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        ss.fold(model)
 
 
-def test_untraceable_model():
-    class Branching(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
-
-    refuses(network(Branching()), "torch.fx cannot trace", "'2'", "TraceError", "model.features = ")
-
-
-def test_hidden_activations():
-    unused = Forward(lambda m, x: m.second(m.one(m.first(x))))
-    refuses(unused, "'two' (Sigmoid)", "forward does not call", "delete it")
-    hidden = network(nn.TransformerEncoderLayer(4, 2, activation=ss.tanh, batch_first=True))
-    hidden[1] = nn.Identity()
-    refuses(hidden, "'2' (TransformerEncoderLayer)", "where torch.fx does not look")
-
-
-def test_overflowing_weight():
-    model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(1000.0), nn.Linear(4, 4)).half()
-    nn.init.constant_(model[2].weight, 100.0)
-    refuses(model, "'2.weight' overflows torch.float16", "sigscale.fold(model.float())")
-
-
-def test_vanishing_weight():
-    """Numbers below the smallest normal one have lost digits, 3 % of them here."""
-    model = nn.Sequential(nn.Linear(4, 4), ss.nn.Tanh(2.0**17), nn.Linear(4, 4)).half()
-    with torch.no_grad():
-        model[2].weight.clamp_(-0.1, 0.1)
-    refuses(model, "'0.weight' vanishes in torch.float16", "sigscale.fold(model.float())")
-    ss.fold(model.float())
-
-
-def test_subclassed_layer():
-    class Own(nn.Linear):
-        pass
-
-    refuses(network(Own(4, 4)), "'1' (Tanh) has alpha = 2", "linear() in '2' (Own)")
-
-
-def test_initial_states_as_inputs():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cell, self.out = ss.nn.GRU(3, 4, alpha=2.0), nn.Linear(4, 1)
-
-        def forward(self, x, h):
-            return self.out(self.cell(x, h)[0])
-
-    refuses(Model(), "the model's input 'h'", "'cell' (GRU) has alpha = 2")
-
-
-def test_data_dependent_alpha():
-    model = Forward(lambda m, x: m.second(ss.tanh(m.first(x), x.mean().exp())))
-    del model.one, model.two
-    refuses(model, "sigscale.tanh() at 'tanh', whose alpha depends on the model's inputs")
+def test_after_hooks_and_parametrizations_were_removed():
+    model = network()
+    parametrizations.weight_norm(model[2])
+    refuses(model, "'2' (ParametrizedLinear) is parametrized", "remove_parametrizations")
+    nn.utils.parametrize.remove_parametrizations(model[2], "weight")
+    model[1].register_forward_hook(lambda *_: None).remove()
+    ss.GradientMonitor(model).close()
+    ss.fold(model, torch.randn(2, 4))
 
 
 def test_differing_outputs():
@@ -265,36 +229,55 @@ def test_differing_outputs():
             Counting.calls += 1
             return super().forward(x) * Counting.calls
 
-    refuses(
-        Counting(nn.Linear(4, 4), ss.nn.Tanh(2.0), nn.Linear(4, 4)),
-        "the outputs of the folded copy differ by",
-        "rounding explains",
-        inputs=torch.randn(2, 4),
-        error=RuntimeError,
-    )
+    model = Counting(nn.Linear(4, 4), ss.nn.Tanh(2.0), nn.Linear(4, 4))
+    parts = "the outputs of the folded copy differ by", "rounding explains"
+    refuses(model, *parts, inputs=torch.randn(2, 4), error=RuntimeError)
 
 
-def test_channel_alphas_without_shapes():
-    act = ss.nn.Tanh(2.0, learnable=True, num_parameters=4)
-    act.log2_alpha.data.copy_(torch.arange(4.0))
-    model = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4))
-    refuses(model, "without shapes", "pass example_inputs")
-    ss.fold(model, torch.randn(2, 4))
-    refuses(
-        model, "'1' (Tanh)", "differs from channel to channel", "'0' (Linear)", inputs=torch.randn(2, 4, 4)
-    )
-    mixed = nn.Sequential(nn.Conv1d(4, 4, 1), act, nn.ChannelShuffle(2), nn.Conv1d(4, 4, 1))
-    refuses(
-        mixed, "'1' (Tanh)", "'2' (ChannelShuffle) needs one for all channels", inputs=torch.randn(2, 4, 4)
-    )
-    shuffled = Forward(lambda m, x: m.second(m.act(m.first(x)).flip(1)))
-    shuffled.act = act
-    refuses(shuffled, "'act' (Tanh)", "flip()", inputs=torch.randn(2, 4))
+def by_channel(alphas):
+    """tanh with an alpha of two to these powers for each channel."""
+    act = ss.nn.Tanh(learnable=True, num_parameters=len(alphas))
+    act.log2_alpha.data.copy_(alphas)
+    return act
+
+
+FOUR = by_channel(torch.arange(4.0))
+SIXTEEN = nn.Unflatten(1, (4, 4)), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(8, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "parts"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), FOUR, nn.Linear(4, 4)), None, ("without shapes", "example_inputs")),
+        (nn.Sequential(nn.Linear(4, 4), FOUR, nn.Linear(4, 4)), (2, 4), ()),
+        (nn.Sequential(nn.Linear(4, 4), FOUR, nn.Linear(4, 4)), (2, 4, 4),
+            ("'1' (Tanh)", "differs from channel to channel", "'0' (Linear)")),
+        (nn.Sequential(nn.Conv1d(4, 4, 1), FOUR, nn.ChannelShuffle(2), nn.Conv1d(4, 4, 1)), (2, 4, 4),
+            ("'1' (Tanh)", "'2' (ChannelShuffle) needs one for all channels")),
+        (nn.Sequential(nn.Conv1d(4, 4, 1), FOUR, nn.Conv1d(4, 4, 1)), (2, 4, 4), ()),
+        # Without a batch, dimension 1 of a convolution's output does not hold its channels.
+        (nn.Sequential(nn.Conv1d(4, 4, 1), FOUR, nn.Conv1d(4, 4, 1)), (4, 4),
+            ("'0' (Conv1d) needs one for all channels",)),
+        # A scale for each feature, but a pool in between takes several features together.
+        (nn.Sequential(nn.Linear(4, 16), by_channel(torch.arange(16.0) / 4), *SIXTEEN), (3, 4),
+            ("16 scales of channels into '2' (Unflatten), which has 4",)),
+        (nn.Sequential(nn.Linear(4, 16), by_channel(torch.arange(16) // 4), *SIXTEEN), (3, 4), ()),
+        (nn.Sequential(nn.Conv1d(2, 4, 1), nn.Flatten(), by_channel(torch.arange(8.0)), nn.Linear(8, 2)),
+            (3, 2, 2), ("cannot fold 8 scales of channels into '0' (Conv1d), which has 4",)),
+    ],
+)  # fmt: skip
+def test_alphas_of_channels(model, shape, parts):
+    inputs = torch.randn(shape) if shape else None
+    if parts:
+        refuses(model, *parts, inputs=inputs)
+    else:
+        ss.fold(model, inputs)
 
 
 @pytest.mark.parametrize(
     ("operation", "named"),
     [
+        (lambda y: y.flip(1), "flip() at"),
         (lambda y: y - y.mean(1, keepdim=True), "mean() at"),
         (lambda y: y - y.mean(dim=(-1, 0), keepdim=True), "mean() at"),
         (lambda y: F.max_pool1d(y, 3, 1, 1), "max_pool1d() at"),
@@ -307,38 +290,9 @@ def test_channel_alphas_without_shapes():
 )
 def test_mixed_channels(operation, named):
     """Of a tensor of two dimensions, in which the last one holds the channels."""
-    model = Forward(lambda m, x: m.second(operation(m.act(m.first(x)))))
-    model.act = ss.nn.Tanh(2.0, learnable=True, num_parameters=4)
+    model = two_layers(lambda m, x: m.second(operation(m.act(m.first(x)))))
+    model.act = by_channel(torch.ones(4))
     del model.one, model.two
     ss.fold(model, torch.randn(4, 4))  # all channels have one scale
     model.act.log2_alpha.data.copy_(torch.arange(4.0))
     refuses(model, "'act' (Tanh), whose scale differs", named, inputs=torch.randn(4, 4))
-
-
-def test_changing_number_of_channels():
-    """A scale for each feature, but a pool in between takes several features together."""
-    act = ss.nn.Tanh(2.0, learnable=True, num_parameters=16)
-    act.log2_alpha.data.copy_(torch.arange(16.0) / 4)
-    model = nn.Sequential(nn.Linear(4, 16), act, nn.Unflatten(1, (4, 4)), nn.MaxPool1d(2), nn.Flatten())
-    model.append(nn.Linear(8, 2))
-    refuses(model, "16 scales of channels into '2' (Unflatten), which has 4", inputs=torch.randn(3, 4))
-    act.log2_alpha.data.copy_(torch.arange(4.0).repeat_interleave(4))
-    ss.fold(model, torch.randn(3, 4))
-
-
-def test_flattened_channels_of_the_wrong_size():
-    act = ss.nn.Tanh(2.0, learnable=True, num_parameters=8)
-    act.log2_alpha.data.copy_(torch.arange(8.0))
-    model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Flatten(), act, nn.Linear(8, 2))
-    refuses(
-        model, "cannot fold 8 scales of channels into '0' (Conv1d), which has 4", inputs=torch.randn(3, 2, 2)
-    )
-
-
-def test_unbatched_channels():
-    """Without a batch, dimension 1 of a convolution's output does not hold its channels."""
-    act = ss.nn.Tanh(2.0, learnable=True, num_parameters=4)
-    act.log2_alpha.data.copy_(torch.arange(4.0))
-    model = nn.Sequential(nn.Conv1d(4, 4, 1), act, nn.Conv1d(4, 4, 1))
-    ss.fold(model, torch.randn(2, 4, 4))
-    refuses(model, "'0' (Conv1d) needs one for all channels", inputs=torch.randn(4, 4))

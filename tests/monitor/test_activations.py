@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 import sigscale as ss
 from sigscale.monitor._hooks import count_overwritten
-from tests.oracles.collected import Twin, assert_row, assert_step, batch, network, run
+from tests.oracles.collected import Twin, assert_row, assert_step, batch, network, recorded, run
+from tests.oracles.models import Forward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,50 +27,63 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     ids=lambda layer: type(layer).__name__,
 )
 def test_every_activation(layer):
+    """Its gradient is counted, and no gradient changes."""
     model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 2))
-    x, twin = batch(0), Twin(model, (type(layer),))
+    twin = Twin(model, (type(layer),))
     for inplace in (False, True) if hasattr(layer, "inplace") else (False,):
         layer.inplace = inplace
         model.zero_grad()
         twin.model.zero_grad()
-        twin.model(x).square().sum().backward()
+        twin.model(batch(0)).square().sum().backward()
         plain = [parameter.grad.clone() for parameter in twin.model.parameters()]
-        with ss.GradientMonitor(model) as monitor:
-            model(x).square().sum().backward()
-            monitor.step()
-        assert_step(monitor.history(), 0, twin.step())
+        assert_step(recorded(model), 0, twin.step())
         for parameter, want in zip(model.parameters(), plain, strict=True):
             torch.testing.assert_close(parameter.grad, want)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        *(nn.Softmax(1), nn.LogSoftmax(1), nn.Softmin(1), nn.GLU(), nn.Dropout(), nn.LayerNorm(8)),
-        *(nn.Identity(), nn.BatchNorm1d(8)),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_unmonitored_modules(layer):
-    with ss.GradientMonitor(nn.Sequential(nn.Linear(6, 8), layer)) as monitor:
-        assert "1" not in monitor.history().names
+def test_unmonitored_modules():
+    layers = [nn.Softmax(1), nn.LogSoftmax(1), nn.Softmin(1), nn.GLU(), nn.Dropout(), nn.LayerNorm(8)]
+    with ss.GradientMonitor(nn.Sequential(*layers, nn.Identity(), nn.BatchNorm1d(8), nn.Tanh())) as monitor:
+        assert [name for name in monitor.history().names if "." not in name][2:] == ["8"]
 
 
-def test_activation_called_by_keyword():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.act = nn.Linear(6, 4), nn.Tanh()
+def of_overwritten(m, x):
+    h = m.first(x)
+    y = m.plain(h)
+    h += y
+    return h
 
-        def forward(self, x):
-            return self.act(input=self.first(x))
 
-    model = Model()
-    with ss.GradientMonitor(model) as monitor:
-        model(batch(0)).sum().backward()
-        monitor.step()
-    want = 1 - torch.tanh(model.first(batch(0))) ** 2
-    assert_row(monitor.history(), 0, "act", want.detach().double().numpy().ravel())
+def repeated(m, x):
+    for _ in range(3):
+        x = m.plain(m.again(m.scaled(m.first(x))))
+    return x
+
+
+FORWARDS = {
+    "called by keyword": lambda m, x: m.scaled(m.plain(input=m.first(x))),
+    "input overwritten later": of_overwritten,
+    "used repeatedly and by two names": repeated,
+    "checkpoint": lambda m, x: checkpoint(m.body, m.first(x), use_reentrant=False),
+    "reentrant checkpoint": lambda m, x: checkpoint(m.body, m.first(x), use_reentrant=True),
+}
+
+
+@pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS)
+def test_uses_of_modules(forward):
+    scaled = ss.nn.Tanh()
+    parts = {"first": nn.Linear(6, 6), "plain": nn.Tanh(), "scaled": scaled, "again": scaled}
+    history, truth = run(Forward(forward, **parts, body=network()), steps=2)
+    assert history.names[2:7] == ["plain", "scaled", "body.1", "body.3", "body.5"]
+    for step in range(2):
+        assert_step(history, step, truth[step])
+
+
+def test_bare_activation():
+    model, x = ss.nn.Tanh(), torch.ones(3, requires_grad=True)
+    history = recorded(model, lambda model: model(x).sum())
+    assert history.names == ["all activations", "Tanh"]
+    assert_row(history, 0, "Tanh", x.grad.double().numpy())
 
 
 @pytest.mark.parametrize(
@@ -84,35 +98,28 @@ def test_activation_called_by_keyword():
 def test_gradient_penalty(layer):
     """A backward pass that is differentiated: what a hook on the module's input sees, in both passes."""
     model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 8), layer, nn.Linear(8, 1)).double()
-    twin = Twin(model)
-    with ss.GradientMonitor(model) as monitor:
-        for step, with_loss in enumerate((False, True)):
-            for critic in (model, twin.model):
-                critic.zero_grad()
-                x = batch(0).double().requires_grad_()
-                score = critic(x)
-                (slope,) = torch.autograd.grad(score.sum(), x, create_graph=True)
-                loss = (slope.norm(dim=1) - 1).square().mean()
-                (loss + score.mean() if with_loss else loss).backward()
-            monitor.step()
-            assert_step(monitor.history(), step, twin.step())
+
+    def backward(critic, step):
+        x = batch(0).double().requires_grad_()
+        score = critic(x)
+        (slope,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+        loss = (slope.norm(dim=1) - 1).square().mean()
+        (loss + score.mean() if step else loss).backward()
+
+    history, truth = run(model, 2, backward)
+    for step in range(2):
+        assert_step(history, step, truth[step])
 
 
 def test_third_derivatives():
-    layer, sketch = ss.nn.Tanh(save="input"), ss.QuantileSketch()
-    layer.grad_sketch = sketch
+    sketch = ss.QuantileSketch()
     x = torch.linspace(-1, 1, 5, dtype=torch.float64, requires_grad=True)
-    found, want, y = [], [], layer(x)
-    for _ in range(3):
-        (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        found.append(y)
-    y = ss.tanh(x)
-    for _ in range(3):
-        (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        want.append(y)
-    for mine, plain in zip(found, want, strict=True):
-        torch.testing.assert_close(mine, plain)
-    assert torch.equal(sketch.counts, sum(ss.QuantileSketch().update(y).counts for y in found))
+    derivatives = []
+    for counted in (sketch, None):
+        y = ss.tanh(x, save="input", grad_sketch=counted)
+        derivatives.append([y := torch.autograd.grad(y.sum(), x, create_graph=True)[0] for _ in range(3)])
+    torch.testing.assert_close(*derivatives)
+    assert torch.equal(sketch.counts, sum(ss.QuantileSketch().update(y).counts for y in derivatives[0]))
 
 
 @pytest.mark.parametrize("layer", [nn.Tanh(), ss.nn.Tanh(), ss.nn.Tanh(learnable=True)], ids=str)
@@ -156,28 +163,17 @@ VIEWS = {
 def test_inplace_activation_of_a_view(layer, view):
     """The rest of the memory, and later uses of the overwritten tensor, are left out."""
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.act = nn.Linear(6, 16), layer(inplace=True)
+    def forward(m, x):
+        x = m.first(x)
+        part = VIEWS[view](x)
+        return m.act(part).square().sum() + x.sin().sum() + part.cos().sum()
 
-        def forward(self, x):
-            x = self.first(x)
-            part = VIEWS[view](x)
-            y = self.act(part)
-            return y.square().sum() + x.sin().sum() + part.cos().sum()
-
-    model = Model()
-    with ss.GradientMonitor(model) as monitor:
-        model(batch(0)).backward()
-        monitor.step()
-    before = model.first(batch(0)).detach()
-    leaf = VIEWS[view](before).clone().requires_grad_()
+    model = Forward(forward, first=nn.Linear(6, 16), act=layer(inplace=True))
+    history = recorded(model, lambda model: model(batch(0)))
+    leaf = VIEWS[view](model.first(batch(0)).detach()).clone().requires_grad_()
     y = layer()(leaf)
-    after = before.clone()
-    VIEWS[view](after).copy_(y.detach())
     (y.square().sum() + y.sin().sum() + y.cos().sum()).backward()
-    assert_row(monitor.history(), 0, "act", leaf.grad.double().numpy().ravel())
+    assert_row(history, 0, "act", leaf.grad.double().numpy().ravel())
 
 
 def test_view_with_another_gradient_layout():
@@ -187,74 +183,3 @@ def test_view_with_another_gradient_layout():
     count_overwritten(memory[:, 3:7], sketch)
     (memory.t() * weights).sum().backward()  # the gradient of memory is weights.t(), not contiguous
     assert torch.equal(sketch.counts, ss.QuantileSketch().update(weights.t()[:, 3:7]).counts)
-
-
-def test_input_overwritten_later():
-    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
-    with ss.GradientMonitor(model, parameters=False) as monitor:
-        x = model[0](batch(0))
-        y = model[1](x)
-        x += y
-        x.sum().backward()
-        monitor.step()
-    want = 1 - torch.tanh(model[0](batch(0))).detach().double().numpy().ravel() ** 2
-    assert_row(monitor.history(), 0, "1", want)
-
-
-def test_module_used_twice():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.scaled, self.plain = nn.Linear(6, 6), ss.nn.Tanh(), nn.Tanh()
-            self.again = self.scaled
-
-        def forward(self, x):
-            for _ in range(3):
-                x = self.plain(self.again(self.scaled(self.first(x))))
-            return x
-
-    history, truth = run(Model(), steps=2)
-    assert history.names[2:] == ["scaled", "plain", "first.weight", "first.bias"]
-    assert history.count[:, 2:].tolist() == [[6 * 120, 3 * 120, 36, 6]] * 2
-    for step in range(2):
-        assert_step(history, step, truth[step])
-
-
-def test_bare_activation():
-    model = ss.nn.Tanh()
-    x = torch.ones(3, requires_grad=True)
-    with ss.GradientMonitor(model) as monitor:
-        model(x).sum().backward()
-        monitor.step()
-    assert monitor.history().names == ["all activations", "Tanh"]
-    assert_row(monitor.history(), 0, "Tanh", x.grad.double().numpy())
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_counts_once(reentrant):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.body = nn.Linear(6, 6), network()
-
-        def forward(self, x):
-            return checkpoint(self.body, self.first(x), use_reentrant=reentrant)
-
-    history, truth = run(Model(), steps=2)
-    assert set(history.count[:, 2:5].ravel()) == {20 * 16}
-    for step in range(2):
-        assert_step(history, step, truth[step])
-
-
-def test_accumulated_gradients():
-    """Activations: the coordinates of all micro-batches; parameters: those of the sum."""
-
-    def backward(model, step):
-        for part in batch(step).split(5):
-            model(part).square().sum().backward()
-
-    history, truth = run(network(), steps=2, backward=backward)
-    assert history.count[0, 2:5].tolist() == [320] * 3
-    for step in range(2):
-        assert_step(history, step, truth[step])
-        assert history.count[step, 5] == 16 * 6

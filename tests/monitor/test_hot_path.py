@@ -13,20 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sigscale as ss
 from sigscale.kernels import device, reference_sketch
 from sigscale.kernels._triton import INTERPRETED
-from tests.oracles.collected import Twin, assert_step
+from tests.oracles.collected import Twin, assert_step, batch, network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WAITING = (
-    "item",
-    "_local_scalar_dense",
-    "is_nonzero",
-    "nonzero",
-    "equal",
-    "masked_select",
-    "_unique2",
-    "unique",
-)
+WAITING = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique"}
+WAITING |= {"_unique2"}
 METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")
 
 
@@ -69,16 +61,13 @@ def reading_refused(monitor):
         yield
 
 
-def network(device: str = "cpu") -> nn.Sequential:
-    torch.manual_seed(0)
-    layers = [nn.Linear(6, 16), ss.nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)]
-    return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(16, 3)).to(device)
+X = batch(0)
 
 
 def training(model, device="cpu", scaler=None, unscale=True, **options):
     """A monitor, and a function that makes one step; everything there that is made once."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).to(device)
+    x = X.to(device)
     monitor = ss.GradientMonitor(model, scaler=scaler, **options)
 
     def step():
@@ -157,14 +146,13 @@ def test_replays_decide_by_themselves(monkeypatch):
     model = network()
     monitor, step = training(model, every=3)
     twin, truth = Twin(model), []
-    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     with monitor:
         for number in range(20):
             if number in (7, 14):
                 (monitor.pause if number == 7 else monitor.resume)()
             twin.model.load_state_dict(model.state_dict())
             twin.model.zero_grad()
-            twin.model(x).square().mean().backward()
+            twin.model(X).square().mean().backward()
             truth.append(twin.step())
             step()
     assert monitor._recorder.calls == 0
@@ -204,7 +192,7 @@ def test_graph_replay():
     twin, truth = Twin(model), []
     twin_optimizer = torch.optim.SGD(twin.model.parameters(), lr=0.01)
     monitor, step = training(model, "cuda", ring=ring)
-    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).to("cuda")
+    x = X.to("cuda")
 
     def twin_step():
         twin_optimizer.zero_grad()
@@ -263,7 +251,7 @@ def test_capture_of_first_step():
     with torch.cuda.graph(graph):
         step()
     graph.replay()
-    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).to("cuda")
+    x = X.to("cuda")
     twin.model.zero_grad()
     twin.model(x).square().mean().backward()
     assert_step(monitor.history(), 0, twin.step())

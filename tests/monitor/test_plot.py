@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -48,34 +47,33 @@ def meshes(figure: Figure) -> list[np.ma.MaskedArray]:
     return [mesh.get_array() for mesh in found]
 
 
-def test_colors():
+@pytest.mark.parametrize(
+    ("statistic", "label"), [("q50", "median of"), ("mean", "mean of"), ("q95", "95 % quantile of")]
+)
+def test_colors(statistic, label):
     source = history()
-    activations, parameters = meshes(ss.plot.gradients(source))
-    np.testing.assert_array_equal(activations, source.quantile(0.5)[:, 2:5].T)
-    np.testing.assert_array_equal(parameters, source.quantile(0.5)[:, 5:].T)
+    figure = ss.plot.gradients(source, **({} if statistic == "q50" else {"statistic": statistic}))
+    activations, parameters = meshes(figure)
+    np.testing.assert_array_equal(activations, source[statistic][:, 2:5].T)
+    np.testing.assert_array_equal(parameters, source[statistic][:, 5:].T)
+    assert label in figure.axes[-1].get_ylabel()
 
 
-def test_another_statistic():
-    source = history()
-    for statistic, values in (("mean", source["mean"]), ("q95", source.quantile(0.95))):
-        figure = ss.plot.gradients(source, statistic=statistic)
-        np.testing.assert_array_equal(meshes(figure)[0], values[:, 2:5].T)
-        assert {"mean": "mean of", "q95": "95 % quantile of"}[statistic] in figure.axes[-1].get_ylabel()
+def labels(axes) -> list[str]:
+    return [label.get_text() for label in axes.get_yticklabels()]
 
 
 def test_names_and_order():
     figure = ss.plot.gradients(history(), title="three layers")
     curves, activations, parameters, bar = figure.axes
     assert figure.get_suptitle() == "three layers"
-    assert [label.get_text() for label in activations.get_yticklabels()] == ["1", "3", "5"]
-    assert [label.get_text() for label in parameters.get_yticklabels()][:2] == ["0.weight", "0.bias"]
+    assert labels(activations) == ["1", "3", "5"]
+    assert labels(parameters)[:2] == ["0.weight", "0.bias"]
     assert activations.get_ylim() == (2.5, -0.5)  # the first at the top
     assert parameters.get_xlabel() == "step"
     assert bar.get_ylabel() == "median of |gradient|"
-    assert [text.get_text() for text in curves.get_legend().get_texts()] == [
-        "all activations",
-        "all parameters",
-    ]
+    legend = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert legend == ["all activations", "all parameters"]
     assert curves.get_title(loc="right") == "line: median; bands: 5 to 95 % and 25 to 75 %"
     assert ss.plot.gradients(history(1)).get_suptitle() == "Gradients at step 0"
 
@@ -110,13 +108,10 @@ def test_zero_infinite_and_missing():
     # A zero among the curves lies in a strip of its own, below all positive values.
     curves = figure.axes[0]
     line = next(line for line in curves.lines if line.get_label() == "all parameters")
-    labels = {
-        label.get_text(): tick
-        for label, tick in zip(curves.get_yticklabels(), curves.get_yticks(), strict=True)
-    }
-    assert line.get_ydata()[3] == labels["0"]
+    zero = next(tick for tick, text in zip(curves.get_yticks(), labels(curves), strict=True) if text == "0")
+    assert line.get_ydata()[3] == zero
     positive = source.values[:, :2, 5:10]
-    assert curves.get_ylim()[0] < labels["0"] < positive[positive > 0].min()
+    assert curves.get_ylim()[0] < zero < positive[positive > 0].min()
     assert ss.plot.gradients(history()).axes[1].get_legend() is None
 
 
@@ -126,8 +121,8 @@ def test_lower_end_of_the_scale():
     low = meshes(figure)[0][0, 0]
     largest = source.quantile(0.5)[:, 2:].max()
     assert low == pytest.approx(10.0 ** (np.ceil(np.log10(largest)) - 20))
-    assert figure.axes[-1].get_yticklabels()[0].get_text().startswith(r"$\leq 10^{")
-    assert figure.axes[0].get_yticklabels()[0].get_text().startswith(r"$\leq 10^{")
+    assert labels(figure.axes[-1])[0].startswith(r"$\leq 10^{")
+    assert labels(figure.axes[0])[0].startswith(r"$\leq 10^{")
 
 
 def test_all_zeros():
@@ -166,8 +161,14 @@ def test_condensed_steps():
     assert figure.axes[0].get_title(loc="right").endswith("; 3 steps as one")
 
 
-@pytest.mark.parametrize("layers", [1, 40])
-@pytest.mark.parametrize("options", [{}, {"activations": False}, {"parameters": False, "quantiles": (0.4,)}])
+@pytest.mark.parametrize(
+    ("layers", "options"),
+    [
+        *((layers, {}) for layers in (1, 40)),
+        (1, {"activations": False}),
+        (40, {"parameters": False, "quantiles": (0.4,)}),
+    ],
+)
 def test_any_number_of_rows(layers, options, tmp_path):
     figure = ss.plot.gradients(history(2, layers, **options), tmp_path / "picture.png")
     assert figure.get_figheight() < 20
@@ -190,6 +191,8 @@ def test_files(suffix, tmp_path):
 
 
 def test_open_monitor():
+    """It is drawn as its history, and matplotlib's settings stay."""
+    before = dict(mpl.rcParams)
     model = nn.Sequential(nn.Linear(5, 5), ss.nn.Tanh())
     with ss.GradientMonitor(model) as monitor:
         with pytest.raises(ValueError, match=r"has no steps to draw: call monitor.step\(\)"):
@@ -197,11 +200,6 @@ def test_open_monitor():
         model(torch.ones(2, 5)).sum().backward()
         monitor.step()
         ss.plot.gradients(monitor)
-
-
-def test_rcparams_unchanged():
-    before = dict(mpl.rcParams)
-    ss.plot.gradients(history(2))
     assert dict(mpl.rcParams) == before
 
 
@@ -230,35 +228,24 @@ def test_scale():
     assert (one.low, one.high) == (1.0, 10.0)
 
 
-def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
-
-
-def test_without_matplotlib(tmp_path):
-    code = """
+FRESH = """
 import sys
 sys.modules["matplotlib"] = None
 import numpy as np, sigscale as ss
-values = np.ones((1, 1, 11))
-quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
-history = ss.GradientHistory(np.arange(1), ["all parameters"], ["total"], quantiles, (1e-8,), values)
+names, kinds = ["all parameters", "0.weight"], ["total", "parameter"]
+history = ss.GradientHistory(np.arange(2), names, kinds, (0.5,), (), np.ones((2, 2, 6)))
 try:
     ss.plot.gradients(history)
 except ImportError as error:
     print(error)
-"""
-    run = python(code, tmp_path)
-    assert run.stdout == 'pictures need matplotlib, not found: pip install "sigscale[plot]"\n', run.stderr
-
-
-def test_pyplot_not_imported(tmp_path):
-    code = """
-import sys, numpy as np, sigscale as ss
-assert "matplotlib" not in sys.modules
-names, kinds = ["all parameters", "0.weight"], ["total", "parameter"]
-history = ss.GradientHistory(np.arange(2), names, kinds, (0.5,), (), np.ones((2, 2, 6)))
+del sys.modules["matplotlib"]
 ss.plot.gradients(history, "picture.png")
 print("matplotlib.pyplot" in sys.modules)
 """
-    run = python(code, tmp_path)
-    assert run.stdout == "False\n", run.stderr
+
+
+def test_imports(tmp_path):
+    """Without matplotlib the remedy; with it, never its pyplot."""
+    run = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, cwd=tmp_path)
+    remedy = 'pictures need matplotlib, not found: pip install "sigscale[plot]"'
+    assert run.stdout == f"{remedy}\nFalse\n", run.stderr

@@ -3,45 +3,161 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import sigscale as ss
-from tests.oracles.collected import Twin, assert_row, assert_step, batch, network, run
+from sigscale.monitor._recorder import Recorder, Statistics
+from sigscale.monitor._rows import Rows
+from sigscale.monitor.history import assembled
+from tests.oracles.collected import Twin, assert_row, assert_step, batch, network, recorded, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize(("magnitude", "mantissa_bits"), [(True, 2), (True, 3), (False, 3), (False, 5)])
-def test_all_rows_of_all_steps(magnitude, mantissa_bits, device):
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"mantissa_bits": 2}),
+        (torch.float32, {"quantiles": [0.999, 0.0, 0.5, 1.0]}),
+        (torch.float16, {"magnitude": False}),
+        (torch.bfloat16, {}),
+        (torch.float64, {"magnitude": False, "mantissa_bits": 5}),
+    ],
+    ids=str,
+)
+def test_all_rows_of_all_steps(dtype, options, device):
+    model = network(device).to(dtype)
+    options |= {"thresholds": (1e-8, 2.0**-9, 0.1)}
     history, truth = run(
-        (network(device), device),
-        steps=5,
-        magnitude=magnitude,
-        mantissa_bits=mantissa_bits,
-        thresholds=(1e-8, 2.0**-9, 0.1),
+        model,
+        4,
+        lambda model, step: model(batch(step, device).to(dtype)).square().mean().backward(),
+        **options,
     )
-    assert history.steps.tolist() == [0, 1, 2, 3, 4]
+    assert history.steps.tolist() == [0, 1, 2, 3]
     assert history.names == [
         *("all activations", "all parameters", "1", "3", "5"),
         *("0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias", "6.weight", "6.bias"),
     ]
     assert history.kinds == ["total"] * 2 + ["activation"] * 3 + ["parameter"] * 8
-    for step in range(5):
+    for step in range(4):
         assert_step(history, step, truth[step])
         share = history.below(2.0**-9)[step]  # exact where the threshold is an edge of bins
         want = [(abs(truth[step][name]) < 2.0**-9).mean() for name in history.names]
         np.testing.assert_allclose(share, want, rtol=1e-14)
 
 
-def test_chosen_quantiles():
-    history, truth = run(network(), quantiles=[0.999, 0.0, 0.5, 1.0], thresholds=())
-    assert history.quantiles == (0.999, 0.0, 0.5, 1.0)
-    assert history.columns[4:] == ("mean", "q99.9", "q00", "q50", "q100")
-    assert_step(history, 0, truth[0])
+def both(event, model, twin):
+    """Change a model and its twin alike."""
+    for net in (model, twin.model):
+        if event == "grow":
+            torch.manual_seed(len(net))
+            net.append(nn.Linear(3, 3))
+        else:
+            net[0].requires_grad_(event == "thaw")
+
+
+def train(net, event, step):
+    """The backward pass of a step: in micro-batches, by a part of the network, or plainly."""
+    net.zero_grad()
+    for part in batch(step).split(5 if event == "accumulate" else 20):
+        (net[:5] if event == "part" else net)(part).square().sum().backward()
+
+
+EVENTS = (
+    "step",
+    "step",
+    "accumulate",
+    "part",
+    "grow",
+    "freeze",
+    "thaw",
+    "pause",
+    "resume",
+    "abort",
+    "restore",
+)
+
+
+@settings(max_examples=40)
+@given(
+    events=st.lists(st.sampled_from([*EVENTS, "read", "evaluate"]), max_size=25),
+    every=st.integers(1, 3),
+    ring=st.integers(1, 6),
+)
+def test_any_training(events, every, ring):
+    """Pauses, aborted and resumed trainings, new and frozen parameters: all that is measured is the truth."""
+    model = network()
+    twin, truth, step, paused = Twin(model), {}, 0, False
+    monitor = ss.GradientMonitor(model, every=every, ring=ring)
+    for event in events:
+        if event in ("grow", "freeze", "thaw"):
+            both(event, model, twin)
+        elif event in ("pause", "resume"):
+            (monitor.pause if event == "pause" else monitor.resume)()
+            paused = event == "pause"
+        elif event == "abort":
+            train(model, event, 99)
+            monitor.discard()
+            model.zero_grad()
+        elif event == "restore":
+            state = monitor.state_dict()
+            monitor.close()
+            monitor, paused = ss.GradientMonitor(model, every=every, ring=ring), False
+            monitor.load_state_dict(state)
+        elif event == "evaluate":
+            with torch.no_grad():
+                model(batch(99))
+        elif event == "read":
+            assert monitor.history().steps.tolist() == [*truth]
+            assert monitor.last().steps.tolist() == [*truth][-1:]
+            monitor.summary()
+        else:
+            listening = model[1].grad_sketch is not None and not model[1].grad_sketch.is_idle()
+            assert listening == (step % every == 0 and not paused)
+            for net in (model, twin.model):
+                train(net, event, step)
+            found = twin.step()
+            truth |= {step: found} if listening else {}
+            monitor.step()
+            step += 1
+    monitor.close()
+    history = monitor.history()
+    assert history.steps.tolist() == [*truth]
+    assert history.step_count == step
+    for place, found in enumerate(truth.values()):
+        assert_step(history, place, found)
+
+
+def test_pause_within_a_step():
+    """The step in progress is left out, and nothing of it is in a later one."""
+    history, _ = run(network(), 2)
+    model = network()
+    with ss.GradientMonitor(model) as monitor:
+        train(model, "step", 5)
+        monitor.pause()
+        monitor.step()
+        monitor.resume()
+        train(model, "step", 0)
+        monitor.step()
+    assert monitor.history().steps.tolist() == [1]
+    assert monitor.history().values[0].tobytes() == history.values[0].tobytes()
+
+
+def test_ring_sizes():
+    whole = run(network(), steps=10, ring=100)[0]
+    for ring in (1, 3):
+        history = run(network(), steps=10, ring=ring)[0]
+        assert history.steps.tolist() == list(range(10))
+        assert history.values.tobytes() == whole.values.tobytes()
 
 
 def test_special_values():
@@ -62,129 +178,90 @@ def test_special_values():
     assert history.quantile(0.95)[2, row] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_dtypes(dtype):
-    history, truth = run(
-        network().to(dtype),
-        backward=lambda model, step: model(batch(step).to(dtype)).square().mean().backward(),
-    )
-    assert_step(history, 0, truth[0])
-
-
-def test_every_third_step():
-    def backward(model, step):
-        sketch = model[1].grad_sketch
-        backward.listening.append(sketch is not None and not sketch.is_idle())
-        model(batch(step)).square().sum().backward()
-
-    backward.listening = []
-    model = network()
-    history, truth = run(model, steps=8, every=3, backward=backward)
-    assert history.steps.tolist() == [0, 3, 6]
-    for place, step in enumerate((0, 3, 6)):
-        assert_step(history, place, truth[step])
-    there = backward.listening[::2]  # the monitored model's
-    assert there == [True, False, False, True, False, False, True, False]
-
-
-def test_pause():
-    """The step in progress is left out, and nothing of it is in a later one."""
-    model = network()
-    twin, truth = Twin(model), []
-    with ss.GradientMonitor(model, every=2) as monitor:
-        for step in range(12):
-            for trained in (model, twin.model):
-                trained.zero_grad()
-                trained(batch(step)).square().sum().backward()
-            if step == 4:
-                monitor.pause()
-            if step == 7:
-                monitor.resume()
-            monitor.step()
-            truth.append(twin.step())
-    history = monitor.history()
-    assert history.steps.tolist() == [0, 2, 8, 10]
-    assert history.step_count == 12
-    for place, step in enumerate(history.steps):
-        assert_step(history, place, truth[step])
+HEAD = ["head.1", "head.3", "head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"]
 
 
 @pytest.mark.parametrize(
-    ("include", "exclude", "names"),
+    ("options", "names"),
     [
-        ("head.*", (), ["head.1", "head.3", "head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"]),
-        ((), ["head.*", "*.bias"], ["body.1", "body.3", "body.0.weight", "body.2.weight"]),
-        (["*.1", "*weight"], "head*", ["body.1", "body.0.weight", "body.2.weight"]),
-        (["body.?"], (), ["body.1", "body.3"]),
-        ("body.0.bias", (), ["body.0.bias"]),
+        ({"include": "head.*"}, HEAD),
+        ({"exclude": ["head.*", "*.bias"]}, ["body.1", "body.3", "body.0.weight", "body.2.weight"]),
+        ({"include": ["*.1", "*weight"], "exclude": "head*"}, ["body.1", "body.0.weight", "body.2.weight"]),
+        ({"include": ["body.?"]}, ["body.1", "body.3"]),
+        ({"include": "body.0.bias"}, ["body.0.bias"]),
+        ({"include": "head.*", "parameters": False}, HEAD[:2]),
+        ({"include": "head.*", "activations": False}, HEAD[2:]),
     ],
+    ids=str,
 )
-def test_include_and_exclude(include, exclude, names):
+def test_selection(options, names):
     def part():
         return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), ss.nn.Tanh())
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head = part(), part()
-
-        def forward(self, x):
-            return self.head(self.body(x))
-
-    history, truth = run(Model(), include=include, exclude=exclude)
-    totals = [total for total in ("all activations", "all parameters") if total in history.names]
-    assert history.names == [*totals, *names]
-    parts = {"all activations": [], "all parameters": []}
+    history, truth = run(nn.Sequential(OrderedDict(body=part(), head=part())), **options)
+    totals = {"all activations": [], "all parameters": []}
     for name in names:
         assert_row(history, 0, name, truth[0][name])
-        parts["all activations" if name[-1].isdigit() else "all parameters"].append(truth[0][name])
-    assert totals == [total for total, members in parts.items() if members]
-    for total in totals:
-        assert_row(history, 0, total, np.concatenate(parts[total]))
+        totals["all activations" if name[-1].isdigit() else "all parameters"].append(truth[0][name])
+    totals = {total: np.concatenate(parts) for total, parts in totals.items() if parts}
+    assert history.names == [*totals, *names]
+    for total, values in totals.items():
+        assert_row(history, 0, total, values)
 
 
-@pytest.mark.parametrize("kind", ["activation", "parameter"])
-def test_one_kind_alone(kind):
-    history, truth = run(network(), activations=kind == "activation", parameters=kind == "parameter")
-    assert set(history.kinds) == {"total", kind}
-    assert history.names[0] == {"activation": "all activations", "parameter": "all parameters"}[kind]
-    for name in history.names:
-        assert_row(history, 0, name, truth[0][name])
-
-
-def test_deterministic_history():
-    histories = [run(network(), steps=5)[0] for _ in range(2)]
-    assert histories[0].values.tobytes() == histories[1].values.tobytes()
-    assert histories[0].steps.tobytes() == histories[1].steps.tobytes()
-    assert histories[0].names == histories[1].names
-
-
-def test_ring_sizes():
-    whole, truth = run(network(), steps=10, ring=100)
-    assert_step(whole, 9, truth[9])
-    for ring in (1, 2, 3, 7):
-        history, _ = run(network(), steps=10, ring=ring)
-        assert history.steps.tolist() == list(range(10))
-        assert history.values.tobytes() == whole.values.tobytes()
-
-
-def test_reading_in_between():
+def test_frozen_throughout():
     model = network()
-    with ss.GradientMonitor(model, ring=6) as monitor:
-        for step in range(15):
-            model.zero_grad()
-            model(batch(step)).sum().backward()
-            monitor.step()
-            if step % 4 == 0:
-                assert monitor.history().steps.tolist() == list(range(step + 1))
-                monitor.summary(), monitor.vanishing(), monitor.sketch("1")
-    want = ss.GradientMonitor(model)
-    for step in range(15):
-        model.zero_grad()
-        model(batch(step)).sum().backward()
-        want.step()
-    want.close()
-    assert monitor.history().values.tobytes() == want.history().values.tobytes()
+    model[0].requires_grad_(False)
+    names = recorded(model).names
+    assert "0.weight" not in names
+    assert "2.weight" in names
+
+
+def test_rows_added_during_a_copy():
+    statistics = Statistics((0.5,), (), True, 3)
+    rows = Rows([], ["0", "1"])
+    recorder = Recorder(torch.device("cpu"), statistics, rows, 8)
+    values = []
+    for new in ([], ["2"], ["3"]):
+        recorder.grow(new)
+        for _ in range(2):
+            recorder.records.counts[1 : len(rows), 2000] += torch.arange(1, len(rows))
+            values += [[sum(range(len(rows))), *range(1, len(rows))]]
+            recorder.finish(recorder.records, None)
+        recorder._send(recorder.records)
+    recorder.take()
+    for _ in range(3):
+        recorder._send(recorder.records)
+    recorder.records.counts[1:5, 2000] += 7
+    recorder.finish(recorder.records, None)
+    recorder.take(wait=True)
+    numbers, found = assembled(recorder.arrived, 5, statistics.columns)
+    assert numbers.tolist() == list(range(7))
+    for step, want in enumerate([*values, [28, *[7] * 4]]):
+        np.testing.assert_array_equal(found[step, :, 0], [*want, *[np.nan] * (5 - len(want))])
+
+
+def test_tied_and_empty_parameters():
+    """A tied parameter counts once, one without elements not at all."""
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Tanh(), nn.Linear(6, 6, bias=False))
+    model[2].weight = model[0].weight
+    model.register_parameter("none", nn.Parameter(torch.empty(0)))
+    history, truth = run(
+        model, backward=lambda model, _: (model(batch(0)).sum() + model.none.sum()).backward()
+    )
+    assert history.names == ["all activations", "all parameters", "1", "none", "0.weight"]
+    assert history.count[0].tolist() == [120, 36, 120, 0, 36]
+    del truth[0]["none"]
+    assert_step(history, 0, truth[0])
+
+
+def test_pruned_and_parametrized_layers():
+    model = network()
+    prune.l1_unstructured(model[2], "weight", 0.5)
+    parametrizations.weight_norm(model[4])
+    history = recorded(model)
+    assert {"2.weight_orig", "4.parametrizations.weight.original0"} <= set(history.names)
+    assert not np.isnan(history["mean"]).any()
 
 
 def test_overwritten_steps():
@@ -193,8 +270,7 @@ def test_overwritten_steps():
     with ss.GradientMonitor(model, ring=4) as monitor:
         recorder = monitor._recorder
         for step in range(11):
-            model.zero_grad()
-            model(batch(step)).sum().backward()
+            train(model, "step", step)
             monitor.step()
             recorder._since_copy, recorder.captured = 0, True
         with pytest.warns(RuntimeWarning, match="7 steps .* ring holds 4.*larger ring=") as caught:
@@ -205,5 +281,5 @@ def test_overwritten_steps():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert len(monitor.history()) == 4
-    want, _ = run(network(), 1, backward=lambda m, _: m(batch(10)).sum().backward())
+    want = recorded(network(), lambda model: model(batch(10)).square().sum())
     assert history.values[-1].tobytes() == want.values[-1].tobytes()

@@ -23,14 +23,14 @@ class Twin:
         self.gradients: dict[str, list[torch.Tensor]] = defaultdict(list)
         for name, module in self.model.named_modules():
             if isinstance(module, activations):
-                module.register_forward_pre_hook(self._hook(name))
+                module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
 
     def _hook(self, name: str):
-        def keep(module: nn.Module, args: tuple[torch.Tensor, ...]):
-            x = args[0].clone()
+        def keep(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]):
+            x = (args[0] if args else kwargs["input"]).clone()
             if x.requires_grad:
                 x.register_hook(lambda g: self.gradients[name].append(g.clone()))
-            return (x,)
+            return (x,), {}
 
         return keep
 
@@ -99,6 +99,14 @@ def network(device: str = "cpu") -> nn.Sequential:
 
 def batch(step: int, device: str = "cpu") -> torch.Tensor:
     return torch.randn(20, 6, generator=torch.Generator().manual_seed(step)).to(device)
+
+
+def recorded(model, loss=lambda model: model(batch(0)).square().sum(), **options) -> ss.GradientHistory:
+    """The history of one training step."""
+    with ss.GradientMonitor(model, **options) as monitor:
+        loss(model).backward()
+        monitor.step()
+    return monitor.history()
 
 
 def run(models, steps=1, backward=None, **options):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sigscale as ss
+from tests.oracles.models import Forward
 
 
 def activation(name, *args, **kwargs):
@@ -53,15 +54,7 @@ def refuses(model, *parts, inputs=None, error=ValueError):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-class Forward(nn.Module):
-    """A model with two linear layers, two activations and the forward that is given."""
-
-    def __init__(self, forward):
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.one, self.two = ss.nn.Tanh(2.0), ss.nn.Sigmoid(3.0)
-        self.scale = nn.Parameter(torch.ones(4))
-        self.function = forward
-
-    def forward(self, x):
-        return self.function(self, x)
+def two_layers(forward):
+    """A model with two linear layers, two activations and this forward, a function of it and x."""
+    parts = {"first": nn.Linear(4, 4), "second": nn.Linear(4, 4), "scale": nn.Parameter(torch.ones(4))}
+    return Forward(forward, **parts, one=ss.nn.Tanh(2.0), two=ss.nn.Sigmoid(3.0))

@@ -65,6 +65,34 @@ def counted(m: Any, a: Any, b: Any) -> Any:
     return a * m.count
 
 
+def counted_by_data(m: Any, a: Any, b: Any) -> Any:
+    m.count.data.add_(1)
+    m.count.mul_(3)
+    return a * m.count
+
+
+def unpacked(m: Any, a: Any, b: Any) -> Any:
+    first, second = a.chunk(2, 1)
+    first.detach().mul_(0.5)
+    return torch.cat((first + second, second - first), 1)
+
+
+def divided_by_sizes(m: Any, a: Any, b: Any) -> Any:
+    size = old = a.size(0)
+    size += 1
+    return a / size + b / old
+
+
+def row_subtracted(m: Any, a: Any, b: Any) -> Any:
+    row = a.view(-1)
+    row -= b.reshape(-1)
+    return a
+
+
+def column_set(m: Any, a: Any, b: Any) -> None:
+    a.mT[:, 0] = b[..., 0]
+
+
 PASSING: list[Callable[[Any, Any, Any], Any]] = [
     lambda m, a, b: F.relu(a),
     lambda m, a, b: F.leaky_relu(a, 0.2),
@@ -100,6 +128,23 @@ PASSING: list[Callable[[Any, Any, Any], Any]] = [
     lambda m, a, b: a.cummax(2).values,
     lambda m, a, b: a.cumsum(1) * 0.5,
     lambda m, a, b: torch.diff(a, dim=2, prepend=b[..., :1]),
+    lambda m, a, b: a.diff(1, 2, None, b[..., -1:]),
+    lambda m, a, b: F.prelu(a, m.gain.flatten()),
+    lambda m, a, b: torch.cat(tensors=a.split([1, 3], 1)[::-1], dim=1),
+    lambda m, a, b: torch.hstack(a.tensor_split(2, 1)),
+    lambda m, a, b: a - a.kthvalue(2, 1, keepdim=True).values,
+    lambda m, a, b: a.median(1, keepdim=True).values - a.median() + a,
+    lambda m, a, b: a.cummax(1)[0] - a.mode(1, True)[0],
+    lambda m, a, b: a.max(dim=1, keepdim=True).values + a,
+    lambda m, a, b: a.gather(1, a.sort(1).indices),
+    lambda m, a, b: a.index_select(0, b[:, 0, 0].argsort()),
+    lambda m, a, b: F.max_pool1d(a, 1, return_indices=True)[0] + F.max_pool1d(a[0], 1)[None],
+    lambda m, a, b: a.mean(a.dim() - 1, keepdim=True) + a.mean((a.dim() - 1,), True) + a,
+    lambda m, a, b: torch.where(input=a, condition=b > 0, other=torch.mul(input=b, other=0.1)),
+    lambda m, a, b: a.where(other=-a, condition=b > 0).to(dtype=a.dtype),
+    lambda m, a, b: torch.add(input=a, other=torch.relu(input=b), alpha=3),
+    lambda m, a, b: a.unsqueeze_(0).squeeze_(0).add_(b),
+    lambda m, a, b: a + 0 * b.clone().mul_(m.gain.view_as(m.gain)),
     lambda m, a, b: torch.zeros_like(a).copy_(a),
     lambda m, a, b: torch.zeros_like(b) + a,
     lambda m, a, b: m.relu(a),
@@ -119,9 +164,21 @@ PASSING: list[Callable[[Any, Any, Any], Any]] = [
     statement(lambda m, a, b: a.chunk(2, 1)[0].sub_(b.chunk(2, 1)[1])),
     statement(lambda m, a, b: a.transpose(1, 2).mul_(0.5)),
     statement(lambda m, a, b: a.copy_(b)),
+    statement(lambda m, a, b: a.copy_(non_blocking=False, other=b)),
+    statement(lambda m, a, b: a.sub_(b, alpha=3)),
+    statement(lambda m, a, b: torch.relu_(a)),
+    statement(lambda m, a, b: F.leaky_relu(a, 0.1, True)),
+    statement(lambda m, a, b: a.__setitem__((slice(None), 0), b[:, 1])),
+    statement(lambda m, a, b: a.view(-1).add_(b.reshape(-1))),
+    statement(lambda m, a, b: a.detach().select(1, 0).neg_()),
+    statement(column_set),
     increased,
     swapped,
     counted,
+    counted_by_data,
+    unpacked,
+    divided_by_sizes,
+    row_subtracted,
 ]
 REFUSED: list[Callable[[Any, Any, Any], Any]] = [  # unless all is of scale 1
     lambda m, a, b: a + 1,

@@ -15,9 +15,7 @@ from torch import Tensor, nn, optim
 import sigscale as ss
 from tests.penalty.test_attach import assert_same
 
-pytestmark = pytest.mark.slow
-
-CONFIGURATIONS = 600
+CONFIGURATIONS, OFTEN = 600, 80  # the first ones run each time, the others with -m slow
 STEPS = 5
 SWITCHES = (False, True)
 FOREACH = {"maximize": SWITCHES, "foreach": (None, *SWITCHES), "weight_decay": (0.0, 0.1)}
@@ -288,9 +286,12 @@ def train(run: Run, attached: bool) -> list[Any]:
     return results
 
 
+SEEDS = [*range(OFTEN), *(pytest.param(s, marks=pytest.mark.slow) for s in range(OFTEN, CONFIGURATIONS))]
+
+
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step:UserWarning")
-@pytest.mark.parametrize("seed", range(CONFIGURATIONS))
-def test_random_optimizer(seed: int) -> None:
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_optimizer(seed: int, one_thread: None) -> None:
     found, expected = train(Run(seed), attached=True), train(Run(seed), attached=False)
     for ours, theirs in zip(found, expected, strict=True):
         if isinstance(theirs, list) and isinstance(theirs[0], Tensor):
