@@ -60,7 +60,7 @@ def compile_for(function: str, dtype: torch.dtype) -> int:
     import triton
 
     import sigscale
-    from sigscale.kernels import device, launcher
+    from sigscale.kernels import device, launcher, select
 
     made = set()
 
@@ -81,7 +81,9 @@ def compile_for(function: str, dtype: torch.dtype) -> int:
     for save, alpha in (("input", 2.0), ("output", 2.0), (None, alphas[0])):
         f(x, alpha=alpha, save=save).sum().backward()
     f(x.reshape(-1, 8, 60), alpha=alphas).sum().backward()
-    sigscale.quantile(x.detach(), [0.5])
+    for size in (select.GATHERED, 0):  # as for small tensors and large ones
+        select.GATHERED = size
+        sigscale.quantile(x.detach(), [0.05, 0.25, 0.5, 0.75, 0.95])
     sigscale.foreach_quantile([x.detach()] * 4, [0.5])
     return len(made)
 

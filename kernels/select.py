@@ -12,7 +12,7 @@ far, the rank's prefix; then each prefix gets the digit into which its rank fall
     multi_select_kernel    the quantiles of many small tensors: a program does all of that, and interpolates,
                            for one of them, in digits of 8 bits
 
-For one tensor, fp32 takes three passes (12, 10 and 10 bits), 16-bit types two, fp64 seven. Behind the first,
+For one tensor, fp32 takes three passes (13, 10 and 9 bits), 16-bit types two, fp64 seven. Behind the first,
 passes read the gathered values, as a rule a tenth to a fifth of x, if these hold all that are wanted, else x
 again: a wrong guess costs time only. Equal prefixes share a row of counters. Where these are in shared
 memory, a hash table without collisions finds a key's prefix, among many as quickly as among two; elsewhere
@@ -54,17 +54,18 @@ CURSOR = constant(16)  # bytes for the number of values that a program has gathe
 TABLE = constant(4096)  # bytes of a program's table of prefixes, in front of its counters
 AS_MANY_COUNTERS = 4  # mantissa bits of a sketch, for the geometry of programs
 MANY_COUNTERS = 5  # the same of `multi_select_kernel`: 16 warps for one tensor
+WARPS = counters.WARPS[AS_MANY_COUNTERS]
 PROGRAMS = 3  # per multiprocessor, as many as it holds at a time
 GATHERED = 1 << 25  # bytes of a tensor from which on the first pass gathers; smaller ones stay in caches
 SAMPLE_BITS = 16  # of the number of values in a sample
 UNIT = constant(64)  # room for gathered values is a multiple of this, and the last of them stays free
-MOST = 3 / 16  # of a sample: where more is marked, nothing is gathered
-ROOM = 4  # the part of x that there is room for
+MOST = 1 / 4  # of a sample: where more is marked, nothing is gathered
+ROOM = 3  # the part of x that there is room for
 
 
 def digits(width: int) -> list[tuple[int, int]]:
     """(shift, bits) of a key's digits, the highest first, which tells infinity from NaN."""
-    first = 13 if width == 64 else 12
+    first = 12 if width == 16 else 13
     shift = width - first
     found = [(shift, first)]
     while shift:
@@ -538,8 +539,8 @@ class Selection:
 
     Two steps, since ranks may depend on how many values are not NaN, which only the device knows: making the
     selection takes the first pass over x, which counts NaN; `order_statistics(ranks)` takes the others. The
-    ranks should be near those of the quantiles q, if given, by which the first pass chooses what to gather. In
-    16 bits, where a single pass is left, nothing is.
+    ranks should be near those of the quantiles q, if given, by which the first pass chooses what to gather,
+    except in 16 bits, where a single pass is left.
     """
 
     def __init__(self, x: Tensor, q: Tensor | None = None) -> None:
@@ -575,7 +576,7 @@ class Selection:
             prefixes, ranks = torch.empty_like(ranks), torch.empty_like(ranks)
             constants = (shift, bits, j)
             tensors = (*state, prefixes, ranks)
-            launcher.launch(narrow_kernel, ("narrow", *constants), j, tensors, *constants, num_warps=4)
+            launcher.launch(narrow_kernel, ("narrow", *constants), j, tensors, *constants, num_warps=WARPS)
         return values
 
     def _marked(self, q: Tensor | None, bins: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -587,7 +588,6 @@ class Selection:
         if not shared:
             return None
         counts = torch.zeros(bins + grid + 1, dtype=torch.int64, device=x.device)
-        warps = counters.WARPS[AS_MANY_COUNTERS]
         constants = (shift, bits, SAMPLE_BITS, block)
         launcher.launch(
             sample_kernel,
@@ -595,12 +595,12 @@ class Selection:
             (1 << SAMPLE_BITS) // block,
             (x, counts),
             *(x.numel(), *constants),
-            num_warps=warps,
+            num_warps=WARPS,
         )
         marks = torch.empty(bins, dtype=torch.int8, device=x.device)
         constants = (q.numel(), bits, int(MOST * (1 << SAMPLE_BITS)))
         launcher.launch(
-            mark_kernel, ("mark", q.dtype, *constants), 1, (counts, q, marks), *constants, num_warps=warps
+            mark_kernel, ("mark", q.dtype, *constants), 1, (counts, q, marks), *constants, num_warps=WARPS
         )
         room = -(-x.numel() // (ROOM * grid * 64)) * 64
         return marks, counts[bins:], x.new_empty(grid * room)
@@ -615,7 +615,7 @@ class Selection:
             grid,
             (self.x, counts, prefixes, marks, lengths, room),
             *(self.x.numel(), room.numel() // (64 * grid), *constants),
-            num_warps=counters.WARPS[AS_MANY_COUNTERS],
+            num_warps=WARPS,
         )
 
 

@@ -11,7 +11,7 @@ from sigscale import FUNCTIONS
 from sigscale.kernels import counters, select, summary
 from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.activation import backward_sketch_kernel
-from sigscale.kernels.select import digit_kernel, multi_select_kernel, narrow_kernel
+from sigscale.kernels.select import digit_kernel, mark_kernel, multi_select_kernel, narrow_kernel
 from sigscale.kernels.sketch import multi_sketch_kernel, sketch_kernel
 from sigscale.kernels.summary import summarize_kernel
 from tests.oracles import sass
@@ -173,15 +173,25 @@ def test_summary_on_hopper(m, magnitude):
     assert len(opcodes) <= 2700  # five quantiles by a search of their own each took 5600
 
 
-@pytest.mark.parametrize("target", sass.TARGETS)
-def test_small_kernels_compile(target):
-    integers = dict.fromkeys(
-        ("counts_ptr", "prefix_ptr", "rank_ptr", "next_prefix_ptr", "next_rank_ptr"), "*i64"
-    )
-    for dtype in BYTES:
-        pointers = integers | {"values_ptr": f"*{dtype}"}
-        for shift in (4, 0):
-            constants = {"SHIFT": shift, "BITS": 4, "J": 10}
-            assert sass.compiled(narrow_kernel, target, 4, pointers, constants).kernel
-        assert many_binary(dtype, target)[0].kernel
+def small_binaries(dtype, target):
+    """What selection launches with a program or a few."""
+    integers = ("counts_ptr", "prefix_ptr", "rank_ptr", "next_prefix_ptr", "next_rank_ptr")
+    pointers = dict.fromkeys(integers, "*i64") | {"values_ptr": f"*{dtype}"}
+    for shift, bits in select.digits(8 * BYTES[dtype]):
+        constants = {"SHIFT": shift, "BITS": bits, "J": select.RANKS}
+        yield sass.compiled(narrow_kernel, target, select.WARPS, pointers, constants)
+    pointers |= {"q_ptr": "*fp64", "marks_ptr": "*i8"}
+    constants = {"K": 5, "BITS": select.digits(8 * BYTES[dtype])[0][1], "MOST": 1 << 14}
+    yield sass.compiled(mark_kernel, target, select.WARPS, pointers, constants)
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_small_kernels(target, dtype):
+    for binary in small_binaries(dtype, target):
+        assert binary.kernel[:4] == b"\x7fELF"
+        if target == "sm_90":
+            opcodes = [opcode for _, opcode, _ in sass.disassemble(binary.asm["cubin"]).values()]
+            assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
+    assert many_binary(dtype, target)[0].kernel
     assert summary_binary(3, True, target).kernel
