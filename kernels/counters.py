@@ -25,6 +25,7 @@ PAGE = constant(4096)  # bins of one tl.histogram
 # its counters once; a multiprocessor surely holds this many of them at a time.
 WARPS = {2: 8, 3: 8, 4: 8, 5: 16}
 PROGRAMS = {2: 4, 3: 4, 4: 4, 5: 2}  # per multiprocessor
+TILES = 1  # of a tensor for a program, at least: more would clear and flush fewer counters for a small one
 ELEMENTS = {2: 8, 4: 8, 8: 4}  # per thread, by bytes per element
 PORTABLE_TILE = 8192  # elements; counting a tile then costs as much as clearing the histogram
 
@@ -136,5 +137,5 @@ def geometry(x: Tensor, m: int, programs: int | None = None) -> tuple[int, int, 
     """
     shared = device.has_shared_counters(x.device)
     block = 32 * WARPS[m] * ELEMENTS[x.element_size()] if shared else PORTABLE_TILE
-    programs = programs or PROGRAMS[m]
-    return min(-(-x.numel() // block), programs * device.multiprocessors(x.device)), block, shared
+    most = (programs or PROGRAMS[m]) * device.multiprocessors(x.device)
+    return min(-(-x.numel() // (block * TILES)), most), block, shared

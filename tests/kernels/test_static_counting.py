@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 from sigscale import FUNCTIONS
-from sigscale.kernels import counters, select, summary
+from sigscale.kernels import counters, device, select, summary
 from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.activation import backward_sketch_kernel
 from sigscale.kernels.select import digit_kernel, mark_kernel, multi_select_kernel, narrow_kernel
@@ -171,6 +172,16 @@ def test_summary_on_hopper(m, magnitude):
     print(f"summary, m={m}, magnitude={magnitude}: {len(opcodes)} instructions")
     assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
     assert len(opcodes) <= 2700  # five quantiles by a search of their own each took 5600
+
+
+@pytest.mark.parametrize(("tiles", "programs"), [(1, (48, 528)), (4, (12, 512))])
+def test_programs_of_small_tensors(tiles, programs, monkeypatch):
+    """The paper's shape, and 2^22 elements, in fp32 on an H100."""
+    monkeypatch.setattr(counters, "TILES", tiles)
+    monkeypatch.setattr(device, "has_shared_counters", lambda where: True)
+    monkeypatch.setattr(device, "multiprocessors", lambda where: 132)
+    sizes = 98_304, 1 << 22
+    assert tuple(counters.geometry(torch.empty(size), 3)[0] for size in sizes) == programs
 
 
 def small_binaries(dtype, target):
