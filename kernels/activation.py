@@ -45,14 +45,10 @@ def activation(x_ptr, y_ptr, mask, alpha, inv, VALUE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "alpha_bits", "inv_bits"])
 def forward_kernel(
-    x_ptr,
-    y_ptr,
-    n: tl.int64,
-    alpha_bits: tl.int64,
-    inv_bits: tl.int64,
-    VALUE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x_ptr, y_ptr,
+    n: tl.int64, alpha_bits: tl.int64, inv_bits: tl.int64,
+    VALUE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     alpha = alpha_bits.to(tl.float64, bitcast=True)
     inv = inv_bits.to(tl.float64, bitcast=True)
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -77,15 +73,10 @@ def gradient(g_ptr, saved_ptr, dx_ptr, mask, alpha, inv, SLOPE: tl.constexpr, PT
 
 @triton.jit(do_not_specialize=["n", "alpha_bits", "inv_bits"])
 def backward_kernel(
-    g_ptr,
-    saved_ptr,
-    dx_ptr,
-    n: tl.int64,
-    alpha_bits: tl.int64,
-    inv_bits: tl.int64,
-    SLOPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    g_ptr, saved_ptr, dx_ptr,
+    n: tl.int64, alpha_bits: tl.int64, inv_bits: tl.int64,
+    SLOPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     alpha = alpha_bits.to(tl.float64, bitcast=True)
     inv = inv_bits.to(tl.float64, bitcast=True)
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -101,19 +92,9 @@ def backward_kernel(
 
 @triton.jit
 def gradient_tiles(
-    g_ptr,
-    saved_ptr,
-    dx_ptr,
-    n,
-    alpha,
-    inv,
-    base,
-    counts_ptr,
-    SLOPE: tl.constexpr,
-    M: tl.constexpr,
-    SHARED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    g_ptr, saved_ptr, dx_ptr, n, alpha, inv, base, counts_ptr,
+    SLOPE: tl.constexpr, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Store the gradient of the program's tiles; count it unless M is 0."""
     offs = tl.arange(0, BLOCK)
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -133,19 +114,10 @@ def gradient_tiles(
 
 @triton.jit(do_not_specialize=["n", "alpha_bits", "inv_bits"])
 def backward_sketch_kernel(
-    g_ptr,
-    saved_ptr,
-    dx_ptr,
-    on_ptr,
-    counts_ptr,
-    n: tl.int64,
-    alpha_bits: tl.int64,
-    inv_bits: tl.int64,
-    SLOPE: tl.constexpr,
-    M: tl.constexpr,
-    SHARED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    g_ptr, saved_ptr, dx_ptr, on_ptr, counts_ptr,
+    n: tl.int64, alpha_bits: tl.int64, inv_bits: tl.int64,
+    SLOPE: tl.constexpr, M: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     alpha = alpha_bits.to(tl.float64, bitcast=True)
     inv = inv_bits.to(tl.float64, bitcast=True)
     on = tl.load(on_ptr)

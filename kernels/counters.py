@@ -106,6 +106,16 @@ def add_counted(counts_ptr, index, counted, mask):
 
 
 @triton.jit
+def add_counters(base, counts_ptr, WORDS: tl.constexpr, BIN: tl.constexpr = None, M: tl.constexpr = 0):
+    """Add the counters in shared memory to the counts: each to that of its number or, with BIN, its bin."""
+    barrier()
+    for start in range(0, WORDS, CHUNK):
+        word = start + tl.arange(0, CHUNK)
+        counted = read(base + tl.minimum(word, WORDS - 1) * 4)
+        add_counted(counts_ptr, word if BIN is None else BIN(word, M), counted, word < WORDS)
+
+
+@triton.jit
 def count_portably(counts_ptr, index, mask, BINS: tl.constexpr):
     """counts[index] += 1 for each index (0 to BINS - 1) of the tile under the mask (None: everywhere)."""
     for first in tl.static_range(0, BINS, PAGE):

@@ -60,18 +60,10 @@ def first_tile(width, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "units", "inner", "channels"])
 def learned_forward_kernel(
-    x_ptr,
-    alpha_ptr,
-    y_ptr,
-    n: tl.int64,
-    units: tl.int64,
-    inner: tl.int64,
-    channels: tl.int64,
-    VALUE: tl.constexpr,
-    PER_CHANNEL: tl.constexpr,
-    WHOLE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x_ptr, alpha_ptr, y_ptr,
+    n: tl.int64, units: tl.int64, inner: tl.int64, channels: tl.int64,
+    VALUE: tl.constexpr, PER_CHANNEL: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     width = units * ELEMENTS
     start, column, step = first_tile(width, BLOCK)
     offs = tl.arange(0, BLOCK)
@@ -102,24 +94,10 @@ def alpha_slope(
 
 @triton.jit
 def backward_tile(
-    g_ptr,
-    x_ptr,
-    dx_ptr,
-    mask,
-    alpha,
-    inv,
-    total,
-    on,
-    base,
-    counts_ptr,
-    VALUE: tl.constexpr,
-    SLOPE: tl.constexpr,
-    ALPHA_SLOPE: tl.constexpr,
-    DX: tl.constexpr,
-    SUM: tl.constexpr,
-    M: tl.constexpr,
-    SHARED: tl.constexpr,
-):
+    g_ptr, x_ptr, dx_ptr, mask, alpha, inv, total, on, base, counts_ptr,
+    VALUE: tl.constexpr, SLOPE: tl.constexpr, ALPHA_SLOPE: tl.constexpr, DX: tl.constexpr, SUM: tl.constexpr,
+    M: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
     """Store and count one tile of dx; return total + g (f(u) - u f'(u))."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     x = widen(tl.load(x_ptr, mask=mask))
@@ -137,28 +115,12 @@ def backward_tile(
 
 @triton.jit(do_not_specialize=["n", "units", "inner", "channels"])
 def learned_backward_kernel(
-    g_ptr,
-    x_ptr,
-    alpha_ptr,
-    on_ptr,
-    counts_ptr,
-    sums_ptr,
-    dx_ptr,
-    n: tl.int64,
-    units: tl.int64,
-    inner: tl.int64,
-    channels: tl.int64,
-    VALUE: tl.constexpr,
-    SLOPE: tl.constexpr,
-    ALPHA_SLOPE: tl.constexpr,
-    PER_CHANNEL: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DX: tl.constexpr,
-    GROUP: tl.constexpr,
-    M: tl.constexpr,
-    SHARED: tl.constexpr,
+    g_ptr, x_ptr, alpha_ptr, on_ptr, counts_ptr, sums_ptr, dx_ptr,
+    n: tl.int64, units: tl.int64, inner: tl.int64, channels: tl.int64,
+    VALUE: tl.constexpr, SLOPE: tl.constexpr, ALPHA_SLOPE: tl.constexpr, PER_CHANNEL: tl.constexpr,
+    WHOLE: tl.constexpr, DX: tl.constexpr, GROUP: tl.constexpr, M: tl.constexpr, SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """dx unless DX is False, counted unless M or the switch is 0; sums (chunks, width / GROUP) if wanted."""
     width = units * ELEMENTS
     start, column, step = first_tile(width, BLOCK)

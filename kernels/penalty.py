@@ -44,22 +44,12 @@ def add_tile(g_ptr, theta_ptr, mask, l2, l1, L2: tl.constexpr, L1: tl.constexpr)
 
 @triton.jit(do_not_specialize=["l2_bits", "l1_bits"])
 def penalty_kernel(
-    like_ptr,
-    g_addresses_ptr,
-    theta_addresses_ptr,
-    sizes_ptr,
-    chunk_tensors_ptr,
-    chunk_numbers_ptr,
+    like_ptr, g_addresses_ptr, theta_addresses_ptr, sizes_ptr, chunk_tensors_ptr, chunk_numbers_ptr,
     scale_ptr,
-    l2_bits: tl.int64,
-    l1_bits: tl.int64,
-    L2: tl.constexpr,
-    L1: tl.constexpr,
-    SCALED: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr,
+    l2_bits: tl.int64, l1_bits: tl.int64,
+    L2: tl.constexpr, L1: tl.constexpr, SCALED: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     l2 = l2_bits.to(tl.int64).to(tl.float64, bitcast=True)  # Triton's interpreter makes an int32 of 0
     l1 = l1_bits.to(tl.int64).to(tl.float64, bitcast=True)
     if SCALED:  # a gradient scaler's factor, which only the device knows

@@ -99,28 +99,11 @@ def advance(ticket_ptr, on, slots, every):
 
 @triton.jit(do_not_specialize=["room", "rows", "totals", "second", "slots", "every"])
 def finish_kernel(
-    ring_ptr,
-    last_ptr,
-    ticket_ptr,
-    factors_ptr,
-    scale_ptr,
-    q_ptr,
-    thresholds_ptr,
-    lower_ptr,
-    upper_ptr,
+    ring_ptr, last_ptr, ticket_ptr, factors_ptr, scale_ptr, q_ptr, thresholds_ptr, lower_ptr, upper_ptr,
     counts_ptr,
-    room: tl.int64,
-    rows: tl.int64,
-    totals: tl.int64,
-    second: tl.int64,
-    slots: tl.int64,
-    every: tl.int64,
-    M: tl.constexpr,
-    MAGNITUDE: tl.constexpr,
-    K: tl.constexpr,
-    T: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    room: tl.int64, rows: tl.int64, totals: tl.int64, second: tl.int64, slots: tl.int64, every: tl.int64,
+    M: tl.constexpr, MAGNITUDE: tl.constexpr, K: tl.constexpr, T: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     BINS: tl.constexpr = constexpr_bin_count(M)
     row = rows - 1 - tl.program_id(0)  # totals come last, and wait for rows only
     is_total = row < totals

@@ -33,7 +33,7 @@ from . import counters, device, launcher, multi_tensor, reference_select
 from ._triton import tl, triton
 from .counters import (
     CHUNK,
-    add_counted,
+    add_counters,
     append_digit,
     barrier,
     clear,
@@ -320,26 +320,12 @@ def count_tiles(
     return counts
 
 
-@triton.jit
-def add_counters(base, counts_ptr, WORDS: tl.constexpr):
-    """Add the counters in shared memory to the counts."""
-    barrier()
-    for first in range(0, WORDS, CHUNK):
-        word = first + tl.arange(0, CHUNK)
-        counted = read(base + tl.minimum(word, WORDS - 1) * 4)
-        add_counted(counts_ptr, word, counted, word < WORDS)
-
-
 @triton.jit(do_not_specialize=["n"])
 def sample_kernel(
-    x_ptr,
-    counts_ptr,
+    x_ptr, counts_ptr,
     n: tl.int64,
-    SHIFT: tl.constexpr,
-    BITS: tl.constexpr,
-    SAMPLE_BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    SHIFT: tl.constexpr, BITS: tl.constexpr, SAMPLE_BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Count the first digits of values at one random place in each of 2^SAMPLE_BITS equal parts of x."""
     base = open_counters(1 << BITS, True)
     part = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -352,13 +338,9 @@ def sample_kernel(
 
 @triton.jit
 def mark_kernel(
-    counts_ptr,
-    q_ptr,
-    marks_ptr,
-    K: tl.constexpr,
-    BITS: tl.constexpr,
-    MOST: tl.constexpr,
-):
+    counts_ptr, q_ptr, marks_ptr,
+    K: tl.constexpr, BITS: tl.constexpr, MOST: tl.constexpr,
+):  # fmt: skip
     """Mark the digits that lie within four standard deviations of a quantile of the sample."""
     digit = tl.arange(0, 1 << BITS)
     counts = tl.load(counts_ptr + digit).to(tl.int32)
@@ -382,21 +364,11 @@ def holds_all(prefix, marks_ptr, lengths_ptr, KNOWN: tl.constexpr, BITS: tl.cons
 
 @triton.jit(do_not_specialize=["n", "units"])
 def digit_kernel(
-    x_ptr,
-    counts_ptr,
-    prefix_ptr,
-    marks_ptr,
-    lengths_ptr,
-    gathered_ptr,
-    n: tl.int64,
-    units: tl.int64,
-    SHIFT: tl.constexpr,
-    BITS: tl.constexpr,
-    J: tl.constexpr,
-    GATHERS: tl.constexpr,
-    SHARED: tl.constexpr,
+    x_ptr, counts_ptr, prefix_ptr, marks_ptr, lengths_ptr, gathered_ptr,
+    n: tl.int64, units: tl.int64,
+    SHIFT: tl.constexpr, BITS: tl.constexpr, J: tl.constexpr, GATHERS: tl.constexpr, SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """With GATHERS, the number of bits of the first digit, it gathers values, or reads those gathered.
 
     lengths[i] says how many values program i has found; behind all lengths stands whether one is too large.
@@ -437,16 +409,9 @@ def digit_kernel(
 
 @triton.jit
 def narrow_kernel(
-    values_ptr,
-    counts_ptr,
-    prefix_ptr,
-    rank_ptr,
-    next_prefix_ptr,
-    next_rank_ptr,
-    SHIFT: tl.constexpr,
-    BITS: tl.constexpr,
-    J: tl.constexpr,
-):
+    values_ptr, counts_ptr, prefix_ptr, rank_ptr, next_prefix_ptr, next_rank_ptr,
+    SHIFT: tl.constexpr, BITS: tl.constexpr, J: tl.constexpr,
+):  # fmt: skip
     """Program j appends a digit to the j-th prefix; after the last digit it stores the value."""
     DTYPE: tl.constexpr = values_ptr.dtype.element_ty
     ABOVE: tl.constexpr = DTYPE.primitive_bitwidth - SHIFT - BITS
@@ -477,18 +442,10 @@ def negative_infinity(dtype):
 
 @triton.jit
 def multi_select_kernel(
-    out_ptr,
-    addresses_ptr,
-    sizes_ptr,
-    ranks_ptr,
-    weights_ptr,
-    K: tl.constexpr,
-    LANES: tl.constexpr,
-    INTERPOLATED: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    SHARED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    out_ptr, addresses_ptr, sizes_ptr, ranks_ptr, weights_ptr,
+    K: tl.constexpr, LANES: tl.constexpr, INTERPOLATED: tl.constexpr, ALIGNED: tl.constexpr,
+    SHARED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Program i finds the K quantiles of tensor i, which lie between the order statistics ranks[i, k, :]."""
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     KEY: tl.constexpr = key_type(DTYPE)

@@ -21,17 +21,7 @@ from torch import Tensor
 
 from . import counters, device, launcher, multi_tensor, reference_sketch
 from ._triton import tl, triton
-from .counters import (
-    CHUNK,
-    add_counted,
-    barrier,
-    count_portably,
-    increment,
-    lane,
-    open_counters,
-    read,
-    spare_word,
-)
+from .counters import add_counters, count_portably, increment, lane, open_counters, read, spare_word
 from .math import widen
 from .multi_tensor import chunk_at, tensor_at
 
@@ -128,12 +118,8 @@ def count_far(base, counts_ptr, x, mask, zeros, spare, M: tl.constexpr):
 def close_counters(base, counts_ptr, M: tl.constexpr, SHARED: tl.constexpr):
     """Add the counters to the counts in global memory."""
     if SHARED:
-        barrier()
         WORDS: tl.constexpr = 2 * sign_words(M)
-        for start in range(0, WORDS, CHUNK):
-            word = start + tl.arange(0, CHUNK)
-            counted = read(base + tl.minimum(word, WORDS - 1) * 4)
-            add_counted(counts_ptr, bin_of_word(word, M), counted, word < WORDS)
+        add_counters(base, counts_ptr, WORDS, bin_of_word, M)
         zeros = tl.sum(read(base + (WORDS + tl.arange(0, 32)) * 4))
         tl.atomic_add(counts_ptr + constexpr_zero_bin(M), zeros.to(tl.int64), mask=zeros != 0, sem="relaxed")
 
@@ -167,20 +153,9 @@ def sketch_kernel(
 
 @triton.jit
 def multi_sketch_kernel(
-    like_ptr,
-    addresses_ptr,
-    sizes_ptr,
-    rows_ptr,
-    chunk_tensors_ptr,
-    chunk_numbers_ptr,
-    on_ptr,
-    counts_ptr,
-    M: tl.constexpr,
-    SHARED: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    like_ptr, addresses_ptr, sizes_ptr, rows_ptr, chunk_tensors_ptr, chunk_numbers_ptr, on_ptr, counts_ptr,
+    M: tl.constexpr, SHARED: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     on = tl.load(on_ptr)
     base = open_counters(words(M), SHARED)
     if on != 0:

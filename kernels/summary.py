@@ -85,19 +85,9 @@ def order_statistics(
 
 @triton.jit
 def summarize_row(
-    out_ptr,
-    counts_ptr,
-    scale,
-    q_ptr,
-    thresholds_ptr,
-    lower_ptr,
-    upper_ptr,
-    M: tl.constexpr,
-    MAGNITUDE: tl.constexpr,
-    K: tl.constexpr,
-    T: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    out_ptr, counts_ptr, scale, q_ptr, thresholds_ptr, lower_ptr, upper_ptr,
+    M: tl.constexpr, MAGNITUDE: tl.constexpr, K: tl.constexpr, T: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     """Turn one row of counts into one row of the summary."""
     ZERO: tl.constexpr = constexpr_zero_bin(M)
     BINS: tl.constexpr = ZERO + 1 if MAGNITUDE else 2 * ZERO + 1
@@ -146,19 +136,9 @@ def summarize_row(
 
 @triton.jit
 def summarize_kernel(
-    out_ptr,
-    scale_ptr,
-    q_ptr,
-    thresholds_ptr,
-    lower_ptr,
-    upper_ptr,
-    counts_ptr,
-    M: tl.constexpr,
-    MAGNITUDE: tl.constexpr,
-    K: tl.constexpr,
-    T: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    out_ptr, scale_ptr, q_ptr, thresholds_ptr, lower_ptr, upper_ptr, counts_ptr,
+    M: tl.constexpr, MAGNITUDE: tl.constexpr, K: tl.constexpr, T: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     out_ptr += row * (LEADING + K + T)
     counts_ptr += row * constexpr_bin_count(M)
