@@ -58,9 +58,10 @@ WARPS = counters.WARPS[AS_MANY_COUNTERS]
 PROGRAMS = 3  # per multiprocessor, as many as it holds at a time
 GATHERED = 1 << 25  # bytes of a tensor from which on the first pass gathers; smaller ones stay in caches
 SAMPLE_BITS = 16  # of the number of values in a sample
-UNIT = constant(64)  # room for gathered values is a multiple of this, and the last of them stays free
 MOST = 1 / 4  # of a sample: where more is marked, nothing is gathered
-ROOM = 3  # the part of x that there is room for
+ROOM = 3  # there is room for one of so many values, in each program a multiple of UNIT less the last UNIT
+UNIT = 64
+PLACES = constant(UNIT)
 
 
 def digits(width: int) -> list[tuple[int, int]]:
@@ -248,7 +249,7 @@ def gather(x, digit, mask, base, gathered, BITS: tl.constexpr):
     tl.inline_asm_elementwise(
         append(SIZE, 32 // SIZE),
         operands(SIZE, 32 // SIZE),
-        [marks, base - (1 << BITS) - CURSOR, room - UNIT, room_ptr, value],
+        [marks, base - (1 << BITS) - CURSOR, room - PLACES, room_ptr, value],
         tl.int32,
         is_pure=False,
         pack=32 // SIZE,
@@ -381,7 +382,7 @@ def digit_kernel(
     base = open_counters(WORDS + FRONT // 4, SHARED) + FRONT
     program = tl.program_id(0).to(tl.int64)
     start, end, step = program * BLOCK, n, tl.num_programs(0).to(tl.int64) * BLOCK
-    room = units * UNIT
+    room = units * PLACES
     wanted = None
     gathered = None
     if FIRST:
@@ -404,7 +405,7 @@ def digit_kernel(
     if FIRST and GATHERS > 0:
         length = read(base - FRONT).to(tl.int64)
         tl.store(lengths_ptr + program, length)
-        tl.store(lengths_ptr + tl.num_programs(0), 1, mask=length > room - UNIT)
+        tl.store(lengths_ptr + tl.num_programs(0), 1, mask=length > room - PLACES)
 
 
 @triton.jit
@@ -523,11 +524,12 @@ class Selection:
         x, ranks = self.x, ranks.contiguous()
         if not device.takes_kernel(x):
             return reference_select.order_statistics(x, ranks, self.nans)
-        j, counted = ranks.numel(), self._first
+        j = ranks.numel()
         values, prefixes = torch.empty_like(x[:1]).expand(j).contiguous(), torch.empty_like(ranks)
-        for shift, bits in self._passes:
-            if shift != self._passes[0][0]:
-                counted = torch.zeros(j << bits, dtype=torch.int64, device=x.device)
+        sizes = [j << bits for _, bits in self._passes[1:]]
+        others = torch.zeros(sum(sizes), dtype=torch.int64, device=x.device).split(sizes)
+        for (shift, bits), counted in zip(self._passes, (self._first, *others), strict=True):
+            if counted is not self._first:
                 self._count(counted, prefixes, j, shift, bits)
             state = values, counted, prefixes, ranks
             prefixes, ranks = torch.empty_like(ranks), torch.empty_like(ranks)
@@ -545,21 +547,15 @@ class Selection:
         if not shared:
             return None
         counts = torch.zeros(bins + grid + 1, dtype=torch.int64, device=x.device)
-        constants = (shift, bits, SAMPLE_BITS, block)
-        launcher.launch(
-            sample_kernel,
-            ("sample", *constants),
-            (1 << SAMPLE_BITS) // block,
-            (x, counts),
-            *(x.numel(), *constants),
-            num_warps=WARPS,
-        )
         marks = torch.empty(bins, dtype=torch.int8, device=x.device)
-        constants = (q.numel(), bits, int(MOST * (1 << SAMPLE_BITS)))
+        programs, sampled = (1 << SAMPLE_BITS) // block, (shift, bits, SAMPLE_BITS, block)
+        tensors, what = (x, counts), ("sample", *sampled)
+        launcher.launch(sample_kernel, what, programs, tensors, x.numel(), *sampled, num_warps=WARPS)
+        marked = (q.numel(), bits, int(MOST * (1 << SAMPLE_BITS)))
         launcher.launch(
-            mark_kernel, ("mark", q.dtype, *constants), 1, (counts, q, marks), *constants, num_warps=WARPS
+            mark_kernel, ("mark", q.dtype, *marked), 1, (counts, q, marks), *marked, num_warps=WARPS
         )
-        room = -(-x.numel() // (ROOM * grid * 64)) * 64
+        room = -(-x.numel() // (ROOM * grid * UNIT)) * UNIT
         return marks, counts[bins:], x.new_empty(grid * room)
 
     def _count(self, counts: Tensor, prefixes: Tensor, j: int, shift: int, bits: int) -> None:
@@ -571,7 +567,7 @@ class Selection:
             ("digit", *constants),
             grid,
             (self.x, counts, prefixes, marks, lengths, room),
-            *(self.x.numel(), room.numel() // (64 * grid), *constants),
+            *(self.x.numel(), room.numel() // (UNIT * grid), *constants),
             num_warps=WARPS,
         )
 
