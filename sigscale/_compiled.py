@@ -1,7 +1,7 @@
 """The activations in a graph of torch.compile: autograd Functions of operations that it can trace.
 
-What is not counted is plain arithmetic, which Inductor fuses with its neighbors; as in eager mode, the slope
-comes from the input or the output, so that gradients of 16-bit types survive.
+Where no kernel counts the gradient, it is plain arithmetic, which Inductor fuses with its neighbors; as in
+eager mode, the slope comes from the input or the output, so that gradients of 16-bit types survive.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._checks import is_exporting
-from ._counting import counts_in_graph, takes_part
+from ._counting import counted, counts_in_graph, takes_part
 from .kernels import device, reference
 from .kernels.functions import FUNCTIONS, Function
 from .sketch import QuantileSketch
@@ -93,17 +93,20 @@ def activate(
     function: Function, x: Tensor, alpha: float, keep_output: bool, sketch: QuantileSketch | None
 ) -> Tensor:
     """alpha f(x / alpha) in the graph that torch.compile traces."""
-    counts, on, m = _counts_for(x, sketch)
+    x, counts, on, m = _counting(x, sketch)
     return CompiledActivation.apply(x, counts, on, function.name, alpha, keep_output, m)  # type: ignore[no-any-return]
 
 
 def activate_learned(function: Function, x: Tensor, alpha: Tensor, sketch: QuantileSketch | None) -> Tensor:
     """The same with an alpha that learns."""
-    counts, on, m = _counts_for(x, sketch)
+    x, counts, on, m = _counting(x, sketch)
     return CompiledLearnedActivation.apply(x, alpha, counts, on, function.name, m)  # type: ignore[no-any-return]
 
 
-def _counts_for(x: Tensor, sketch: QuantileSketch | None) -> tuple[Tensor | None, Tensor | None, int]:
+def _counting(x: Tensor, sketch: QuantileSketch | None) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
+    """x, and what a kernel that computes and counts dx needs; without kernels, x counts its gradient."""
+    if sketch is not None and not device.takes_kernel(x):
+        x, sketch = counted(x, sketch), None
     if sketch is None or not takes_part(x):
-        return None, None, 0
-    return counts_in_graph(sketch, x.device), sketch.switch, sketch.mantissa_bits
+        return x, None, None, 0
+    return x, counts_in_graph(sketch, x.device), sketch.switch, sketch.mantissa_bits

@@ -60,7 +60,7 @@ library = torch.library.Library("sigscale", "FRAGMENT")
 def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Register an operation that changes counts; `fake` makes results without values."""
     name = schema.split("(")[0]
-    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
     for key in ("CPU", "CUDA"):
         library.impl(name, implementation, key)
     torch.library.register_fake(f"sigscale::{name}", fake, lib=library)

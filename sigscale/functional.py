@@ -51,7 +51,7 @@ def functional(function: Function) -> ActivationFunction:
     def activation(
         x: Tensor,
         alpha: float | Tensor = 2.0,
-        *,
+        *,  # what torch.jit.script lacks, as its error shows: use torch.compile, torch.export or jit.trace
         save: Save = None,
         grad_sketch: QuantileSketch | None = None,
     ) -> Tensor:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._higher_order_ops.auto_functionalize import auto_functionalized_v2
 
 import sigscale as ss
+from sigscale import _compiled
 from sigscale.kernels._triton import INTERPRETED
 
 pytestmark = [
@@ -22,6 +27,15 @@ pytestmark = [
 def fresh_compiler():
     torch.compiler.reset()
     counters.clear()
+
+
+@pytest.fixture(params=["beside", "fused"])
+def counting(request, monkeypatch):
+    """Counts by an operation of their own, as on the CPU, or by that of the gradient, as on a GPU."""
+    there = SimpleNamespace(**vars(_compiled.device))
+    there.takes_kernel = lambda x: request.param == "fused"
+    monkeypatch.setattr(_compiled, "device", there)
+    return {"beside": "count_", "fused": "backward_count_"}[request.param]
 
 
 def graphs() -> int:
@@ -82,6 +96,7 @@ def test_saturated_bf16_gradients(backend, device):
     ],
 )
 @pytest.mark.works_with("torch.compile", "learned alpha")
+@pytest.mark.usefixtures("counting")
 def test_learned_alpha(channels, dtype, counted, device):
     x = torch.linspace(-9, 9, 120, device=device, dtype=dtype).reshape(4, 5, 6).requires_grad_()
     alpha = torch.linspace(0.5, 2, channels, device=device).requires_grad_()
@@ -96,6 +111,7 @@ def test_learned_alpha(channels, dtype, counted, device):
 
 @pytest.mark.parametrize(("name", "save"), [*((name, "input") for name in ss.FUNCTIONS), ("tanh", "output")])
 @pytest.mark.works_with("torch.compile", "grad_sketch")
+@pytest.mark.usefixtures("counting")
 def test_counted(name, save, device):
     ours, eager = ss.QuantileSketch(4), ss.QuantileSketch(4)
 
@@ -108,6 +124,26 @@ def test_counted(name, save, device):
         torch.testing.assert_close(gradients(call, x), gradients(lambda x: activation(x, eager), x))
     assert torch.equal(ours.counts, eager.counts)
     assert graphs() <= 2
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_operations_of_the_backward_pass(learnable, counting):
+    """Beside the arithmetic, which Inductor fuses, one operation counts, whatever the layout."""
+    called = set()
+
+    def collect(graph, inputs):
+        called.update(node.args[0] for node in graph.graph.nodes if node.target is auto_functionalized_v2)
+        return make_boxed_func(graph.forward)
+
+    layer, sketch = ss.nn.Tanh(learnable=learnable), ss.QuantileSketch()
+    layer.grad_sketch = sketch
+    backend = aot_autograd(fw_compiler=collect)
+    compiled(layer, backend)(torch.randn(3, requires_grad=True)).sum().backward()
+    name = f"learned_{counting}" if learnable and counting != "count_" else counting
+    operation = getattr(torch.ops.sigscale, name).default
+    assert called == {operation}
+    assert torch.Tag.flexible_layout in operation.tags
+    assert sketch.count == 3
 
 
 def test_alpha_that_varies(device):

@@ -97,3 +97,5 @@ def test_script_is_refused():
     with ss.GradientMonitor(model), pytest.raises(TypeError, match=r"Tanh while it is monitored: close\(\)"):
         torch.jit.script(model)
     torch.jit.script(model)
+    with pytest.raises(torch.jit.frontend.NotSupportedError, match=r"use torch.compile, .* or jit.trace\n"):
+        torch.jit.script(ss.tanh)

@@ -14,6 +14,10 @@ from tests.activations.test_recurrent import put_into_one_buffer
 
 NAMES = ("RNN", "LSTM", "GRU")
 LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
+TRACES_VARS = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12),
+    reason="torch 2.11 traces no vars() of a module, which have the rescaled weights",
+)
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -105,6 +109,7 @@ def same(found, wanted):
     ],
 )
 class TestGraphs:
+    @TRACES_VARS
     @pytest.mark.works_with("torch.export", "recurrent")
     def test_strict_export(self, name, prepare, learnable):
         module, x = Head(prepare(make(name, alpha=1.7, learnable=learnable))), inputs()
@@ -179,6 +184,7 @@ class TestCompiled:
                 for p in parameters:
                     p.mul_(1.25)
 
+    @TRACES_VARS
     def test_one_graph_where_pytorch_allows_it(self, name, prepare, learnable):
         """Which is in evaluation, without gradients; PyTorch's own LSTM fails to compile its backward."""
         torch.compiler.reset()
@@ -188,7 +194,7 @@ class TestCompiled:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=TRACES_VARS)])
 def test_export_with_states(name, strict):
     module, x, h = HeadWithStates(make(name, alpha=1.7)), inputs(), torch.randn(2, BATCH, HIDDEN)
     same(torch.export.export(module, (x, h), strict=strict).module()(x, h), module(x, h))

@@ -206,7 +206,6 @@ def assert_equal_to_eager(
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 @pytest.mark.works_with("torch.compile", "monitor")
-@pytest.mark.works_with("torch.compile", "monitor")
 def test_one_graph(backend):
     model = network()
     compiled = torch.compile(model, fullgraph=True, backend=backend)

@@ -73,6 +73,7 @@ class Checkpointed(nn.Sequential):
 
 
 BOTH = "columns and rows, fully sharded"
+COMPILED = "columns and rows, compiled"
 
 
 def network(way: str) -> nn.Sequential:
@@ -100,7 +101,7 @@ def process(rank: int, folder: str) -> None:
     for way in WAYS:
         monitored(way, rank, f"{folder}/{way}-{rank}").save(f"{folder}/{way}-{rank}.npz")
     sharded().save(f"{folder}/sharded-{rank}.npz")
-    for plan in (*PLANS, BOTH):
+    for plan in (*PLANS, BOTH, COMPILED):
         torch.save(parallel(plan), f"{folder}/{plan}-{rank}.pt")
     for name, placement in PLACEMENTS.items():
         torch.save(placed(placement), f"{folder}/{name}-{rank}.pt")
@@ -175,9 +176,10 @@ def parallel(plan: str) -> tuple[ss.GradientHistory, dict[str, torch.Tensor], di
     model = parallelize_module(scaled_network(), mesh["tensor"], dict(PLANS[plan.partition(",")[0]]))
     if plan == BOTH:
         fully_shard(model, mesh=mesh["data"])
+    call = torch.compile(model, fullgraph=True, backend="aot_eager") if plan == COMPILED else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with ss.GradientMonitor(model) as monitor:
-        model(inputs(plan)).square().sum().backward()
+        call(inputs(plan)).square().sum().backward()
         monitor.step()
     gradients = {name: gathered(parameter.grad) for name, parameter in model.named_parameters()}
     optimizer.step()
@@ -275,6 +277,7 @@ SHOWN = {
     "auto": pytest.mark.works_with("DistributedDataParallel", "activation", "learned alpha", "monitor"),
     "fully sharded": pytest.mark.works_with("FSDP2", "activation", "learned alpha", "monitor"),
     "hybrid 2 x 1": pytest.mark.works_with("FSDP2 over a 2-D mesh", "activation", "learned alpha", "monitor"),
+    COMPILED: pytest.mark.works_with("tensor parallel, compiled", "activation", "learned alpha", "monitor"),
 }
 
 
@@ -318,7 +321,7 @@ def test_sharded_parameters_count_once(histories):
             assert_row(first, step, name, g)
 
 
-@pytest.mark.parametrize("plan", [*PLANS, BOTH])
+@pytest.mark.parametrize("plan", [*PLANS, BOTH, pytest.param(COMPILED, marks=SHOWN[COMPILED])])
 @pytest.mark.works_with("tensor parallel", "activation", "learned alpha", "monitor")
 def test_tensor_parallel(plan, folder):
     """The history, alpha's gradient and the step are those of one process."""

@@ -20,7 +20,8 @@ ROWS = (
     *("torch.compile", "compiled autograd", "activation checkpointing"),
     *("func.grad, jvp, hessian", "vmap, is_grads_batched", "forward AD", "double backward"),
     *("torch.export", "ONNX", "jit.trace", "jit.script", "fx"),
-    *("DistributedDataParallel", "FSDP2", "FSDP2 over a 2-D mesh", "tensor parallel", "DTensor", "FSDP1"),
+    *("DistributedDataParallel", "FSDP2", "FSDP2 over a 2-D mesh", "FSDP1"),
+    *("tensor parallel", "tensor parallel, compiled", "DTensor"),
     *("NestedTensor, jagged", "NestedTensor, strided"),
     *("CSV, JSON lines", "TensorBoard", "Weights & Biases", "Lightning", "Transformers"),
 )
