@@ -7,6 +7,7 @@ for each kernel, dtype and way through it. `test_interpreter.py` does that in pr
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.oracles import interpreted
 from tests.oracles.works_with import pytest_addoption, pytest_itemcollected, pytest_terminal_summary
 
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
@@ -26,6 +28,8 @@ torch.backends.cudnn.allow_tf32 = False
 
 __all__ = ["pytest_addoption", "pytest_itemcollected", "pytest_terminal_summary"]
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
+if INTERPRETED:
+    interpreted.quicken()
 
 
 def chosen(item: pytest.Item) -> bool:
@@ -43,7 +47,13 @@ def runs_here(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=[item for item in items if not runs_here(item)])
-    items[:] = [item for item in items if runs_here(item)]
+    items[:] = sorted(filter(runs_here, items), key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """The million objects of PyTorch and the tests stay: collections during tests leave them out."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
