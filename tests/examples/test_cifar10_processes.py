@@ -40,6 +40,7 @@ def undisturbed(folder, *more, **options):
     return folder
 
 
+@pytest.mark.long
 def test_killed_at_any_moment(tmp_path, whole):
     """By a signal that cannot be caught, again and again until it comes through."""
     moments, out = random.Random(0), tmp_path / "parts"
@@ -67,6 +68,7 @@ def progress(out):
     return {path: path.stat().st_mtime_ns for path in out.glob("state/*") if not path.name.startswith(".")}
 
 
+@pytest.mark.long
 def test_killed_while_writing(tmp_path, whole):
     """Any of the files: the next command deletes what is half there, and the results are the same."""
     out, resumed = tmp_path / "parts", ()
@@ -83,6 +85,7 @@ def test_killed_while_writing(tmp_path, whole):
     assert found[0] == found[1]
 
 
+@pytest.mark.long
 def test_two_processes_divide_the_seeds(divided, whole):
     assert stems(divided) == [
         f"{name}-seeds{seeds}" for name in ("deep-tanh-a2", "deep-tanh") for seeds in ("0-1", "2-2")
@@ -93,6 +96,7 @@ def test_two_processes_divide_the_seeds(divided, whole):
     assert (divided / "report.md").exists()
 
 
+@pytest.mark.long
 def test_a_process_that_dies_ends_all_and_the_rest_is_made_later(tmp_path, divided):
     out = tmp_path / "two"
     code, printed = Process(out, divided=True, killed_in="second state").finished()

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
 import sys
 import uuid
 from pathlib import Path
 
-import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from examples.cifar10 import __main__ as command
 from examples.cifar10 import data, figures
 from examples.cifar10.data import Cifar10
 from tests.oracles.cifar10 import split
+from tests.oracles.processes import FORKS
 
 OPTIONS = ["--epochs", "3", "--batch", "8", "--device", "cpu", "--figure", "2", "--seeds", "3"]
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__])
 
 
 class Process:
@@ -48,7 +45,6 @@ def _logged(log: Path, divided: bool, arguments: tuple) -> None:
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     gc.freeze()
-    torch.set_num_threads(1)
     if divided:
         where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(uuid.uuid4())}
         elastic_launch(LaunchConfig(1, 1, 2, start_method="fork", max_restarts=0, **where), run)(*arguments)
