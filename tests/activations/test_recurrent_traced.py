@@ -16,7 +16,6 @@ NAMES = ("RNN", "LSTM", "GRU")
 LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     # PyTorch's own recurrent modules give rise to the same warnings.
     pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
