@@ -10,7 +10,7 @@ check:  ## lint, format and types, the latter of the package as it is installed
 	ruff check .
 	ruff format --check .
 	rm -rf build
-	$(PYTHON) -m pip install --quiet --no-deps --target build/typed .
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	ln -s ../../examples ../../bench build/typed
 	cd build/typed && mypy --config-file ../../pyproject.toml -p sigscale -p examples -p bench
 

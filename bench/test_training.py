@@ -59,7 +59,7 @@ class Training:
     """One network in training on one batch."""
 
     def __init__(
-        self, network: Callable[[], tuple[nn.Module, Tensor]], way: str, device: torch.device, compiled: bool
+        self, network: Callable[[], tuple[nn.Module, Tensor]], way: str, device: torch.device, backend: str
     ) -> None:
         torch.manual_seed(0)
         model, x = network()
@@ -67,7 +67,7 @@ class Training:
         self.target = torch.randint(CLASSES, (len(x),)).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters())
         self.monitor: sigscale.GradientMonitor | None = None
-        self.forward = torch.compile(self.model) if compiled and way != EAGER else self.model
+        self.forward = torch.compile(self.model, backend=backend) if backend and way != EAGER else self.model
         if way in (*MONITORS, EAGER):
             self.monitor = sigscale.GradientMonitor(self.model, FIVE, **MONITORS.get(way, {}))
             self.measure: Callable[[], object] = self.monitor.step
@@ -97,13 +97,11 @@ class Training:
             self.monitor.close()
 
 
-def trainings(
-    network: str, device: torch.device, stack: ExitStack, *, compiled: bool = False
-) -> dict[str, Training]:
-    """All ways, each after one step and checked."""
+def trainings(network: str, device: torch.device, stack: ExitStack, backend: str = "") -> dict[str, Training]:
+    """All ways, compiled by a backend or eager, each after one step and checked."""
     made = {}
-    for way in COMPILED if compiled else WAYS:
-        made[way] = Training(NETWORKS[network], way, device, compiled)
+    for way in COMPILED if backend else WAYS:
+        made[way] = Training(NETWORKS[network], way, device, backend)
         stack.callback(made[way].close)
         made[way].steps(1)
     for way, training in made.items():
@@ -143,7 +141,8 @@ def test_monitor(bench: Bench, network: str) -> None:
 def test_compiled(bench: Bench, network: str) -> None:
     """As `test_monitor`, compiled: every tenth step at most 1.05, every step no more than eagerly."""
     with ExitStack() as stack:
-        made = trainings(network, bench.device, stack, compiled=True)
+        backend = "aot_eager" if bench.trial else "inductor"  # which compiles C++ for a minute
+        made = trainings(network, bench.device, stack, backend)
         calls = {way: partial(training.steps, STEPS) for way, training in made.items()}
         about = {"kind": "monitor", "network": f"{network}, compiled"}
         counts = dict.fromkeys(calls, STEPS)

@@ -7,14 +7,21 @@ for each kernel, dtype and way through it. `test_interpreter.py` does that in pr
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+# Tests share the cores, and small tensors gain nothing from threads. Inductor's own processes would each
+# import PyTorch. Here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests.oracles import interpreted
 from tests.oracles.works_with import pytest_addoption, pytest_itemcollected, pytest_terminal_summary
 
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
@@ -26,6 +33,8 @@ torch.backends.cudnn.allow_tf32 = False
 
 __all__ = ["pytest_addoption", "pytest_itemcollected", "pytest_terminal_summary"]
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
+if INTERPRETED:
+    interpreted.quicken()
 
 
 def chosen(item: pytest.Item) -> bool:
@@ -43,7 +52,21 @@ def runs_here(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=[item for item in items if not runs_here(item)])
-    items[:] = [item for item in items if runs_here(item)]
+    items[:] = sorted(filter(runs_here, items), key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each worker takes half, since tests of a file share what they import, and helps at the end."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """The million objects of PyTorch and the tests stay: collections during tests leave them out."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -51,20 +74,11 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """So small a network is no faster on more threads, and far slower where tests share the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of CIFAR-10 have no more records than those of `cifar10_disk.py`."""
+    """Batches of CIFAR-10 have no more records than those of the tests."""
     from examples.cifar10 import data
-    from tests.oracles.cifar10_disk import RECORDS
+    from tests.oracles.cifar10 import RECORDS
 
     monkeypatch.setattr(data, "RECORDS", RECORDS)
 

@@ -1,4 +1,4 @@
-"""The README and the guide: every Python block runs, top to bottom, and every link leads somewhere."""
+"""The README and the guide: Python blocks run, links lead somewhere, tables say what tests have shown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from tests.oracles.works_with import BEGIN, END, GUIDE, claims, marked, rendered
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "examples/README.md")
@@ -31,3 +33,13 @@ def test_links_lead_somewhere(page):
 
 def test_readme_fits_one_page():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 160
+
+
+def test_table_is_that_of_the_tests():
+    table = GUIDE.read_text("utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert table.strip() == rendered(marked()), "run pytest -m works_with --works-with"
+
+
+def test_unknown_cells():
+    with pytest.raises(ValueError, match=r"got 'FSDP3', 'monitor'"):
+        [*claims("FSDP3", "monitor")]

@@ -42,6 +42,7 @@ def test_end_to_end(device):
     torch.testing.assert_close(layer(x), x / torch.sqrt(1 + (x / 1.7) ** 2))
 
 
+@pytest.mark.long
 def test_suite_on_registered_function():
     """Registered before collection, it goes through every test that is parametrized by the registry.
 

@@ -12,8 +12,6 @@ from tests.oracles import cells
 NAMES = ("RNN", "LSTM", "GRU")
 LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def seeded(name, *args, scale=2.0, **options):
     """A module of fp64 whose weights are large enough that the cells saturate."""

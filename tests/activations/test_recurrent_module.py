@@ -14,8 +14,6 @@ from sigscale.nn.recurrent import CACHE
 NAMES = ("RNN", "LSTM", "GRU")
 LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def make(name, *args, of=ss.nn, **options):
     torch.manual_seed(0)

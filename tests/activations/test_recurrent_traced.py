@@ -20,7 +20,6 @@ TRACES_VARS = pytest.mark.skipif(
 )
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     # PyTorch's own recurrent modules give rise to the same warnings.
     pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),

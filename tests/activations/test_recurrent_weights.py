@@ -17,8 +17,6 @@ from tests.oracles import cells
 
 LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Affine(nn.Module):
     def forward(self, weight):

@@ -13,8 +13,6 @@ from bench.harness.inputs import Case
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def case(direction, function="tanh", dtype=torch.float32, exponent=10):
     what = (("kind", "activation"), ("function", function), ("direction", direction))

@@ -1,4 +1,4 @@
-"""`make evidence`: the plan, budgets and limits, and what is left when a call is cut off."""
+"""The benchmarks' options; `make evidence`: the plan, budgets and limits, and what a call cut off leaves."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tarfile
 import time
+from argparse import ArgumentTypeError
 
 import pytest
 
 from bench import evidence, precompile
 from bench.evidence import ROOT, Runner, Step
+from bench.harness import options
 
 
 @pytest.fixture
@@ -134,3 +136,39 @@ def test_a_carried_cache_of_another_triton_is_not_used(tmp_path, monkeypatch, ca
     assert precompile.main([str(file), "--unpack", "--cases", "1"]) == 0
     assert compiled == [None, 1]
     assert "is of triton 3.6, not triton 3.9: compiling" in capsys.readouterr().out
+
+
+def test_what_is_taken(tmp_path):
+    assert options.some_of(options.EXPONENTS)("10, 14,20") == ("10", "14", "20")
+    assert options.some_of(options.MODES)("eager,graph") == ("eager", "graph")
+    assert options.seconds("1e-3") == 1e-3
+    assert options.file_to_write(str(tmp_path / "new.json")) == tmp_path / "new.json"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "rule"),
+    [
+        (options.some_of(options.EXPONENTS), "", "one or more of 4, 5, 6, "),
+        (options.some_of(options.EXPONENTS), "0", "one or more of 4, 5, 6, "),
+        (options.some_of(options.EXPONENTS), "10,ten", "one or more of 4, 5, 6, "),
+        (options.some_of(options.DTYPES), "int8,float32", "one or more of float32, bfloat16, float16, "),
+        (options.some_of(options.MODES), "fast", "one or more of eager, compile, graph"),
+        (options.seconds, "-1", "a positive number of seconds"),
+        (options.seconds, "nan", "a positive number of seconds"),
+        (options.seconds, "soon", "a positive number of seconds"),
+        (options.file_to_write, "/nowhere/x.json", "a file in a folder that exists"),
+    ],
+)
+def test_what_is_refused(kind, text, rule):
+    with pytest.raises(ArgumentTypeError, match=rule) as error:
+        kind(text)
+    assert str(error.value).startswith(repr(text))
+
+
+def test_pytest_ends_before_anything_is_collected():
+    pytest.importorskip("pytest_benchmark")
+    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only", "-q", "--seconds", "never"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 4
+    assert "--seconds: 'never': must be a positive number of seconds" in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr

@@ -22,8 +22,6 @@ CPU = torch.device("cpu")
 SECONDS = {"plain": 1.0, "relu": 2.0, "sigscale": 1.25, "sigscale, monitored": 2.5, "eager": 1.0}
 SECONDS["sigscale, relu"] = 2.5
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def split():

@@ -19,7 +19,6 @@ from examples.cifar10.store import Folder
 from examples.cifar10.train import NUMBERS, Settings
 from tests.oracles.cifar10 import same_history, split
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 EXPERIMENT = {"epochs": 2}
 
 

@@ -14,7 +14,7 @@ import torch
 
 from examples.cifar10 import data
 from examples.cifar10.runtime import DataError, DownloadError
-from tests.oracles.cifar10_disk import FILES, RECORDS, batch, pack, write, write_binary
+from tests.oracles.cifar10 import FILES, RECORDS, batch, pack, write, write_binary
 
 
 class Python2Pickler(pickle._Pickler):

@@ -11,8 +11,6 @@ from examples.cifar10.gradients import COLUMNS, QUANTILES, STATISTICS, EpochGrad
 from sigscale.kernels.launcher import ALIGNMENT
 from tests.oracles.cifar10 import PIPELINES, RELU, SCALED, TANH, trained
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class TestSummary:
     """Of gradients that are given: two networks, the second one of ones."""

@@ -11,8 +11,6 @@ from examples.cifar10 import native, networks
 from examples.cifar10.train import Run, Settings, pixel_transform, single
 from tests.oracles.cifar10 import BEYOND, CIFAR, CPU, PIPELINES, RELU, SCALED, SETTINGS, TANH, trained
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SEEDS, BATCH = 3, 37
 LABELS = CIFAR.train.labels
 to_floats = pixel_transform("standard", CIFAR.train.images)

@@ -14,8 +14,6 @@ from examples.cifar10.runtime import generator
 from examples.cifar10.train import Settings, single
 from tests.oracles.cifar10 import BEYOND, PIPELINES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIDES = (32, 16, 8, 4)
 
 

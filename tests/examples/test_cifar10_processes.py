@@ -1,15 +1,11 @@
 """The command in processes that are killed, also while they write, and in several that share the seeds."""
 
 import errno
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from argparse import ArgumentTypeError
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,125 +16,47 @@ from examples.cifar10.store import Folder, parse_seeds, plan, seed_ranges
 from examples.common import durable
 from tests.examples.test_cifar10_command import arrays, stems
 from tests.oracles.cifar10 import RELU, TANH
+from tests.oracles.cifar10_processes import Process
 
-SCRIPT = '''
-"""The command with 70 + 30 images.
-
-"die" has the second process end while it writes its second state.  "kill FILES" has a child killed in the
-middle of writing a file with each of these words in its path, then one left in peace; prints what was left.
-"""
-import json, os, signal, sys
-from pathlib import Path
-from tests.oracles.cifar10 import split
-from examples.cifar10 import __main__ as command, data
-from examples.cifar10.data import Cifar10
-
-data.load = lambda directory, allow_generated: Cifar10(split(70), split(30), "a test", "0")
-argv, replace, states = sys.argv[1:], os.replace, []
-
-
-def die(part, path):
-    states.extend([path] * (path.suffix == ".pt"))
-    if len(states) == 2:
-        os.truncate(part, 1000)
-        print("ended by the test", flush=True)
-        os._exit(3)
-    replace(part, path)
-
-
-def kill(part, path):
-    if file in str(path):
-        os.truncate(part, part.stat().st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(part, path)
-
-
-def child():
-    process = os.fork()
-    if not process:
-        os._exit(command.main([*argv, *(["--resume"] if (out / "run.json").exists() else [])]))
-    return process, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-if argv[0] == "kill":
-    files, argv = argv[1].split(), argv[2:]
-    out, os.replace, found = Path(argv[argv.index("--out") + 1]), kill, []
-    for file in files:
-        process, code = child()
-        assert code == -signal.SIGKILL, (file, code)
-        found.append([part.name.replace(str(process), "N") for part in out.rglob("*.part")])
-    os.replace = replace
-    assert child()[1] == 0
-    print(json.dumps(found))
-    sys.exit()
-if argv[0] == "die":
-    argv = argv[1:]
-    if os.environ["RANK"] == "1":
-        os.replace = die
-sys.exit(command.main(argv))
-'''
-OPTIONS = ["--epochs", "3", "--batch", "8", "--device", "cpu", "--figure", "2", "--seeds", "3"]
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 WRONG = "0 -1 1- - 5-4 a 1,2 1.5 0-99999 1-2-3 0-1, 999999999999 ²"
 SEEDS = st.sets(st.integers(0, 60), min_size=1)
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Start the command with an output folder."""
-    script = tmp_path_factory.mktemp("script") / "script.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)
-
-    def started(out, *more, launcher=(sys.executable,), first=()):
-        words = [*launcher, str(script), *first, *OPTIONS, "--out", str(out), *more]
-        return subprocess.Popen(
-            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    return started
-
-
-def finished(process):
-    printed, _ = process.communicate(timeout=300)
-    return process.returncode, printed
-
-
-@pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
+def whole(tmp_path_factory):
     """The folder of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("whole") / "whole"
-    code, printed = finished(start(folder))
-    assert code == 0, printed
-    return folder
+    return undisturbed(tmp_path_factory.mktemp("whole") / "one", drawn=True)
 
 
 @pytest.fixture(scope="module")
-def divided(start, tmp_path_factory):
+def divided(tmp_path_factory):
     """The folder of an undisturbed run by two processes."""
-    folder = tmp_path_factory.mktemp("divided") / "two"
-    code, printed = finished(start(folder, launcher=TORCHRUN))
+    return undisturbed(tmp_path_factory.mktemp("divided") / "two", divided=True)
+
+
+def undisturbed(folder, *more, **options):
+    code, printed = Process(folder, *more, **options).finished()
     assert code == 0, printed
     return folder
 
 
-def test_killed_at_any_moment(start, tmp_path, whole):
+@pytest.mark.long
+def test_killed_at_any_moment(tmp_path, whole):
     """By a signal that cannot be caught, again and again until it comes through."""
     moments, out = random.Random(0), tmp_path / "parts"
     code, kills = None, 0
     while code is None:
-        process = start(out, *(["--resume"] if (out / "run.json").exists() else []))
+        process = Process(out, *(["--resume"] if (out / "run.json").exists() else []))
         seen = progress(out)
-        while process.poll() is None and (kills > 1 or progress(out) == seen):
+        while process.running() and (kills > 1 or progress(out) == seen):
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.3))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        if process.running():
+            process.kill()
+            process.finished()
             kills += 1
         else:
-            code, printed = finished(process)
+            code, printed = process.finished()
     assert code == 0, printed
     assert kills
     assert arrays(out) == arrays(whole)
@@ -150,19 +68,24 @@ def progress(out):
     return {path: path.stat().st_mtime_ns for path in out.glob("state/*") if not path.name.startswith(".")}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_while_writing(start, tmp_path, whole):
+@pytest.mark.long
+def test_killed_while_writing(tmp_path, whole):
     """Any of the files: the next command deletes what is half there, and the results are the same."""
-    files = "run.json deep-tanh-seeds runs.npz figure2.png report.md"
-    code, printed = finished(start(tmp_path / "parts", first=["kill", files]))
-    assert code == 0, printed
+    out, resumed = tmp_path / "parts", ()
     names = ["run.json", "deep-tanh-seeds0-2.pt", "runs.npz", "figure2.png", "report.md"]
-    assert json.loads(printed.splitlines()[-1]) == [[f".{name}.N.part"] for name in names]
-    assert arrays(tmp_path / "parts") == arrays(whole)
-    found = [sorted(path.name for path in out.rglob("*")) for out in (tmp_path / "parts", whole)]
+    for word, name in zip(("run.json", "deep-tanh-seeds", *names[2:]), names, strict=True):
+        process = Process(out, *resumed, drawn=True, killed_in=word)
+        code, printed = process.finished()
+        assert code == -signal.SIGKILL, printed
+        assert [part.name for part in out.rglob("*.part")] == [f".{name}.{process.pid}.part"]
+        resumed = ["--resume"] if (out / "run.json").exists() else []
+    undisturbed(out, *resumed, drawn=True)
+    assert arrays(out) == arrays(whole)
+    found = [sorted(path.name for path in folder.rglob("*")) for folder in (out, whole)]
     assert found[0] == found[1]
 
 
+@pytest.mark.long
 def test_two_processes_divide_the_seeds(divided, whole):
     assert stems(divided) == [
         f"{name}-seeds{seeds}" for name in ("deep-tanh-a2", "deep-tanh") for seeds in ("0-1", "2-2")
@@ -173,17 +96,18 @@ def test_two_processes_divide_the_seeds(divided, whole):
     assert (divided / "report.md").exists()
 
 
-def test_a_process_that_dies_ends_all_and_the_rest_is_made_later(start, tmp_path, divided):
-    code, printed = finished(start(tmp_path / "two", launcher=TORCHRUN, first=["die"]))
+@pytest.mark.long
+def test_a_process_that_dies_ends_all_and_the_rest_is_made_later(tmp_path, divided):
+    out = tmp_path / "two"
+    code, printed = Process(out, divided=True, killed_in="second state").finished()
     assert code != 0
     assert "ended by the test" in printed
     assert "exitcode  : 3" in printed
-    assert not (tmp_path / "two" / "report.md").exists()
-    assert list((tmp_path / "two" / "state").glob(".*.part"))
-    code, printed = finished(start(tmp_path / "two", "--resume", launcher=TORCHRUN))
-    assert code == 0, printed
-    assert not list((tmp_path / "two").rglob("*.part"))
-    assert arrays(tmp_path / "two") == arrays(divided)
+    assert not (out / "report.md").exists()
+    assert list((out / "state").glob(".*.part"))
+    undisturbed(out, "--resume", divided=True)
+    assert not list(out.rglob("*.part"))
+    assert arrays(out) == arrays(divided)
 
 
 class TestLeftovers:

@@ -16,8 +16,6 @@ from examples.cifar10.train import NUMBERS, Run, Settings, single
 from sigscale.kernels import reference_sketch
 from tests.oracles.cifar10 import BEYOND, CIFAR, CPU, PIPELINES, SCALED, SETTINGS, TANH, same, trained
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class TestReproducibility:
     def test_same_seeds_same_result(self):

@@ -19,8 +19,6 @@ from examples.cifar10 import data
 from examples.cifar10.data import GENERATED, Cifar10, Split
 from sigscale import theory
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def pictured(folder, name):
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -178,6 +176,7 @@ def test_the_same_again(report):
     assert not report.startswith(next(theory_example.report(600, 1)))
 
 
+@pytest.mark.long
 def test_distributed(tmp_path):
     """Compiled, sharded over two processes, logged and resumed: the history of one eager process."""
     pytest.importorskip("tensorboard")

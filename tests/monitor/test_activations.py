@@ -12,8 +12,6 @@ from sigscale.monitor._hooks import count_overwritten
 from tests.oracles.collected import Twin, assert_row, assert_step, batch, network, recorded, run
 from tests.oracles.models import Forward
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     "layer",

@@ -12,8 +12,6 @@ from torch import nn
 
 import sigscale as ss
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def monitored(*gradients, **options):
     """A monitor after steps with these gradients of two parameters, None for none, and what it told."""

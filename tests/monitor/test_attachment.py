@@ -20,8 +20,6 @@ import sigscale as ss
 from tests.oracles.collected import batch, network
 from tests.oracles.models import traces
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def small():
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import sigscale as ss
 from tests.oracles.collected import Twin, assert_step
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import sigscale as ss
 from sigscale.integrations.files import FileLogger
 from tests.oracles.collected import Twin, assert_row
+from tests.oracles.processes import run_two
 
 if not dist.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
@@ -95,7 +96,6 @@ def batch(step: int, rank: int) -> torch.Tensor:
 
 def process(rank: int, folder: str) -> None:
     """What each process does; it leaves its histories in the folder."""
-    torch.set_num_threads(1)
     address = {"init_method": f"file://{folder}/address", "rank": rank, "world_size": PROCESSES}
     dist.init_process_group("gloo", **address)
     for way in WAYS:
@@ -241,7 +241,7 @@ def refusals() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes have left."""
     folder: Path = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(process, (str(folder),), nprocs=PROCESSES)
+    run_two(process, folder)
     return folder
 
 

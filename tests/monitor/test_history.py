@@ -14,8 +14,6 @@ from torch import nn
 import sigscale as ss
 from sigscale.monitor.history import quantile_name, threshold_name
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)

@@ -15,8 +15,6 @@ from sigscale.kernels import device, reference_sketch
 from sigscale.kernels._triton import INTERPRETED
 from tests.oracles.collected import Twin, assert_step, batch, network
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WAITING = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique"}
 WAITING |= {"_unique2"}
 METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")

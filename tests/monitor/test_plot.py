@@ -17,8 +17,6 @@ from torch import nn
 import sigscale as ss
 from sigscale._plot_panels import Scale, Steps
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def history(steps: int = 6, layers: int = 3, **options) -> ss.GradientHistory:
     torch.manual_seed(0)

@@ -14,8 +14,6 @@ from sigscale.kernels.reference_sketch import bin_count
 from sigscale.monitor._loss_scale import unscaled
 from tests.oracles.collected import batch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ORDERS = ["backward", "unscale", "step", "update"]  # monitor.step() comes after
 BETWEEN = (
     r"divided the gradient of '[02].weight' .*not yet that of '[02].weight': call monitor.step\(\) after "

@@ -19,8 +19,6 @@ from sigscale.monitor._rows import Rows
 from sigscale.monitor.history import assembled
 from tests.oracles.collected import Twin, assert_row, assert_step, batch, network, recorded, run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     ("dtype", "options"),

@@ -1,12 +1,17 @@
-"""What the tests of the CIFAR-10 example share: data of its shape, pipelines, finished runs and processes."""
+"""What the tests of the CIFAR-10 example share: data of its shape, also on disk, pipelines, finished runs."""
+
+import tarfile
 
 import numpy as np
 import torch
 
+from examples.cifar10 import data
 from examples.cifar10.data import Cifar10, Split
 from examples.cifar10.pipelines import ALSO, FIGURES, unique
 from examples.cifar10.train import Run, Settings
 
+RECORDS = 40  # in a file
+FILES = (*data.TRAIN, data.TEST)
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=3, batch=8)
 PIPELINES = {pipeline.name: pipeline for pipeline in unique(FIGURES.values())}
@@ -44,3 +49,29 @@ def same_history(one, other):
         np.array_equal(getattr(one, field), getattr(other, field), equal_nan=field == "values")
         for field in ("steps", "names", "kinds", "quantiles", "thresholds", "values", "step_count")
     )
+
+
+def batch(index):
+    rng = np.random.default_rng(index)
+    records = rng.integers(0, 256, (RECORDS, 1 + data.PIXELS), dtype=np.uint8)
+    records[:, 0] %= 10
+    return records
+
+
+def write(layout, folder, encode):
+    target = folder / layout.folder
+    target.mkdir(parents=True)
+    for index, name in enumerate(FILES):
+        (target / (name + layout.suffix)).write_bytes(encode(batch(index)))
+    return target
+
+
+def write_binary(folder):
+    return write(data.BINARY, folder, np.ndarray.tobytes)
+
+
+def pack(layout, folder, prefix=""):
+    archive = folder / layout.archive
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder / layout.folder, prefix + layout.folder)
+    return archive

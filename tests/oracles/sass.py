@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,22 +32,23 @@ def compiled(kernel, target, num_warps, pointers, constants):
 
 def disassemble(cubin: bytes) -> dict[int, tuple[bool, str, str]]:
     """Address -> (is predicated, opcode, operands) of the only function in a CUDA binary."""
-    text = _cuobjdump("--dump-sass", cubin)
+    text = _cuobjdump(cubin)
     return {int(m[1], 16): (bool(m[2]), m[3], m[4]) for m in LINE.finditer(text)}
 
 
-def _cuobjdump(what: str, cubin: bytes) -> str:
+@lru_cache(maxsize=2)
+def _cuobjdump(cubin: bytes) -> str:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, what, file.name]
+        command = [tool, "--dump-sass", "--dump-resource-usage", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def resident(binary, warps: int) -> int:
     """How many programs an H100's multiprocessor holds at a time, by registers, threads and shared memory."""
-    usage = _cuobjdump("--dump-resource-usage", binary.asm["cubin"])
+    usage = _cuobjdump(binary.asm["cubin"])
     registers, declared = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "SHARED"))
     of_a_warp = -(-32 * registers // 256) * 256  # registers are given to warps by 256
     return min(

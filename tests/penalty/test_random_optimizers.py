@@ -291,7 +291,7 @@ SEEDS = [*range(OFTEN), *(pytest.param(s, marks=pytest.mark.slow) for s in range
 
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step:UserWarning")
 @pytest.mark.parametrize("seed", SEEDS)
-def test_random_optimizer(seed: int, one_thread: None) -> None:
+def test_random_optimizer(seed: int) -> None:
     found, expected = train(Run(seed), attached=True), train(Run(seed), attached=False)
     for ours, theirs in zip(found, expected, strict=True):
         if isinstance(theirs, list) and isinstance(theirs[0], Tensor):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn, optim
 
 import sigscale as ss
+from tests.oracles.processes import run_two
 
 if not dist.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
@@ -29,7 +30,6 @@ def network() -> nn.Sequential:
 
 
 def process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     address = {"init_method": f"file://{folder}/address", "rank": rank, "world_size": PROCESSES}
     dist.init_process_group("gloo", **address)
     for factors, attached in product([(0.3, 0.0), (0.0, 0.1), (0.3, 0.1)], [True, False]):
@@ -131,4 +131,4 @@ def refuse_fsdp1(use_orig_params: bool) -> None:
 @pytest.mark.works_with("FSDP1", "penalty", says="refused")
 @pytest.mark.works_with("FSDP2 over a 2-D mesh", "penalty")
 def test_sharded_parameters(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=PROCESSES)
+    run_two(process, tmp_path)

@@ -22,7 +22,7 @@ from tests.oracles import adversarial
 from tests.oracles.adversarial import DTYPES, MANTISSA_BITS, bits
 
 EXAMPLES = 25 if INTERPRETED else 100
-SIZES = (0, 1, 127, 8191, 8193, 20_000) if INTERPRETED else (0, 1, 127, 8191, 8192, 8193, 20_000, 300_007)
+SIZES = (0, 1, 8191, 20_000) if INTERPRETED else (0, 1, 127, 8191, 8192, 8193, 20_000, 300_007)
 
 OTHERS = [name for name in ss.FUNCTIONS if name != "tanh"]
 
@@ -71,7 +71,7 @@ def assert_counted(sketch: ss.QuantileSketch, *gradients: torch.Tensor) -> None:
     ],
     ids=str,
 )
-@pytest.mark.interpreter(name=["tanh", "softsign"])
+@pytest.mark.interpreter(name=["tanh"])
 def test_counts_and_gradient(name, dtype, save, device):
     for i, n in enumerate(SIZES if device == "cpu" else (*SIZES, 2**22 + 3)):
         x, g = input_and_gradient(n, dtype, device)

@@ -23,7 +23,7 @@ from tests.oracles.adversarial import CASES, TABLE
 MODULE = sys.modules["sigscale.quantile"]  # the attribute of this name is the function
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MODES = ("linear", "lower", "higher", "midpoint", "nearest")
-SOME = MODES[::4] if INTERPRETED else MODES
+SOME = MODES[:1] if INTERPRETED else MODES  # all else is done with what the kernels select
 GRID = [0.0, 1e-7, 0.05, 0.25, 0.3, 0.5, 0.777, 0.95, 1.0]
 RANKS = 10 if INTERPRETED else 100
 OF_TORCH = {ss.quantile: torch.quantile, ss.nanquantile: torch.nanquantile}
@@ -48,7 +48,8 @@ def test_adversarial_tensors(case, device):
     grid = GRID[:: 3 if INTERPRETED else 1]
     for dtype in (dtype for name, dtype in TABLE if name == case):
         x = CASES[case](dtype).to(device)
-        for interpolation, function in product(SOME, OF_TORCH):
+        functions = OF_TORCH if x.isnan().any() or not INTERPRETED else [ss.quantile]
+        for interpolation, function in product(SOME, functions):
             result = function(x, grid, interpolation=interpolation)
             assert_same(result, by_torch(function, x, grid, interpolation=interpolation))
 
@@ -98,7 +99,7 @@ def test_selection_in_long_rows(device, monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["normal", "half zeros", "constant", "heavy tails", "nans", "sorted"])
-@pytest.mark.interpreter
+@pytest.mark.interpreter(case=["half zeros", "nans"])
 def test_selection_from_many(case, device, monkeypatch):
     """Where values are counted, not sorted: every rank of the sorted tensor."""
     monkeypatch.setattr(reference_select, "SORTED", 0)
@@ -119,7 +120,7 @@ values = st.floats(width=32, allow_subnormal=True)
 @settings(max_examples=5 if INTERPRETED else 60)
 @given(st.lists(values, min_size=1, max_size=60), st.lists(st.floats(0, 1), min_size=1, max_size=7))
 @pytest.mark.parametrize("few", [0, 8192])
-@pytest.mark.interpreter
+@pytest.mark.interpreter(few=[0])
 def test_any_values(few, numbers, q):
     x = torch.tensor(numbers)
     with pytest.MonkeyPatch.context() as patch:

@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import multiprocessing
 
 import sigscale as ss
 from sigscale.kernels._triton import INTERPRETED
 from tests.activations.test_layout import views
 from tests.oracles import adversarial
 from tests.oracles.adversarial import CASES, DTYPES, MANTISSA_BITS
+from tests.oracles.processes import run_two
 
 WAIT = datetime.timedelta(minutes=1)
 EXAMPLES = 25 if INTERPRETED else 100
@@ -265,7 +265,7 @@ def _reduce(rank: int, folder: str) -> None:
 
 
 def test_all_reduce_of_two_processes(tmp_path):
-    multiprocessing.spawn(_reduce, (str(tmp_path),), nprocs=2)
+    run_two(_reduce, tmp_path)
     for rank in range(2):
         for state, m in zip(torch.load(tmp_path / str(rank)), (4, 2, 5), strict=True):
             assert torch.equal(state["counts"], sketch_of(X, m).counts)
