@@ -10,9 +10,7 @@ from torch import nn
 
 import sigscale as ss
 from sigscale.nn.recurrent import CACHE
-
-NAMES = ("RNN", "LSTM", "GRU")
-LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
+from tests.oracles.cells import HIDDEN, INPUT, NAMES, inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,10 +18,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def make(name, *args, of=ss.nn, **options):
     torch.manual_seed(0)
     return getattr(of, name)(*(args or (INPUT, HIDDEN, 2)), **options)
-
-
-def inputs():
-    return torch.randn(LENGTH, BATCH, INPUT, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", NAMES)
