@@ -149,7 +149,7 @@ def test_operations_of_the_backward_pass(learnable, counting):
 def test_alpha_that_varies(device):
     call = compiled(lambda x, alpha: ss.tanh(x, alpha))
     x = torch.linspace(-3, 3, 7, device=device, requires_grad=True)
-    for alpha in (1, 2, 3, 4, 5, 1.5, 2.5):
+    for alpha in (1, 2, 3, 1.5, 2.5):
         torch.testing.assert_close(gradients(lambda x, a=alpha: call(x, a), x)[0], ss.tanh(x.detach(), alpha))
     assert not counters["graph_break"]
 
@@ -163,7 +163,6 @@ def test_transforms_are_refused(device):
         return ss.tanh(x, grad_sketch=sketch)
 
     for call in (
-        torch.func.grad(lambda x: activation(x).sum()),
         torch.func.vmap(torch.func.grad(activation)),
         torch.func.hessian(lambda x: activation(x).sum()),
     ):
@@ -181,14 +180,16 @@ def test_transforms_are_refused(device):
     assert sketch.count == 0
 
 
-@pytest.mark.parametrize("call", [torch.func.grad, lambda f: torch.func.hessian(f)], ids=["grad", "hessian"])
-def test_transforms(call, device):
+def test_transforms(device):
     x = torch.linspace(-2, 2, 4, device=device, dtype=torch.float64)
 
     def total(x):
         return ss.tanh(x, 1.5).sum()
 
-    torch.testing.assert_close(compiled(call(total))(x), call(total)(x))
+    def both(x):
+        return torch.func.grad(total)(x), torch.func.hessian(total)(x)
+
+    torch.testing.assert_close(compiled(both)(x), both(x))
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])

@@ -1,4 +1,7 @@
-"""`sigscale.nn.RNN`, `LSTM` and `GRU` compute what their formulas say, and gradients of everything."""
+"""`sigscale.nn.RNN`, `LSTM` and `GRU` compute what their formulas say, and gradients of everything.
+
+Whatever replaces or recomputes weights is followed by the formulas on the weights that the module then has.
+"""
 
 import pytest
 import torch
@@ -8,9 +11,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import sigscale as ss
 from sigscale.nn.recurrent import pieces_of_buffer, rescaled
 from tests.oracles import cells
+from tests.oracles.cells import BATCH, HIDDEN, INPUT, LENGTH, NAMES, put_into_one_buffer
 
-NAMES = ("RNN", "LSTM", "GRU")
-LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
+
+def unchanged(module):
+    return module
 
 
 def seeded(name, *args, scale=2.0, **options):
@@ -25,12 +30,10 @@ def seeded(name, *args, scale=2.0, **options):
 
 
 def states_of(module, batch=BATCH):
-    count = module.num_layers * (1 + module.bidirectional)
-    sizes = {"LSTM": [module.proj_size or module.hidden_size, module.hidden_size]}
-    return tuple(
-        torch.randn(count, batch, size, dtype=torch.float64, device=module.weight_ih_l0.device)
-        for size in sizes.get(type(module).__name__, [module.hidden_size])
-    )
+    count, hidden = module.num_layers * (1 + module.bidirectional), module.hidden_size
+    sizes = (module.proj_size or hidden, hidden) if module.mode == "LSTM" else (hidden,)
+    device = module.weight_ih_l0.device
+    return tuple(torch.randn(count, batch, size, dtype=torch.float64, device=device) for size in sizes)
 
 
 def as_hx(states):
@@ -71,13 +74,14 @@ def assert_same(found, wanted, **tolerances):
 def test_against_the_cells(name, projection, layers, bidirectional, batch_first, bias, device):
     """Values, and the gradients of inputs, states, weights and alpha, in fp64."""
     options = {"num_layers": layers, "bidirectional": bidirectional, "batch_first": batch_first, "bias": bias}
-    for alpha, learnable, in_buffer, from_zero in (
-        (1.7, False, device == "cpu", False),
-        (0.6, True, False, True),
+    for alpha, learnable, replace, from_zero in (
+        (1.7, False, cells.in_one_buffer if device == "cpu" else unchanged, False),
+        (0.6, True, unchanged, True),
+        (1.7, False, cells.parametrized(cells.Affine), True),
     ):
-        module = seeded(name, alpha=alpha, learnable=learnable, device=device, **options, **projection)
-        if in_buffer:
-            put_into_one_buffer(module)
+        module = replace(
+            seeded(name, alpha=alpha, learnable=learnable, device=device, **options, **projection)
+        )
         x = torch.randn(LENGTH, BATCH, INPUT, dtype=torch.float64, device=device, requires_grad=True)
         states = tuple(state.requires_grad_() for state in states_of(module))
         given = tuple(map(torch.zeros_like, states)) if from_zero else states
@@ -126,10 +130,15 @@ def test_power_of_two_alpha_bits(name):
         assert set(ratios.unique().tolist()) <= {0.5, 1.0, 2.0}
 
 
-@pytest.mark.parametrize("name", NAMES)
+# As they are, and with weights that are computed or set anew.
+REPLACED = [*((name, unchanged) for name in NAMES)]
+REPLACED += [("RNN", cells.dropped), ("LSTM", cells.parametrized(cells.Affine)), ("GRU", cells.pruned)]
+
+
+@pytest.mark.parametrize(("name", "replace"), REPLACED)
 class TestShapes:
-    def test_packed(self, name, device):
-        module = seeded(name, INPUT, HIDDEN, 2, bidirectional=True, device=device)
+    def test_packed(self, name, replace, device):
+        module = replace(seeded(name, INPUT, HIDDEN, 2, bidirectional=True, device=device))
         x = torch.randn(LENGTH, 3, INPUT, dtype=torch.float64, device=device)
         lengths, states = [2, 5, 3], states_of(module)
         for given_states in (states, None):
@@ -140,32 +149,65 @@ class TestShapes:
             wanted = cells.run(module, x, given_states or zeros, 2.0, lengths)
             assert_same((pad_packed_sequence(output)[0], *final), (wanted[0], *wanted[1]))
 
-    def test_unbatched(self, name):
-        module = seeded(name, num_layers=2)
+    def test_unbatched(self, name, replace):
+        module = replace(seeded(name, num_layers=2))
         x, states = torch.randn(LENGTH, INPUT, dtype=torch.float64), states_of(module, 1)
         output, final = call(module, x, tuple(state[:, 0] for state in states))
         wanted = cells.run(module, x[:, None], states, 2.0)
         assert_same((output, *final), (wanted[0][:, 0], *(state[:, 0] for state in wanted[1])))
 
-    def test_dropout_between_layers(self, name):
-        module = seeded(name, num_layers=3, dropout=0.5)
+    def test_dropout_between_layers(self, name, replace):
+        module = replace(seeded(name, num_layers=3, dropout=0.5))
         x, states = torch.randn(LENGTH, BATCH, INPUT, dtype=torch.float64), states_of(module)
-        torch.manual_seed(1)
-        output, final = call(module, x, states)
-        torch.manual_seed(1)
-        wanted = cells.run(module, x, states, 2.0, dropout=lambda x: F.dropout(x, 0.5))
-        assert_same((output, *final), (wanted[0], *wanted[1]))
-        module.eval()
-        wanted = cells.run(module, x, states, 2.0)
-        assert_same(call(module, x, states)[0], wanted[0])
+        for training in (True, False):
+            module.train(training)
+            call(module, x, states)
+            torch.manual_seed(1)
+            output, final = call(module, x, states)
+            torch.manual_seed(1)
+            wanted = cells.run(module, x, states, 2.0, dropout=lambda x: F.dropout(x, 0.5, module.training))
+            assert_same((output, *final), (wanted[0], *wanted[1]))
 
-    def test_states_go_on_where_they_ended(self, name):
-        module = seeded(name, num_layers=2)
+    def test_states_go_on_where_they_ended(self, name, replace):
+        module = replace(seeded(name, num_layers=2))
         x = torch.randn(LENGTH, BATCH, INPUT, dtype=torch.float64)
         first, middle = call(module, x[:2])
         second, final = call(module, x[2:], middle)
         wanted = call(module, x)
         assert_same((torch.cat([first, second]), *final), (wanted[0], *wanted[1]))
+
+
+@pytest.mark.parametrize("replace", cells.REPLACEMENTS.values(), ids=cells.REPLACEMENTS)
+@pytest.mark.parametrize(
+    ("name", "learnable", "called_before"),
+    [("LSTM", False, True), ("GRU", False, False), ("RNN", True, True)],
+)
+def test_replaced_weights(name, replace, learnable, called_before):
+    """Values and gradients, again after a step of an optimizer, and without gradients."""
+    module, x = seeded(name, alpha=1.7, learnable=learnable, scale=1.0), cells.inputs(dtype=torch.float64)
+    states = tuple(map(torch.zeros_like, states_of(module)))
+    if called_before:
+        module(x)
+    module = replace(module)
+    x.requires_grad_()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    leaves = [x, *(parameters or [getattr(module, n) for n in module._flat_weights_names])]
+    for _ in range(2):
+        output, wanted = module(x)[0], cells.run(module, x, states, module.alpha)[0]
+        torch.testing.assert_close(output, wanted)
+        found, gradients = (
+            torch.autograd.grad(weighted(y, ()), leaves, allow_unused=True, retain_graph=True)
+            for y in (output, wanted)
+        )
+        torch.testing.assert_close(found, gradients)
+        if not parameters:
+            break
+        for p, g in zip(parameters, found[1:], strict=True):
+            p.grad = g
+        torch.optim.SGD(parameters, lr=0.1).step()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.testing.assert_close(module(x)[0], cells.run(module, x, states, module.alpha)[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -220,19 +262,6 @@ class TestGradients:
         torch.testing.assert_close(found.float(), module(x)[0], rtol=0, atol=0.05)
         found.float().sum().backward()
         assert all(p.grad.dtype is torch.float32 for p in module.parameters())
-
-
-def put_into_one_buffer(module, gap=3):
-    """Lay out the weights as flatten_parameters() does on a GPU: matrices first, zeros in the gaps."""
-    weights = module._flat_weights
-    order = sorted(range(len(weights)), key=lambda i: -weights[i].dim())
-    buffer = weights[0].new_zeros(sum(w.numel() for w in weights) + 2 * gap)
-    start = gap
-    for i in order:
-        view = buffer[start : start + weights[i].numel()].view(weights[i].shape)
-        weights[i].data = view.copy_(weights[i].data)
-        start += weights[i].numel()
-    return buffer
 
 
 class TestBuffer:

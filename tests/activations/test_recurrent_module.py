@@ -10,18 +10,12 @@ from torch import nn
 
 import sigscale as ss
 from sigscale.nn.recurrent import CACHE
-
-NAMES = ("RNN", "LSTM", "GRU")
-LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
+from tests.oracles.cells import HIDDEN, INPUT, NAMES, inputs
 
 
 def make(name, *args, of=ss.nn, **options):
     torch.manual_seed(0)
     return getattr(of, name)(*(args or (INPUT, HIDDEN, 2)), **options)
-
-
-def inputs():
-    return torch.randn(LENGTH, BATCH, INPUT, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", NAMES)

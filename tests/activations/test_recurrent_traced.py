@@ -7,13 +7,11 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.func import functional_call
-from torch.nn.utils import parametrize, prune
 
 import sigscale as ss
-from tests.activations.test_recurrent import put_into_one_buffer
+from tests.oracles import cells
+from tests.oracles.cells import BATCH, HIDDEN, INPUT, LENGTH, NAMES, inputs
 
-NAMES = ("RNN", "LSTM", "GRU")
-LENGTH, BATCH, INPUT, HIDDEN = 5, 3, 2, 4
 TRACES_VARS = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12),
     reason="torch 2.11 traces no vars() of a module, which have the rescaled weights",
@@ -26,11 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning"),
     pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning"),
 ]
-
-
-class Doubled(nn.Module):
-    def forward(self, weight):
-        return 2 * weight
 
 
 class Head(nn.Module):
@@ -50,17 +43,11 @@ class HeadWithStates(Head):
         return self.linear(self.recurrent(x, hx=(h, 2 * h) if self.recurrent.mode == "LSTM" else h)[0])
 
 
+AFFINE = cells.parametrized(cells.Affine, "weight_hh_l0")
+
+
 def plain(module):
     return module
-
-
-def parametrized(module):
-    parametrize.register_parametrization(module, "weight_hh_l0", Doubled())
-    return module
-
-
-def pruned(module):
-    return prune.l1_unstructured(module, "weight_hh_l0", 0.5)
 
 
 def hooked(module):
@@ -68,18 +55,9 @@ def hooked(module):
     return module
 
 
-def in_one_buffer(module):
-    put_into_one_buffer(module)
-    return module
-
-
 def make(name, of=ss.nn, **options):
     torch.manual_seed(0)
     return getattr(of, name)(INPUT, HIDDEN, 2, **options)
-
-
-def inputs(batch=BATCH):
-    return torch.randn(LENGTH, batch, INPUT, generator=torch.Generator().manual_seed(1))
 
 
 def outcome(call):
@@ -95,29 +73,27 @@ def same(found, wanted):
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize(
-    ("name", "prepare", "learnable"),
-    [
-        ("LSTM", plain, True),
-        ("LSTM", parametrized, False),
-        ("LSTM", in_one_buffer, False),
-        ("GRU", plain, False),
-        ("GRU", hooked, False),
-        ("RNN", in_one_buffer, True),
-        ("RNN", pruned, False),
-    ],
-)
-class TestGraphs:
-    @TRACES_VARS
-    @pytest.mark.works_with("torch.export", "recurrent")
-    def test_strict_export(self, name, prepare, learnable):
-        module, x = Head(prepare(make(name, alpha=1.7, learnable=learnable))), inputs()
-        batch = {1: torch.export.Dim("batch")}
-        exported = torch.export.export(module, (x,), dynamic_shapes=(batch,), strict=True).module()
-        for x in (inputs(), inputs(batch=2)):
-            same(exported(x), module(x))
-        module(x).sum().backward()
+PREPARED = [
+    *(("LSTM", plain, True), ("LSTM", AFFINE, False), ("GRU", hooked, False)),
+    *(("RNN", cells.in_one_buffer, True), ("LSTM", cells.in_one_buffer, False)),
+    *(("GRU", plain, False), ("RNN", cells.pruned, False)),
+]
 
+
+@TRACES_VARS
+@pytest.mark.parametrize(("name", "prepare", "learnable"), PREPARED[:4])
+@pytest.mark.works_with("torch.export", "recurrent")
+def test_strict_export(name, prepare, learnable):
+    module, x = Head(prepare(make(name, alpha=1.7, learnable=learnable))), inputs()
+    batch = {1: torch.export.Dim("batch")}
+    exported = torch.export.export(module, (x,), dynamic_shapes=(batch,), strict=True).module()
+    for x in (inputs(), inputs(LENGTH, 2, INPUT)):
+        same(exported(x), module(x))
+    module(x).sum().backward()
+
+
+@pytest.mark.parametrize(("name", "prepare", "learnable"), PREPARED)
+class TestGraphs:
     @pytest.mark.works_with("jit.trace", "recurrent")
     def test_jit_trace(self, name, prepare, learnable):
         """The first call is traced, before anything can be cached; the traced module has the parameters."""
@@ -132,7 +108,7 @@ class TestGraphs:
         torch.jit.save(traced, buffer)
         buffer.seek(0)
         for each in (traced, torch.jit.load(buffer)):
-            same(each(inputs(batch=2)), module(inputs(batch=2)))
+            same(each(inputs(LENGTH, 2, INPUT)), module(inputs(LENGTH, 2, INPUT)))
 
     @pytest.mark.works_with("fx", "recurrent")
     def test_fx(self, name, prepare, learnable):
@@ -164,9 +140,9 @@ class TestGraphs:
     ("name", "prepare", "learnable"),
     [
         ("LSTM", plain, True),
-        ("LSTM", parametrized, False),
+        ("LSTM", AFFINE, False),
         ("GRU", plain, False),
-        ("RNN", parametrized, True),
+        ("RNN", AFFINE, True),
     ],
 )
 class TestCompiled:
@@ -192,8 +168,9 @@ class TestCompiled:
             same(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=TRACES_VARS)])
+@pytest.mark.parametrize(
+    ("name", "strict"), [pytest.param("LSTM", True, marks=TRACES_VARS), *((name, False) for name in NAMES)]
+)
 def test_export_with_states(name, strict):
     module, x, h = HeadWithStates(make(name, alpha=1.7)), inputs(), torch.randn(2, BATCH, HIDDEN)
     same(torch.export.export(module, (x, h), strict=strict).module()(x, h), module(x, h))
@@ -243,7 +220,7 @@ class TestAsTheTwin:
     def test_warnings_of_a_trace(self, name):
         places = []
         for module in self.modules(name)[:2]:
-            put_into_one_buffer(module)
+            cells.put_into_one_buffer(module)
             with warnings.catch_warnings(record=True) as caught:
                 torch.jit.trace(module, (inputs(),))
             places.append({(w.category, w.filename, w.lineno) for w in caught})

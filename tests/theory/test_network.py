@@ -71,29 +71,6 @@ def test_against_autograd(name, naive, device):
             assert torch.equal(theory.partial(theta, x, k, d=d, r=r, **options), found[..., k - 1])
 
 
-def test_formula_of_section_2_1():
-    """d f^(k-1) (1 - (f^l)^2) ... (1 - (f^k)^2) prod theta^i with f^0 = x; the sign is that of -d."""
-    theta, x, d, _ = draws(1000, 4)
-    f = [x]
-    for weight in theta.unbind(-1):
-        f.append(torch.tanh(weight * f[-1]))
-    for k in range(1, 5):
-        expected = -d * f[k - 1]
-        for i in range(k, 5):
-            expected = expected * (1 - f[i] ** 2) * (theta[:, i - 1] if i > k else 1)
-        torch.testing.assert_close(theory.partial(theta, x, k, d=d), expected, rtol=1e-9, atol=1e-12)
-
-
-def test_formula_of_section_2_3():
-    """d alpha f^(k-1) (1 - (f^l)^2) ... (1 - (f^k)^2) prod theta^i with f^0 = x / alpha."""
-    theta, x, _, _ = draws(1000, 4)
-    f = [x / 2]
-    for weight in theta.unbind(-1):
-        f.append(torch.tanh(weight * f[-1]))
-    expected = 2 * f[1] * (1 - f[2] ** 2) * (1 - f[3] ** 2) * (1 - f[4] ** 2) * theta[:, 2] * theta[:, 3]
-    torch.testing.assert_close(theory.partial(theta, x, 2, 2.0), expected, rtol=1e-9, atol=1e-12)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_identity(name):
     z = torch.linspace(-50, 50, 101, dtype=torch.float64)
@@ -184,20 +161,14 @@ class TestExact:
             with mpmath.workdps(40):
                 assert close(found, 10 * mpmath.sech(mpmath.mpf(10 * weight)) ** 2, 19)
 
-    def test_loss(self):
+    def test_loss_and_zeros(self):
+        before = mpmath.mp.prec
         theta, x = [0.5, -1.5], 0.7
         found = theory.exact.gradient(theta, x, 2, d=0.3, r=0.1)
-        assert [float(each) for each in found] == pytest.approx(
-            theory.gradient(theta, x, 2.0, d=0.3, r=0.1).tolist(), rel=1e-14
-        )
-
-    def test_zeros(self):
+        expected = theory.gradient(theta, x, 2.0, d=0.3, r=0.1).tolist()
+        assert [float(each) for each in found] == pytest.approx(expected, rel=1e-14)
         assert theory.exact.gradient([2, 0], 1)[0] == 0
         assert theory.exact.gradient([2, 3], 0)[0] == 0
-
-    def test_global_precision_unchanged(self):
-        before = mpmath.mp.prec
-        theory.exact.gradient([1, 2], 1, digits=200)
         assert mpmath.mp.prec == before
 
     def test_without_mpmath(self, monkeypatch):
@@ -246,11 +217,7 @@ def close(found, expected, digits):
         (([[1.0], [1.0, 2.0]], 1.0), TypeError, "rectangle"),
         (([1.0], 1.0, 0.0), ValueError, "alpha must be a real number, finite and > 0; got 0.0"),
         (([1.0], 1.0, math.inf), ValueError, "alpha must be a real number, finite and > 0; got inf"),
-        (
-            ([1.0], 1.0, Fraction(10**400)),
-            ValueError,
-            "alpha must be a real number, finite and > 0; got Fraction",
-        ),
+        (([1.0], 1.0, Fraction(10**400)), ValueError, "alpha must be .*, finite and > 0; got Fraction"),
         (([1.0], 1.0, "2"), TypeError, "alpha must be a real number, finite and > 0; got '2' of type str"),
         (([1.0], 1.0, True), TypeError, "got True of type bool"),
         (([1.0], 1.0, 1.0, "tahn"), ValueError, "unknown function 'tahn': choose one of tanh"),
