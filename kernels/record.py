@@ -157,7 +157,7 @@ def finish_plainly(records: Records, factors: Tensor, layout: Layout, wanted: Wa
             torch.sum(counts[layout.members(total)], 0, out=counts[total])
         factors = factors[there]
         q, thresholds, m, magnitude, _ = wanted
-        table = summary.summarize_plainly(counts, factors, q, thresholds, m, magnitude=magnitude)
+        table = summary.summarize(counts, factors, q, thresholds, m, magnitude=magnitude)
         records.ring[slot, there] = table
         records.scale[there] = factors
         records.last[there] = counts

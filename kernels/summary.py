@@ -1,7 +1,7 @@
 """Reading sketches: counts -> quantiles, intervals that surely hold them, shares, histograms.
 
-    summarize_kernel    one row of counts -> one row of statistics; all quantiles are looked up at once, first
-                        among the sums of segments of the row, then among the bins of one
+    summarize_row    one row of counts -> one row of statistics, in a program of `record`; all quantiles are
+                     looked up at once, first among the sums of segments of the row, then among one's bins
 
 and the same in plain tensor operations on the counts' device, for any number of sketches; nothing waits for
 the host. The rank of a quantile q of n values is h = q (n - 1), in float64, as in `numpy.quantile`; between
@@ -17,13 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import device, launcher
 from ._triton import tl, triton
 from .counters import append_digit
 from .device import made_once, to_device, upload
 from .math import constant
 from .reference_sketch import edges, zero_bin
-from .sketch import constexpr_bin_count, constexpr_zero_bin
+from .sketch import constexpr_zero_bin
 
 STATISTICS = ("count", "zeros", "infs", "nans", "mean")  # lead a summary's row; quantiles and shares follow
 LEADING = constant(len(STATISTICS))
@@ -134,18 +133,10 @@ def summarize_row(
         tl.store(out_ptr + LEADING + K + t, tl.sum(fewer).to(tl.float64) / number)
 
 
-@triton.jit
-def summarize_kernel(
-    out_ptr, scale_ptr, q_ptr, thresholds_ptr, lower_ptr, upper_ptr, counts_ptr,
-    M: tl.constexpr, MAGNITUDE: tl.constexpr, K: tl.constexpr, T: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    out_ptr += row * (LEADING + K + T)
-    counts_ptr += row * constexpr_bin_count(M)
-    summarize_row(
-        out_ptr, counts_ptr, tl.load(scale_ptr + row),
-        q_ptr, thresholds_ptr, lower_ptr, upper_ptr, M, MAGNITUDE, K, T, WIDTH,
-    )  # fmt: skip
+def extent(lower: Tensor) -> tuple[int, int]:
+    """The number of bins, rounded up to a power of two, and how many warps take them."""
+    width = 1 << (lower.numel() - 1).bit_length()
+    return width, min(width // 256, 8)
 
 
 def summarize(
@@ -154,35 +145,8 @@ def summarize(
     """Summaries of sketches with counts (rows, bins) of values times scale (rows,).
 
     A row of the result, (rows, len(STATISTICS) + k + t) in float64, holds STATISTICS, the k quantiles q and
-    the shares of values in bins whose magnitudes begin below the t thresholds.
+    the shares of values in bins whose magnitudes begin below the t thresholds, as by `summarize_row`.
     """
-    if not device.takes_kernel(counts):
-        return summarize_plainly(counts, scale, q, thresholds, m, magnitude=magnitude)
-    lower, upper = edges_on(counts.device, m, magnitude=magnitude)
-    k, t = q.numel(), thresholds.numel()
-    width, warps = extent(lower)
-    out = torch.empty(len(counts), len(STATISTICS) + k + t, dtype=torch.float64, device=counts.device)
-    launcher.launch(
-        summarize_kernel,
-        ("summarize", m, magnitude, k, t),
-        len(counts),
-        (out, scale, q, thresholds, lower, upper, counts),
-        *(m, magnitude, k, t, width),
-        num_warps=warps,
-    )
-    return out
-
-
-def extent(lower: Tensor) -> tuple[int, int]:
-    """The number of bins, rounded up to a power of two, and how many warps take them."""
-    width = 1 << (lower.numel() - 1).bit_length()
-    return width, min(width // 256, 8)
-
-
-def summarize_plainly(
-    counts: Tensor, scale: Tensor, q: Tensor, thresholds: Tensor, m: int, *, magnitude: bool
-) -> Tensor:
-    """The kernel's twin in plain PyTorch, on any device."""
     values = distribution(counts, m, magnitude=magnitude)
     magnitudes = values if magnitude else distribution(counts, m, magnitude=True)
     scale = scale.unsqueeze(-1)

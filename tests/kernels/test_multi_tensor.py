@@ -10,6 +10,7 @@ from sigscale.kernels import multi_tensor, sketch, summary
 from sigscale.kernels.reference_sketch import bin_count
 from tests.oracles import adversarial
 from tests.oracles.adversarial import CASES, DTYPES
+from tests.oracles.summarized import summarized
 
 pytestmark = pytest.mark.interpreter
 
@@ -64,10 +65,10 @@ def test_summaries(m, magnitude, device):
     scale = torch.ones(len(tensors), dtype=torch.float64, device=device)
     scale[::2] = 2.0**16
     q, thresholds = (torch.tensor(t, dtype=torch.float64, device=device) for t in (GRID, THRESHOLDS))
-    result = summary.summarize(counts, scale, q, thresholds, m, magnitude=magnitude)
+    result = summarized(counts, scale, q, thresholds, m, magnitude=magnitude)
     on_cpu = [t.cpu() for t in (counts, scale, q, thresholds)]
-    twin = summary.summarize_plainly(*on_cpu, m, magnitude=magnitude)
-    sizes = summary.summarize_plainly(*on_cpu, m, magnitude=True)[:, 4]  # of the terms of the mean
+    twin = summary.summarize(*on_cpu, m, magnitude=magnitude)
+    sizes = summary.summarize(*on_cpu, m, magnitude=True)[:, 4]  # of the terms of the mean
     (counted, mean, searched, shares), (twin_counted, twin_mean, twin_searched, twin_shares) = (
         table.cpu().split((4, 1, len(GRID), len(THRESHOLDS)), 1) for table in (result, twin)
     )
@@ -87,7 +88,7 @@ def test_a_summary_is_true(device):
     sketch.count(counts[0], x, 3)
     numbers = [torch.tensor(t, dtype=torch.float64, device=device) for t in ([8.0], [0.0, 1.0], [0.25, 1.0])]
     for magnitude, least in ((True, 0.0), (False, -1.125 / 8)):
-        (row,) = summary.summarize(counts, *numbers, 3, magnitude=magnitude).tolist()
+        (row,) = summarized(counts, *numbers, 3, magnitude=magnitude).tolist()
         assert row[:5] == [6.0, 1.0, 1.0, 1.0, torch.inf]
         assert least <= row[5] <= least + 0.125 / 8
         assert row[6] == torch.inf
@@ -101,7 +102,7 @@ def test_means_beyond_fp32_have_no_preferred_sign(device):
     for row, part in zip(counts, (x, x[::2], x[1::2]), strict=True):
         sketch.count(row, part, 3)
     ones, none = torch.ones(3, dtype=torch.float64, device=device), counts.new_zeros(0, dtype=torch.float64)
-    both, above, below = summary.summarize(counts, ones, none, none, 3, magnitude=False)[:, 4].tolist()
+    both, above, below = summarized(counts, ones, none, none, 3, magnitude=False)[:, 4].tolist()
     assert both == 0
     assert above == -below == (2 * 2.0**128 + 3.125) / 3
 

@@ -9,12 +9,11 @@ import torch
 
 triton = pytest.importorskip("triton")
 from sigscale import FUNCTIONS
-from sigscale.kernels import counters, device, select, summary
+from sigscale.kernels import counters, device, select
 from sigscale.kernels._triton import INTERPRETED
 from sigscale.kernels.activation import backward_sketch_kernel
 from sigscale.kernels.select import digit_kernel, mark_kernel, multi_select_kernel, narrow_kernel
 from sigscale.kernels.sketch import multi_sketch_kernel, sketch_kernel
-from sigscale.kernels.summary import summarize_kernel
 from tests.oracles import sass
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
@@ -161,22 +160,6 @@ def test_compiles(kernel, constants, dtype, target):
     assert binary.kernel[:4] == b"\x7fELF"
 
 
-def summary_binary(m, magnitude, target):
-    width, warps = summary.extent(summary.edges(m, magnitude=magnitude)[0])
-    pointers = {name: "*fp64" for name in summarize_kernel.arg_names if name.endswith("_ptr")}
-    constants = {"M": m, "MAGNITUDE": magnitude, "K": 5, "T": 1, "WIDTH": width}
-    return sass.compiled(summarize_kernel, target, warps, pointers | {"counts_ptr": "*i64"}, constants)
-
-
-@pytest.mark.parametrize(("m", "magnitude"), [(2, False), (3, True), (5, True), (5, False)])
-def test_summary_on_hopper(m, magnitude):
-    program = sass.disassemble(summary_binary(m, magnitude, "sm_90").asm["cubin"])
-    opcodes = [opcode for _, opcode, _ in program.values()]
-    print(f"summary, m={m}, magnitude={magnitude}: {len(opcodes)} instructions")
-    assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
-    assert len(opcodes) <= 2700  # five quantiles by a search of their own each took 5600
-
-
 @pytest.mark.parametrize(("tiles", "programs"), [(1, (48, 528)), (4, (12, 512))])
 def test_programs_of_small_tensors(tiles, programs, monkeypatch):
     """The paper's shape, and 2^22 elements, in fp32 on an H100."""
@@ -208,4 +191,3 @@ def test_small_kernels(target, dtype):
             opcodes = [opcode for _, opcode, _ in sass.disassemble(binary.asm["cubin"]).values()]
             assert not [op for op in opcodes if op.startswith(("LDL", "STL"))], "local memory"
     assert many_binary(dtype, target)[0].kernel
-    assert summary_binary(3, True, target).kernel
