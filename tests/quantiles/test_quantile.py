@@ -157,6 +157,21 @@ def test_beyond_32_bits():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_tensors(dtype):
+    """Gathered where values spread; read again where too many are alike."""
+    x = torch.randn(1 << 23, dtype=dtype, device="cuda")
+    q = torch.tensor([0.05, 0.5, 0.95], device="cuda")
+    ranks = (q.double() * (x.numel() - 1)).long()
+    for values, gathers in ((x, True), (x.sort().values, True), (x.relu(), False), (x.sign(), False)):
+        selection = Selection(values, q)
+        assert torch.equal(selection.order_statistics(ranks), values.sort().values[ranks])
+        marks, lengths, _ = selection._gathered
+        assert bool(marks.any()) == gathers
+        assert lengths[-1] == 0
+
+
+@pytest.mark.gpu
 def test_capture_in_a_graph():
     x = torch.randn(100_000, device="cuda")
     small = [torch.randn(n, device="cuda") for n in (1, 10, 1000)]
