@@ -101,7 +101,7 @@ CALLS = {
         {bench} bench/test_backward.py --exponents 22,26,28 --seconds 0.1
     launch 10 s: the host's time is at or under eager's at 98,304 elements
         {bench} bench/test_launch.py
-    quantiles 60 s: exact quantiles cost the same for all values
+    quantiles 60 s: what exact quantiles cost by size and values, alike or not
         {bench} bench/test_quantiles.py --exponents 16,22,26
     table4 75 s: both remedies add at most 0.5 % to a captured step
         {bench} bench/table4 --modes eager,graph --seconds 1.5
