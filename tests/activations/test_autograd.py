@@ -35,6 +35,7 @@ def test_gradients_of_first_and_second_order(name, save, alpha, device):
 @functions
 @saves
 @pytest.mark.interpreter(name=["tanh"])
+@pytest.mark.works_with("double backward", "activation")
 def test_third_derivative(name, save, device):
     """By repeated differentiation, against differentiation of the plain composition."""
     function = ss.FUNCTIONS[name]
