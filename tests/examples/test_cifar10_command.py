@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -328,11 +326,3 @@ def test_figures_asked_for():
     assert chosen() == [FIGURES["3"]]
     assert chosen("--figure", "2,1") == [FIGURES["1"], FIGURES["2"]]
     assert chosen("--figure", "all", "--also") == [*FIGURES.values(), *ALSO.values()]
-
-
-def test_module_has_help():
-    found = subprocess.run(
-        [sys.executable, "-m", "examples.cifar10", "--help"], capture_output=True, text=True
-    )
-    assert found.returncode == 0
-    assert "at most 3 minutes" in " ".join(found.stdout.split())

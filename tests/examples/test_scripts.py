@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -82,11 +83,15 @@ def test_theory(tmp_path, capsys):
     pictured(folder, "theory")
 
 
-def test_help():
-    found = subprocess.run(
-        [sys.executable, "-m", "examples.theory", "--help"], capture_output=True, text=True
-    )
-    assert "usage: python -m examples.theory" in found.stdout, found.stderr
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("examples.theory", "usage: python -m examples.theory"), ("examples.cifar10", "at most 3 minutes")],
+)
+def test_help(module, words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

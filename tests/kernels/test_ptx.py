@@ -47,8 +47,8 @@ def expected_counts(x, m):
 )
 def test_sketch(dtype, m, ran):
     cases = [*CHOSEN, "beyond fp32", "rounding up"] if dtype is torch.float64 else CHOSEN
-    for x in (CASES[case](dtype) for case in cases):
-        x = torch.cat([x, x.flip(0)]).repeat(3)
+    whole = torch.cat([CASES[case](dtype) for case in cases])
+    for x in (torch.cat([whole, whole.flip(0)]), CASES["one element"](dtype), CASES["constant"](dtype)):
         assert torch.equal(ss.QuantileSketch(m).update(x).counts, expected_counts(x, m))
     assert set(ran) == {"sketch_kernel"}
 
@@ -183,7 +183,7 @@ def test_quantiles_of_many(q, dtype, ran):
     """In one launch for each dtype, alignment and 15 quantiles, and nothing else that a device would do."""
     tensors = [CASES[case](dtype) for case in ("nans", "infinities", "signed zeros", "distinct", "constant")]
     tensors = [torch.cat([x] * 3)[:n] for x, n in zip(tensors, (999, 5000, 2048, 700, 1), strict=True)]
-    for interpolation in ("linear", "midpoint", "nearest") if len(q) == 3 else ["linear"]:
+    for interpolation in ("linear", "midpoint", "nearest") if dtype is torch.float32 else ["linear"]:
         ran.clear()
         results = ss.foreach_quantile([*tensors, tensors[3][3:]], q, interpolation=interpolation)
         assert ran == ["multi_select_kernel"] * 2 * -(-len(q) // 15)
@@ -210,7 +210,7 @@ def test_many_tensors(ran):
     for row, tensor in zip(rows, tensors, strict=True):
         reference_sketch.count(expected[row], launcher.dense(tensor), 3)
     assert torch.equal(counts, expected)
-    small = [tensor for tensor in tensors if 0 < tensor.numel() <= 20_000]
+    small = [tensor for tensor in (*tensors[::5], *tensors[-3:]) if 0 < tensor.numel() <= 20_000]
     for result, tensor in zip(ss.foreach_quantile(small, 0.3), small, strict=True):
         wide = tensor.float() if tensor.dtype.itemsize == 2 else tensor
         expected = torch.quantile(wide, 0.3).to(tensor.dtype)

@@ -15,9 +15,10 @@ from examples.cifar10 import __main__ as command
 from examples.cifar10 import data, figures
 from examples.cifar10.data import Cifar10
 from tests.oracles.cifar10 import split
-from tests.oracles.processes import FORKS
+from tests.oracles.processes import FORKS, SHARED
 
 OPTIONS = ["--epochs", "3", "--batch", "8", "--device", "cpu", "--figure", "2", "--seeds", "3"]
+FORKS.set_forkserver_preload([*SHARED, __name__])
 
 
 class Process:

@@ -9,18 +9,9 @@ from pathlib import Path
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "hypothesis",
-        "pandas",
-        "pytest",
-        "sigscale",
-        "torch._dynamo",
-        "torch.distributed.fsdp",
-        "torch.distributed.tensor.parallel",
-        "tests.oracles.cifar10_processes",
-    ]
-)
+SHARED = ("hypothesis", "pandas", "pytest", "sigscale", "torch._dynamo", "torch.distributed.fsdp")
+SHARED += ("torch.distributed.tensor.parallel",)
+FORKS.set_forkserver_preload([*SHARED])
 
 
 def run_two(function: Callable[[int, str], None], folder: Path) -> None:

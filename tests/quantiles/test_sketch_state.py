@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import datetime
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from sigscale.kernels._triton import INTERPRETED
 from tests.activations.test_layout import views
 from tests.oracles import adversarial
 from tests.oracles.adversarial import CASES, DTYPES, MANTISSA_BITS
-from tests.oracles.processes import run_two
+from tests.oracles.processes import FORKS, run_two
 
 WAIT = datetime.timedelta(minutes=1)
 EXAMPLES = 25 if INTERPRETED else 100
@@ -234,21 +232,23 @@ def test_grad_and_inference_modes(device):
     assert same(sketch, sketch_of(X.repeat(3)))
 
 
-FIRST_USE = """
-import torch, sigscale as ss
-x = torch.tensor([1.0, -2.0, 0.0])
-with torch.device("meta"):
-    first = ss.QuantileSketch().update(x)
-    assert first.bounds(0.75)[1].item() == 1.125
-second = ss.QuantileSketch().update(x)
-for sketch in (first, second):
-    assert sketch.quantile(0.5).item() == 0 and sketch.below(1.5).item() == 2 / 3, sketch
-"""
+def _first_use():
+    x = torch.tensor([1.0, -2.0, 0.0])
+    with torch.device("meta"):
+        first = ss.QuantileSketch().update(x)
+        assert first.bounds(0.75)[1].item() == 1.125
+    second = ss.QuantileSketch().update(x)
+    for sketch in (first, second):
+        assert sketch.quantile(0.5).item() == 0
+        assert sketch.below(1.5).item() == 2 / 3
 
 
 def test_default_device():
-    """Also not where it is set while constants are made that are kept."""
-    subprocess.run([sys.executable, "-c", FIRST_USE], check=True)
+    """Also not where it is set while constants are made that are kept: in a process that has made none."""
+    process = FORKS.Process(target=_first_use)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def _reduce(rank: int, folder: str) -> None:
