@@ -1,10 +1,14 @@
-"""The public surface: names, documentation, and what bad input is told."""
+"""The public surface: names, documentation and pages, a function of one's own, and what bad input is told."""
 
 from __future__ import annotations
 
 import doctest
 import fractions
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import mpmath
@@ -13,8 +17,12 @@ import pytest
 import torch
 
 import sigscale as ss
+from tests.oracles.toy import ALGEBRAIC
+from tests.oracles.works_with import BEGIN, END, GUIDE, claims, marked, rendered
 
 X = torch.ones(3)
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 
 
 @pytest.mark.parametrize(
@@ -26,28 +34,26 @@ def test_any_real_number_is_an_alpha(alpha):
     assert ss.nn.Tanh(alpha).alpha == 2.0
 
 
+VALUES = [
+    0.0,
+    -0.0,
+    -1.5,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    1e30,
+    1e-30,
+    fractions.Fraction(10**400),
+]
+TYPES = ["2", True, None, 1 + 2j, [2.0]]
+
+
 @pytest.mark.parametrize(
-    ("alpha", "error", "received"),
-    [
-        (0.0, ValueError, "0.0"),
-        (-0.0, ValueError, "-0.0"),
-        (-1.5, ValueError, "-1.5"),
-        (float("nan"), ValueError, "nan"),
-        (float("inf"), ValueError, "inf"),
-        (-float("inf"), ValueError, "-inf"),
-        (1e30, ValueError, r"1e\+30"),
-        (fractions.Fraction(10**400), ValueError, "Fraction"),
-        (1e-30, ValueError, "1e-30"),
-        ("2", TypeError, "'2' of type str"),
-        (True, TypeError, "True of type bool"),
-        (None, TypeError, "None of type NoneType"),
-        (1 + 2j, TypeError, "complex"),
-        ([2.0], TypeError, "list"),
-    ],
+    ("alpha", "error"), [*((v, ValueError) for v in VALUES), *((v, TypeError) for v in TYPES)], ids=str
 )
-def test_bad_alpha(alpha, error, received):
+def test_bad_alpha(alpha, error):
     for call in (lambda: ss.tanh(X, alpha), lambda: ss.nn.Sigmoid(alpha)):
-        with pytest.raises(error, match=f"alpha must .*got .*{received}.*: .+"):
+        with pytest.raises(error, match=f"alpha must .*got .*{re.escape(repr(alpha))}.*: .+"):
             call()
 
 
@@ -181,3 +187,89 @@ def test_facts(name):
 def test_repr_shows_what_was_chosen():
     assert repr(ss.nn.Softsign(0.5, save="input")) == "Softsign(alpha=0.5, save='input')"
     assert repr(ss.nn.Tanh()) == "Tanh(alpha=2.0)"
+
+
+OF_ANY_FUNCTION = ("activations", "quantiles/test_grad_sketch.py", "theory", "test_api.py")
+
+
+@pytest.fixture
+def toy():
+    if "algebraic" in ss.FUNCTIONS:  # by the plugin
+        yield ss.FUNCTIONS["algebraic"]
+        return
+    yield ss.FUNCTIONS.register(ALGEBRAIC)
+    ss.FUNCTIONS.unregister("algebraic")
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("toy")
+def test_end_to_end(device):
+    layer = ss.nn.Algebraic(alpha=1.7)
+    assert repr(layer) == "Algebraic(alpha=1.7)"
+    assert "u / sqrt(1 + u^2)" in ss.algebraic.__doc__
+    for save in ("input", "output"):
+        x = torch.linspace(-3, 3, 11, dtype=torch.float64, device=device).requires_grad_()
+        y = ss.algebraic(x, 1.7, save=save)
+        torch.testing.assert_close(y, x / torch.sqrt(1 + (x / 1.7) ** 2))
+        assert torch.autograd.gradcheck(lambda x, save=save: ss.algebraic(x, 1.7, save=save), x)
+        assert torch.autograd.gradgradcheck(lambda x, save=save: ss.algebraic(x, 1.7, save=save), x)
+    x = torch.randn(1000, device=device)
+    torch.testing.assert_close(layer(x), x / torch.sqrt(1 + (x / 1.7) ** 2))
+
+
+@pytest.mark.long
+def test_suite_on_registered_function():
+    """Registered before collection, it goes through every test that is parametrized by the registry.
+
+    Through the interpreter, `tests/kernels/test_interpreter.py` does that.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.oracles.toy"]
+    command += ["-m", "not gpu", "-k", "algebraic", *(TESTS / suite for suite in OF_ANY_FUNCTION)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert int(run.stdout.split(" passed")[0].split()[-1]) >= 30, run.stdout
+
+
+def test_registering(toy):
+    with pytest.raises(ValueError, match=r"cannot register 'algebraic'.*not yet taken"):
+        ss.FUNCTIONS.register(toy)
+    ss.FUNCTIONS.unregister("algebraic")
+    assert not hasattr(ss, "algebraic")
+    assert not hasattr(ss.nn, "Algebraic")
+    ss.FUNCTIONS.register(toy)
+
+
+PAGES = ("README.md", "examples/README.md")
+MANY = ("README.md", "examples/README.md", "examples/cifar10/README.md", "bench/README.md", "bench/NOTES.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_snippets_run(page, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    assert blocks
+    exec(compile("\n".join(blocks), page, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", MANY)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        if not target.startswith("http"):
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_readme_fits_one_page():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 160
+
+
+def test_table_is_that_of_the_tests():
+    table = GUIDE.read_text("utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert table.strip() == rendered(marked()), "run pytest -m works_with --works-with"
+
+
+def test_unknown_cells():
+    with pytest.raises(ValueError, match=r"got 'FSDP3', 'monitor'"):
+        [*claims("FSDP3", "monitor")]

@@ -131,22 +131,6 @@ def test_checkpointing_and_hooks(device):
 
 
 @functions
-@pytest.mark.interpreter(name=["tanh"])
-@pytest.mark.works_with("func.grad, jvp, hessian", "activation")
-def test_tracing_and_transforms_see_plain_operations(name, device):
-    activation = getattr(ss, name)
-    x = torch.randn(3, 5, device=device)
-    torch.testing.assert_close(torch.func.vmap(activation)(x), activation(x))
-    gradient = torch.func.grad(lambda x: activation(x).sum())(x)
-    leaf = x.clone().requires_grad_()
-    activation(leaf).sum().backward()
-    torch.testing.assert_close(gradient, leaf.grad)
-    assert activation(x.to("meta")).shape == x.shape
-    with FakeTensorMode() as mode:
-        assert activation(mode.from_tensor(x)).shape == x.shape
-
-
-@functions
 def test_modules(name, device):
     layer = getattr(ss.nn, ss.nn.class_name(name))(alpha=1.5)
     x = torch.randn(4, device=device)
@@ -214,8 +198,9 @@ def test_tracers_see_plain_operations(device):
     torch.testing.assert_close(graph(x), ss.tanh(x).relu())
     made = torch.fx.experimental.proxy_tensor.make_fx(lambda x: ss.tanh(x))(x)
     torch.testing.assert_close(made(x), ss.tanh(x))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        ss.tanh(x, 1.2345)
+    assert ss.tanh(x.to("meta")).shape == x.shape
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert ss.tanh(mode.from_tensor(x), 1.2345).shape == ss.tanh(x, 1.2345).shape == x.shape
     assert type(ss.tanh(x, 1.2345)) is torch.Tensor
 
 
@@ -269,34 +254,43 @@ def test_selective_checkpointing(name, learned, policy, device):
 
 
 @functions
-@pytest.mark.parametrize("shape", [(), (3,)], ids=["layer", "channel"])
-@pytest.mark.works_with("func.grad, jvp, hessian", "learned alpha")
+@pytest.mark.parametrize("shape", [None, (), (3,)], ids=["fixed", "layer", "channel"])
+@pytest.mark.interpreter(name=["tanh"])
+@pytest.mark.works_with("func.grad, jvp, hessian", "activation", "learned alpha")
 @pytest.mark.works_with("forward AD", "learned alpha")
 @pytest.mark.works_with("double backward", "learned alpha")
-def test_transforms_with_a_learned_alpha(name, shape, device):
-    """linearize, jvp, hessian, functionalize and make_fx against reverse mode."""
+def test_transforms(name, shape, device):
+    """vmap, grad, linearize, jvp, hessian, functionalize and make_fx against reverse mode."""
     x = torch.linspace(-2, 2, 12, dtype=torch.float64, device=device).reshape(4, 3)
-    alpha = torch.full(shape, 1.3, dtype=torch.float64, device=device)
-    tangents = torch.ones_like(x), torch.ones_like(alpha)
+    alpha = [] if shape is None else [torch.full(shape, 1.3, dtype=torch.float64, device=device)]
+    inputs, tangents = (x, *alpha), tuple(torch.ones_like(each) for each in (x, *alpha))
 
-    def activation(x, alpha):
-        return getattr(ss, name)(x, alpha)
+    def activation(x, *alpha):
+        return getattr(ss, name)(x, *(alpha or (1.3,)))
 
-    y, want = torch.autograd.functional.jvp(activation, (x, alpha), tangents)
-    linear_y, linear = torch.func.linearize(activation, x, alpha)
+    def total(*inputs):
+        return activation(*inputs).sum()
+
+    def of_last(last):
+        return total(*inputs[:-1], last)
+
+    y, want = torch.autograd.functional.jvp(activation, inputs, tangents)
+    linear_y, linear = torch.func.linearize(activation, *inputs)
     torch.testing.assert_close(linear_y, y)
     torch.testing.assert_close(linear(*tangents), want)
-    torch.testing.assert_close(torch.func.jvp(activation, (x, alpha), tangents)[1], want)
-    torch.testing.assert_close(torch.func.functionalize(activation)(x, alpha), y)
-    traced = torch.fx.experimental.proxy_tensor.make_fx(activation)(x, alpha)
-    torch.testing.assert_close(traced(x, alpha), y)
+    torch.testing.assert_close(torch.func.jvp(activation, inputs, tangents)[1], want)
+    torch.testing.assert_close(torch.func.functionalize(activation)(*inputs), y)
+    torch.testing.assert_close(
+        torch.func.vmap(activation, (0, *[None] * len(alpha)))(x[:, None], *alpha)[:, 0], y
+    )
+    traced = torch.fx.experimental.proxy_tensor.make_fx(activation)(*inputs)
+    torch.testing.assert_close(traced(*inputs), y)
     assert not [node for node in traced.graph.nodes if str(node.target).endswith("_.default")]
-
-    def total(alpha):
-        return activation(x, alpha).sum()
-
-    hessian = torch.func.hessian(total)(alpha)
-    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(total, alpha))
+    gradients = torch.func.grad(total, tuple(range(len(inputs))))(*inputs)
+    leaves = [each.clone().requires_grad_() for each in inputs]
+    torch.testing.assert_close(gradients, torch.autograd.grad(total(*leaves), leaves))
+    hessian = torch.func.hessian(of_last)(inputs[-1])
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(of_last, inputs[-1]))
 
 
 @functions

@@ -231,19 +231,6 @@ def test_empty(device):
         assert torch.equal(alpha.grad, torch.zeros_like(alpha))
 
 
-@pytest.mark.interpreter
-def test_transforms_see_the_composition():
-    x, alpha = torch.randn(4, 3), torch.rand(3) + 1
-    plain = alpha * torch.tanh(x / alpha)
-    torch.testing.assert_close(torch.func.vmap(ss.tanh, (0, None))(x[:, None], alpha)[:, 0], plain)
-    jacobian = torch.func.jacrev(lambda a: ss.tanh(x, a).sum())(alpha)
-    torch.testing.assert_close(
-        jacobian, (torch.tanh(x / alpha) - x / alpha * torch.cosh(x / alpha) ** -2).sum(0)
-    )
-    _, tangent = torch.func.jvp(lambda a: ss.tanh(x, a), (alpha,), (torch.ones(3),))
-    torch.testing.assert_close(tangent.sum(0), jacobian)
-
-
 @pytest.mark.parametrize("num_parameters", [1, 3])
 def test_module_learns_alpha(num_parameters, device):
     layer = ss.nn.Tanh(alpha=1.0, learnable=True, num_parameters=num_parameters, device=device)
