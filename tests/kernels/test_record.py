@@ -127,7 +127,7 @@ class TestCompiled:
     def test_compiles(self, target, m):
         assert binary(m, True, target).kernel[:4] == b"\x7fELF"
 
-    @pytest.mark.parametrize(("m", "magnitude"), [(2, False), (3, True), (5, True), (5, False)])
+    @pytest.mark.parametrize(("m", "magnitude"), [(2, False), (3, True), (3, False), (5, True), (5, False)])
     def test_on_hopper(self, m, magnitude):
         pytest.importorskip("triton")
         from tests.oracles import sass
