@@ -160,6 +160,7 @@ class TestCompiled:
                     p.mul_(1.25)
 
     @TRACES_VARS
+    @pytest.mark.works_with("torch.compile", "recurrent")
     def test_one_graph_where_pytorch_allows_it(self, name, prepare, learnable):
         """Which is in evaluation, without gradients; PyTorch's own LSTM fails to compile its backward."""
         torch.compiler.reset()
