@@ -426,15 +426,16 @@ def test_bad_calls_get_pytorchs_own_errors():
 def test_learned_alpha_of_calls():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), tanh_call(), nn.Tanh(), nn.Linear(3, 1)).double()
-    report = ss.scale_activations(model, 4.0, functional=True, learnable=True, exclude="0")
+    report = ss.scale_activations(model, 8.0, functional=True, learnable=True, exclude="0")
+    torch.testing.assert_close(model[1](X), scaled("tanh", X, 8.0))
     assert [name for name, _ in model.named_parameters() if "log2" in name] == ["log2_alpha", "2.log2_alpha"]
-    assert [p.item() for p in report.parameters] == [2.0, 2.0]
+    assert [p.item() for p in report.parameters] == [3.0, 3.0]
     penalty = ss.WeightPenalty(model, l2=0.1)
     assert not set(report.parameters) & set(penalty.parameters)
     optimizer = torch.optim.SGD(report.parameters, lr=0.1)
     model(X).square().sum().backward()
     optimizer.step()
-    assert all(p.grad is not None and p.item() != 2.0 for p in report.parameters)
+    assert all(p.grad is not None and p.item() != 3.0 for p in report.parameters)
 
 
 class Traced(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812 (PyTorch's own abbreviation)
 from torch.nn.utils import parametrizations, prune
 
 import sigscale as ss
-from tests.oracles.folding import refuses, two_layers
+from tests.oracles.folding import check, refuses, two_layers
 from tests.oracles.models import Forward
 
 TWO = "'1' (Tanh) has alpha = 2"
@@ -296,3 +296,11 @@ def test_mixed_channels(operation, named):
     ss.fold(model, torch.randn(4, 4))  # all channels have one scale
     model.act.log2_alpha.data.copy_(torch.arange(4.0))
     refuses(model, "'act' (Tanh), whose scale differs", named, inputs=torch.randn(4, 4))
+
+
+@pytest.mark.parametrize("operation", [lambda y: y.mean(2), lambda y: y.mean(dim=(-1,))])
+def test_kept_channels(operation):
+    """Whatever is reduced lies behind the channels."""
+    parts = {"conv": nn.Conv1d(2, 4, 1), "act": by_channel(torch.arange(4.0)), "last": nn.Linear(4, 2)}
+    model = Forward(lambda m, x: m.last(operation(m.act(m.conv(x)))), **parts)
+    check(model.double(), torch.randn(3, 2, 5, dtype=torch.float64), example=True)
