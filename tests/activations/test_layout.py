@@ -132,7 +132,7 @@ def test_tables_of_16_bit_values(name, threads, monkeypatch):
     """A CPU looks the values of large tensors up; those of small ones, which it computes, are the same."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     activation = getattr(ss, name)
-    x = torch.randn(40, 8, 32, 32).mul_(4).bfloat16()  # larger than a part, of more than two threads' size
+    x = torch.randn(40, 8, 32, 32).mul_(4).bfloat16()  # larger than a part
     for y in (x, x.to(memory_format=torch.channels_last), x[:, :, ::2], x[:1, :, ::3].expand(9, 8, 11, 32)):
         found, plain = activation(y, 1.7), y.contiguous().flatten().split(1000)
         assert torch.equal(found.flatten(), torch.cat([activation(part, 1.7) for part in plain]))
