@@ -102,8 +102,8 @@ class InFlight(Generic[T]):
                 if not wait:
                     return
                 event.synchronize()
-            yield item
             self._queue.popleft()
+            yield item
 
 
 def device_of_backend(backend: str) -> torch.device:

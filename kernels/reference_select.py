@@ -91,10 +91,10 @@ def _low_digits(words: Tensor, wanted: Tensor, bits: Tensor, shift: int, ranks: 
 
 
 def _low_bits(keys: Tensor, shift: int, ranks: Tensor) -> Tensor:
-    """The lowest `shift` bits of order statistics of keys that agree in all higher bits."""
+    """The lowest `shift` bits of order statistics of keys that agree in all higher bits; may reorder them."""
     mask = (1 << shift) - 1
-    if keys.numel() <= FEW[4]:
-        return _partitioned(keys.clone(), ranks).long() & mask
+    if keys.numel() <= FEW[keys.element_size()]:
+        return _partitioned(keys, ranks).long() & mask
     least, greatest = keys.aminmax()
     if least == greatest:
         return (least.long() & mask).expand_as(ranks)
