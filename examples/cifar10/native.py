@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import sigscale as ss
 from examples.cifar10 import networks
+from examples.cifar10.pipelines import NaiveTanh
 
 SOURCE = Path(__file__).with_name("step.cpp")
 CONVOLUTION, POOL, DENSE = range(3)
@@ -29,6 +30,9 @@ FUNCTIONS: dict[type[nn.Module], int] = {
     nn.Sigmoid: 3,
     ss.nn.Tanh: 2,
     ss.nn.Sigmoid: 3,
+    ss.nn.Arctan: 4,
+    ss.nn.Softsign: 5,
+    NaiveTanh: 2,
 }
 DTYPES = {torch.float32: "step_float", torch.float64: "step_double"}
 
@@ -36,7 +40,7 @@ DTYPES = {torch.float32: "step_float", torch.float64: "step_double"}
 class Layer(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("kind", "function", "input", "output", "weights", "biases")),
-        ("alpha", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("alpha", "gain")),
     ]
 
 
@@ -152,13 +156,15 @@ def layers_of(network: nn.Sequential) -> tuple[ctypes.Array[Layer], list[network
             dense = isinstance(module, networks.StackedLinear)
             what = (DENSE, 0, weight.shape[2], weight.shape[1]) if dense else (CONVOLUTION, 0, side, side)
             biases = -1 if bias is None else size + weight[0].numel()
-            layers.append(Layer(*what, size, biases, 1.0))
+            layers.append(Layer(*what, size, biases, 1.0, 1.0))
             size += sum(tensor[0].numel() for tensor in (weight, bias) if tensor is not None)
             sources.append(module)
         elif kind and not getattr(module, "learnable", False) and getattr(module, "save", None) != "input":
-            layers[-1].function, layers[-1].alpha = kind, getattr(module, "alpha", 1.0)
+            gain = getattr(module, "alpha", 1.0)
+            alpha = 1.0 if isinstance(module, NaiveTanh) else gain
+            layers[-1].function, layers[-1].alpha, layers[-1].gain = kind, alpha, gain
         elif isinstance(module, nn.MaxPool2d):
-            layers.append(Layer(POOL, 0, side, side // 2, 0, -1, 1.0))
+            layers.append(Layer(POOL, 0, side, side // 2, 0, -1, 1.0, 1.0))
             side //= 2
         elif not isinstance(module, networks.StackedFlatten):
             raise NotNativeError(f"no native code for {name}, {module}")

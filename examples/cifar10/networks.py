@@ -185,14 +185,14 @@ class StackedBatchNorm(nn.Module):
             name: torch.cat([state[name] for state in states]) for name in states[0] if states[0][name].dim()
         }
         weight = beside["weight"]
-        self.norm = nn.BatchNorm1d(len(weight), dtype=weight.dtype)
+        self.norm = nn.BatchNorm2d(len(weight), dtype=weight.dtype)
         self.norm.load_state_dict(beside, strict=False)  # but the count of batches, which is one for all
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:  # features
-            y: Tensor = self.norm(x.transpose(1, 2).flatten(0, 1)[None])
+            y: Tensor = self.norm(x.transpose(1, 2).flatten(0, 1)[None, ..., None])
             return y.view(len(x), -1, x.shape[1]).mT
-        return self.norm(x.flatten(2)).view_as(x)  # type: ignore[no-any-return]
+        return self.norm(x)  # type: ignore[no-any-return]
 
 
 class StackedAlpha(nn.Module):

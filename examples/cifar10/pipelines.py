@@ -51,7 +51,7 @@ class Figure:
 class NaiveTanh(nn.Module):
     """alpha tanh(x): the "naive scaling" of Section 2.3, whose slope at 0 is alpha instead of 1."""
 
-    def __init__(self, alpha: float) -> None:
+    def __init__(self, alpha: float = ALPHA) -> None:
         super().__init__()
         self.alpha = alpha
 

@@ -21,10 +21,11 @@ template <typename T> struct Wide {
 template <typename T> using Vec = typename Wide<T>::V;
 
 enum Kind { CONVOLUTION, POOL, DENSE };
-enum Function { IDENTITY, RELU, TANH, SIGMOID };
+enum Function { IDENTITY, RELU, TANH, SIGMOID, ARCTAN, SOFTSIGN };
 
 // For CONVOLUTION and POOL `in` is the side of the input; weights and biases are offsets into a network's, or -1.
-struct Layer { int64_t kind, function, in, out, weights, biases; double alpha; };
+// The function is gain f(x / alpha).
+struct Layer { int64_t kind, function, in, out, weights, biases; double alpha, gain; };
 
 struct Images { const uint8_t* pixels; int64_t channel, pixel; };  // and the strides of both
 
@@ -51,40 +52,64 @@ template <typename T> inline void exponential(Vec<T> x, Vec<T>& e, Vec<T>& less_
   }
 }
 
-// y = alpha f(x / alpha) and its slope, from y as in PyTorch and sigscale.
-template <typename T, int F> inline void activate(T alpha, T inverse, Vec<T> x, Vec<T>& y, Vec<T>& slope) {
-  const Vec<T> zero = Vec<T>{}, one = zero + 1;
-  if constexpr (F == IDENTITY) y = x, slope = one;
-  else if constexpr (F == RELU) y = x > 0 ? x : zero, slope = x > 0 ? one : zero;
+// arctan of m >= 0: z + z^3 p(z^2) of z = min(m, 1 / m).
+template <typename T> inline Vec<T> arctan(Vec<T> m) {
+  if constexpr (std::is_same_v<T, double>) return each<T>(m, [](T v) { return std::atan(v); });
   else {
-    const Vec<T> u = x * inverse, far = u < 0 ? u : -u;
-    Vec<T> e, less_one;
-    if constexpr (F == TANH) {
-      exponential<T>(far + far, e, less_one);
-      const Vec<T> z = one / (2 + less_one), size = far > T(-0.3) ? -less_one * z : one - 2 * e * z;
-      y = u < 0 ? -size : size;
-      slope = one - y * y;
-    } else {
-      exponential<T>(far, e, less_one);
-      const Vec<T> z = one / (one + e);
-      y = u < 0 ? e * z : z;
-      slope = (one - y) * y;
-    }
-    y = y * alpha;
+    const Vec<T> z = m > 1 ? 1 / m : m, w = z * z;
+    Vec<T> p = w * 0.0029206884f - 0.016367912f;
+    for (T c : {0.043211836f, -0.075522125f, 0.10666004f, -0.14211056f, 0.19993773f, -0.33333153f}) p = p * w + c;
+    const Vec<T> near = z + z * (w * p);
+    return m > 1 ? 1.57079633f - near : near;
   }
 }
 
-template <typename T, int F> void activate_all(T alpha, int64_t count, Vec<T>* y, Vec<T>* slope) {
-  const T inverse = 1 / alpha;
-  for (int64_t k = 0; k < count; k++) activate<T, F>(alpha, inverse, y[k], y[k], slope[k]);
+// f(u) and f'(u).
+template <typename T, int F> inline void evaluate(Vec<T> u, Vec<T>& y, Vec<T>& slope) {
+  const Vec<T> zero = Vec<T>{}, one = zero + 1, m = u < 0 ? -u : u;
+  Vec<T> e, less_one, size;
+  if constexpr (F == IDENTITY) y = u, slope = one;
+  else if constexpr (F == RELU) y = u > 0 ? u : zero, slope = u > 0 ? one : zero;
+  else if constexpr (F == SIGMOID) {
+    exponential<T>(-m, e, less_one);
+    const Vec<T> z = one / (one + e);
+    y = u < 0 ? e * z : z;
+    slope = (one - y) * y;
+  } else {
+    if constexpr (F == TANH) {
+      exponential<T>(-m - m, e, less_one);
+      const Vec<T> z = one / (2 + less_one);
+      size = m < T(0.3) ? -less_one * z : one - 2 * e * z;
+      slope = one - size * size;
+    } else if constexpr (F == ARCTAN) {
+      size = arctan<T>(m);
+      slope = one / (one + u * u);
+    } else {
+      const Vec<T> z = one / (one + m);
+      size = m > T(1e18) ? one : m * z;
+      slope = z * z;
+    }
+    y = u < 0 ? -size : size;
+  }
+}
+
+template <typename T, int F> void activate_all(T alpha, T gain, int64_t count, Vec<T>* y, Vec<T>* slope) {
+  const T inverse = 1 / alpha, share = gain / alpha;
+  for (int64_t k = 0; k < count; k++) {
+    evaluate<T, F>(y[k] * inverse, y[k], slope[k]);
+    y[k] = y[k] * gain;
+    slope[k] = slope[k] * share;
+  }
 }
 
 template <typename T> void activate(const Layer& a, int64_t count, Vec<T>* y, Vec<T>* slope) {
   switch (a.function) {
-    case IDENTITY: return activate_all<T, IDENTITY>(1, count, y, slope);
-    case RELU: return activate_all<T, RELU>(1, count, y, slope);
-    case TANH: return activate_all<T, TANH>(a.alpha, count, y, slope);
-    case SIGMOID: return activate_all<T, SIGMOID>(a.alpha, count, y, slope);
+    case IDENTITY: return activate_all<T, IDENTITY>(1, 1, count, y, slope);
+    case RELU: return activate_all<T, RELU>(1, 1, count, y, slope);
+    case TANH: return activate_all<T, TANH>(a.alpha, a.gain, count, y, slope);
+    case SIGMOID: return activate_all<T, SIGMOID>(a.alpha, a.gain, count, y, slope);
+    case ARCTAN: return activate_all<T, ARCTAN>(a.alpha, a.gain, count, y, slope);
+    case SOFTSIGN: return activate_all<T, SOFTSIGN>(a.alpha, a.gain, count, y, slope);
   }
 }
 

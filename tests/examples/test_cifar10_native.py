@@ -12,6 +12,7 @@ from examples.cifar10.train import Run, Settings, pixel_transform, single
 from tests.oracles.cifar10 import BEYOND, CIFAR, CPU, PIPELINES, RELU, SCALED, SETTINGS, TANH, trained
 
 SEEDS, BATCH = 3, 37
+OTHERS = ("combined-arctan-a2-r", "combined-softsign-a2-r", "deep-tanh-naive5")
 LABELS = CIFAR.train.labels
 to_floats = pixel_transform("standard", CIFAR.train.images)
 
@@ -56,12 +57,12 @@ def natively(network, order):
 @pytest.mark.parametrize(
     ("name", "bias"),
     [
-        *((name, True) for name in PIPELINES),
+        *((name, True) for name in (*PIPELINES, *OTHERS)),
         *((name, None) for name in (TANH.name, "large-tanh", "deep-tanh")),
     ],
 )
 def test_float64_is_that_of_pytorch(name, bias, order):
-    network = joined(PIPELINES[name], torch.float64, bias=bias)
+    network = joined((PIPELINES | BEYOND)[name], torch.float64, bias=bias)
     losses, hits, gradients = natively(network, order)
     expected = by_pytorch(network, order)
     torch.testing.assert_close(losses, expected[0], rtol=1e-9, atol=1e-9)
@@ -70,11 +71,12 @@ def test_float64_is_that_of_pytorch(name, bias, order):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8 * other.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["large-tanh-r", "deep-tanh-a2", SCALED.name, RELU.name])
+@pytest.mark.parametrize("name", ["large-tanh-r", "deep-tanh-a2", SCALED.name, RELU.name, *OTHERS])
 def test_float32_is_as_close_as_pytorch(name, order):
     """To the gradients in float64, from small weights: large ones magnify every rounding error."""
-    network = joined(PIPELINES[name], torch.float32, start=networks.small_normal)
-    exact = by_pytorch(joined(PIPELINES[name], torch.float64, start=networks.small_normal), order)[2]
+    pipeline = (PIPELINES | BEYOND)[name]
+    network = joined(pipeline, torch.float32, start=networks.small_normal)
+    exact = by_pytorch(joined(pipeline, torch.float64, start=networks.small_normal), order)[2]
     for found, theirs, true in zip(
         natively(network, order)[2], by_pytorch(network, order)[2], exact, strict=True
     ):
