@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,25 @@ from .math import (
 )
 
 
+class Scale(NamedTuple):
+    """What alpha means for tensors of a dtype.
+
+    Numbers are 0-d tensors here, since a Python number costs an operation a microsecond to wrap.
+    """
+
+    alpha: Tensor
+    exactly: float | Tensor  # alpha as it was given: a number, or for each channel in float64
+    lost: float | None  # exactly - alpha where alpha was rounded to fp32
+    is_exact: bool  # whether dividing by alpha rounds nothing
+    over_alpha: Callable[[Tensor, Tensor], Tensor]  # x / alpha, written to memory of the computing type
+    slope_reach: float  # of abs(u), beyond which the slope is computed in fp64
+
+    def at(self, far: Tensor, x: Tensor) -> Tensor:
+        """x / alpha in fp64 where `far`."""
+        alpha = self.exactly
+        return x[far].double() / (alpha.expand_as(x)[far] if isinstance(alpha, Tensor) else alpha)
+
+
 @dataclass(frozen=True, eq=False)
 class Function:
     """A sigmoid-type function f: its device math, plain-PyTorch math, exact values and facts.
@@ -65,13 +84,13 @@ class Function:
 
     In PyTorch, `torch_value(u)` is f(u), `torch_slope(u)` is f'(u), without cancellation, and
     `torch_gradient_of_value(g, t)` is g f'(u) from t = f(u), all differentiable and out of place. Where that
-    is faster, `torch_value_` and `torch_slope_` are the same for a u that they own and may overwrite.
-    `value_reach` (of -u) and `slope_reach` (of abs(u)) say how far their fp32 results are as accurate as the
-    package promises; beyond, they are corrected or evaluated in fp64, f(u) by `torch_tail(u)` if torch_value
-    underflows too early. Where alpha f(u) suffers too much from the rounding of u,
-    `torch_scaled_value(x, alpha)` gives alpha f(x / alpha), for 16-bit x in fp32; where f(u) - u f'(u)
-    cancels or is slow, `torch_alpha_slope(u, f'(u))` gives it in fp32. `torch_by_table` says that looking up
-    the result of a 16-bit value is faster than computing it.
+    is faster, `torch_value_(u)`, `torch_gradient_(g, u)` and `torch_gradient_of_value_(g, t)` leave f(u),
+    g f'(u) and g f'(u) in the memory of u or t, which they own. `slope_reach` (of abs(u)) says how far fp32
+    is as accurate as the package promises for a u that was rounded; beyond, slopes are evaluated in fp64.
+    Where alpha f(u) suffers too much from that rounding, or takes fewer operations, `torch_scaled_value(x,
+    scale, room)` gives it in `room`, which is of the computing type, or in memory of its own. Where f(u) - u
+    f'(u) cancels or is slow, `torch_alpha_slope(u, f'(u))` gives it in fp32. `torch_by_table` says that
+    looking up the result of a 16-bit value is faster than computing it.
 
     `mp_value` and `mp_slope` are f and f' of an mpmath number, at its precision; they find mpmath's functions
     in the number's `context`. They define what the package computes, and the tests hold it to them. In fp32,
@@ -100,12 +119,11 @@ class Function:
     symmetry: str
     alpha_slope: Any = None
     torch_value_: Callable[[Tensor], Tensor] | None = None
-    torch_slope_: Callable[[Tensor], Tensor] | None = None
+    torch_gradient_: Callable[[Tensor, Tensor], Tensor] | None = None
+    torch_gradient_of_value_: Callable[[Tensor, Tensor], Tensor] | None = None
     torch_alpha_slope: Callable[[Tensor, Tensor], Tensor] | None = None
-    torch_scaled_value: Callable[[Tensor, float | Tensor], Tensor] | None = None
-    torch_tail: Callable[[Tensor], Tensor] | None = None
+    torch_scaled_value: Callable[[Tensor, Scale, Tensor], Tensor] | None = None
     torch_by_table: bool = False
-    value_reach: float = math.inf
     slope_reach: float = math.inf
     paper_name: str = ""
     torch_aliases: tuple[str, ...] = ()
@@ -350,23 +368,39 @@ FUNCTIONS = Registry()
 
 
 # 0-d tensors, since wrapping a Python number costs an operation a microsecond.
-ONE, MINUS_TWO, FOUR = (torch.tensor(number, device="cpu") for number in (1.0, -2.0, 4.0))
+ONE, FOUR = (torch.tensor(number, device="cpu") for number in (1.0, 4.0))
+FLAT = 60.0  # from here on 1 / (1 + e^-u) is 1 in every dtype
 
 
-def _logistic_slope(u: Tensor, factor: Tensor) -> Tensor:
-    # factor e^u / (1 + e^u)^2 for u <= 0, which does not cancel. In fp64, 1 / (1 + e^-u) would overflow
-    # before e^u underflows.
-    if u.dtype == torch.float64:
-        e = u.exp_()
-        return e * factor / (e + ONE).square_()
-    s = u.sigmoid_()
-    torch.ops.aten.sigmoid_backward.grad_input(factor, s, grad_input=s)
-    return s
+def _times_logistic(g: Tensor, u: Tensor, scale: float, out: Tensor) -> Tensor:
+    # g / (1 + e^(-scale u)), as g e / (e + 1) in one pass, which is accurate down to the smallest number.
+    torch.ops.aten.softplus_backward.grad_input(g, u, scale, FLAT, grad_input=out)
+    return out
 
 
-def _logistic_tail(u: Tensor) -> Tensor:
-    e = u.exp()
-    return e / (e + ONE)
+def _logistic_gradient_(g: Tensor, u: Tensor, scale: float) -> Tensor:
+    # g r (1 - r) with r = 1 / (1 + e^(scale abs(u))), which does not cancel.
+    r = _times_logistic(ONE, u.abs_(), -scale, u)
+    torch.ops.aten.sigmoid_backward.grad_input(g, r, grad_input=r)
+    return r
+
+
+def _sigmoid_scaled(x: Tensor, scale: Scale, room: Tensor) -> Tensor:
+    alpha = scale.exactly
+    if not isinstance(alpha, Tensor) and scale.is_exact and x.dtype != torch.float16:
+        out = torch.empty_like(x) if x.dtype == torch.bfloat16 else room
+        return _times_logistic(scale.alpha, x, 1 / alpha, out)
+    if isinstance(alpha, Tensor) and x.dtype == torch.float32:
+        u = x / alpha  # in fp64
+        return _times_logistic(alpha, u, 1.0, u)
+    u = scale.over_alpha(x, room)
+    if scale.lost is None:
+        return _times_logistic(scale.alpha, u, 1.0, u)
+    # What rounding u has lost, (x - alpha u) f'(u) to first order.
+    rest = torch.add(x, u, alpha=-scale.alpha.item()).add_(u, alpha=-scale.lost).nan_to_num_(nan=0.0)
+    t = _times_logistic(ONE, u, 1.0, u)
+    torch.ops.aten.sigmoid_backward.grad_input(rest, t, grad_input=rest)
+    return torch.add(rest, t, alpha=scale.alpha.item(), out=t)
 
 
 def _softsign(u: Tensor) -> Tensor:
@@ -374,8 +408,9 @@ def _softsign(u: Tensor) -> Tensor:
     return u / (u.abs() + 1)
 
 
-def _softsign_scaled(x: Tensor, alpha: float | Tensor) -> Tensor:
+def _softsign_scaled(x: Tensor, scale: Scale, room: Tensor) -> Tensor:
     # x / (1 + |x / alpha|)
+    alpha = scale.exactly
     if isinstance(alpha, Tensor):
         x = x.double().clamp(-1e18 * alpha, 1e18 * alpha)
         return x / (x.abs() / alpha + ONE)
@@ -443,9 +478,10 @@ FUNCTIONS.register(
         torch_by_table=True,
         torch_value_=torch.tanh_,
         torch_slope=lambda u: 4 * torch.sigmoid(2 * u) * torch.sigmoid(-2 * u),
-        torch_slope_=lambda u: _logistic_slope(u.abs_().mul_(MINUS_TWO), FOUR),
+        torch_gradient_=lambda g, u: _logistic_gradient_(g, u, 2.0).mul_(FOUR),
         torch_alpha_slope=_tanh_alpha_slope,
         torch_gradient_of_value=torch.ops.aten.tanh_backward.default,
+        torch_gradient_of_value_=lambda g, t: torch.ops.aten.tanh_backward.grad_input(g, t, grad_input=t),
         mp_value=lambda u: u.context.tanh(u),
         mp_slope=lambda u: u.context.sech(u) ** 2,
         kernel_ulp=2.5,
@@ -466,16 +502,15 @@ FUNCTIONS.register(
         slope=sigmoid_slope,
         slope_from_output=sigmoid_slope_from_output,
         torch_value=torch.sigmoid,
-        torch_tail=_logistic_tail,
-        torch_value_=torch.sigmoid_,
+        torch_scaled_value=_sigmoid_scaled,
         torch_slope=lambda u: torch.sigmoid(u) * torch.sigmoid(-u),
-        torch_slope_=lambda u: _logistic_slope(u.abs_().neg_(), ONE),
+        torch_gradient_=lambda g, u: _logistic_gradient_(g, u, 1.0),
         torch_gradient_of_value=torch.ops.aten.sigmoid_backward.default,
+        torch_gradient_of_value_=lambda g, t: torch.ops.aten.sigmoid_backward.grad_input(g, t, grad_input=t),
         mp_value=lambda u: 1 / (1 + u.context.exp(-u)),
         mp_slope=lambda u: u.context.sech(u / 2) ** 2 / 4,
         kernel_ulp=3.0,
         torch_ulp=5.0,
-        value_reach=1.0,
         slope_reach=20.0,
         lower=0.0,
         upper=1.0,
@@ -498,9 +533,10 @@ FUNCTIONS.register(
         torch_by_table=True,
         torch_value_=torch.arctan_,
         torch_slope=lambda u: 1 / (1 + u * u),
-        torch_slope_=lambda u: u.square_().add_(ONE).reciprocal_(),
+        torch_gradient_=lambda g, u: torch.div(g, u.square_().add_(ONE), out=u),
         torch_alpha_slope=_arctan_alpha_slope,
         torch_gradient_of_value=lambda g, t: t.cos().square() * g,
+        torch_gradient_of_value_=lambda g, t: t.cos_().square_().mul_(g),
         mp_value=lambda u: u.context.atan(u),
         mp_slope=lambda u: 1 / (1 + u * u),
         kernel_ulp=2.5,
@@ -524,9 +560,10 @@ FUNCTIONS.register(
         torch_value=_softsign,
         torch_scaled_value=_softsign_scaled,
         torch_slope=lambda u: 1 / (1 + u.abs()).square(),
-        torch_slope_=lambda u: u.abs_().add_(ONE).square_().reciprocal_(),
+        torch_gradient_=lambda g, u: torch.div(g, u.abs_().add_(ONE).square_(), out=u),
         torch_alpha_slope=_softsign_alpha_slope,
         torch_gradient_of_value=lambda g, t: (t.abs() - 1).square() * g,
+        torch_gradient_of_value_=lambda g, t: t.abs_().sub_(ONE).square_().mul_(g),
         mp_value=lambda u: u / (1 + abs(u)),
         mp_slope=lambda u: 1 / (1 + abs(u)) ** 2,
         kernel_ulp=2.0,

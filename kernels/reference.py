@@ -8,23 +8,21 @@ Unlike in the kernels, an x below 2^-126 alpha loses precision, since x / alpha 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .device import made_once
-from .functions import Function
+from .functions import ONE, Function, Scale
 
-PART = 1 << 17  # elements; the fp32 temporaries fit the second-level caches of two cores
+PART = 1 << 18  # elements for two threads; temporaries stay in the cache, and threads seldom meet
 TABLE = 1 << 14  # 16-bit values from which on they are looked up
 LEARNED_TABLE = 1 << 18  # the same of a table that serves one step
 GRAIN = 1 << 15  # elements that PyTorch computes on one thread
+ROWS = 16  # of a larger look-up, which threads share
 LIMIT = 2.0**60  # of abs(u), beyond which u f'(u) is 0 or its limit, and an infinite u would make NaN of it
-# Of -u: beyond, exp(-u) overflows before f(u) underflows.
-FAR = {torch.bfloat16: 85.0, torch.float32: 85.0, torch.float64: 700.0}
 
 
 def forward(function: Function, x: Tensor, alpha: float | Tensor, *, table: int = TABLE) -> Tensor:
@@ -36,9 +34,9 @@ def forward(function: Function, x: Tensor, alpha: float | Tensor, *, table: int 
     shared = not isinstance(alpha, Tensor)
     by_table = function.torch_by_table and x.dtype.itemsize == 2 and x.numel() >= table
     if by_table and not isinstance(alpha, Tensor):
-        values = _table(function, x.dtype, alpha)
+        values, bits = _table(function, x.dtype, alpha), Room(torch.int64)
         for out, part in parts(shared, y, x):
-            _look_up(values, part, out)
+            _look_up(values, bits.like(part).copy_(part.view(torch.uint16)), out)
         return y
     scale, room = scale_of(function, x, alpha), Room()
     for out, part in parts(shared, y, x):
@@ -49,15 +47,17 @@ def forward(function: Function, x: Tensor, alpha: float | Tensor, *, table: int 
 def backward(function: Function, g: Tensor, saved: Tensor, alpha: float, *, from_output: bool) -> Tensor:
     """g f'(x / alpha), from x or from y = alpha f(x / alpha)."""
     dx = torch.empty_like(saved)
-    scale, room = scale_of(function, saved, alpha), Room()
+    scale, room, wide = scale_of(function, saved, alpha), Room(), Room()
     for out, incoming, part in parts(True, dx, g, saved):
         u = scale.over_alpha(part, room.for_(out))
+        incoming = wide.holding(incoming)
         if not from_output:
-            result = slope(function, part, u, scale).mul_(widened(incoming))
+            result = gradient(function, incoming, part, u, scale)
         else:
             if not scale.is_exact:  # alpha may have been rounded up in y, and no slope is negative
                 u.clamp_(function.lower, function.upper)
-            result = function.torch_gradient_of_value(widened(incoming), u)
+            of_value = function.torch_gradient_of_value_ or function.torch_gradient_of_value
+            result = of_value(incoming, u)
         dx = _put(result, out, dx)
     return dx
 
@@ -72,18 +72,23 @@ def _put(result: Tensor, out: Tensor, whole: Tensor) -> Tensor:
 
 
 class Room:
-    """Memory for a part in the computing type, used again for the next part."""
+    """Memory for a part in a dtype, by default the computing type, used again for the next part."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self._dtype = dtype
         self._room: Tensor | None = None
 
     def for_(self, out: Tensor) -> Tensor:
         """`out` itself if it is of the computing type, else memory of its shape."""
         return self.like(out) if out.dtype.itemsize == 2 else out
 
+    def holding(self, part: Tensor) -> Tensor:
+        """`part` itself if it is of the computing type, else a copy that is."""
+        return self.like(part).copy_(part) if part.dtype.itemsize == 2 else part
+
     def like(self, part: Tensor) -> Tensor:
         if self._room is None or self._room.shape != part.shape:
-            self._room = torch.empty_like(part, dtype=_computing(part.dtype))
+            self._room = torch.empty_like(part, dtype=self._dtype or _computing(part.dtype))
         return self._room
 
 
@@ -130,23 +135,10 @@ def composed_backward(
 
 
 def _value(function: Function, x: Tensor, scale: Scale, room: Tensor) -> Tensor:
-    """alpha f(x / alpha) in the computing type; `room` may be overwritten."""
+    """alpha f(x / alpha), in `room`, which is of the computing type, or in memory of its own."""
     if function.torch_scaled_value is not None:
-        return function.torch_scaled_value(x, scale.exactly)
-    u = scale.over_alpha(x, room)
-    least = u.amin().item() if scale.value_reach < math.inf and u.numel() else 0.0
-    far = None if least >= -scale.value_reach else u < -scale.value_reach
-    if scale.lost is not None and not least >= -function.value_reach:
-        # What rounding u has lost, (x - alpha u) f'(u) to first order.
-        rest = torch.add(x, u, alpha=-scale.alpha.item()).add_(u, alpha=-scale.lost).nan_to_num_(nan=0.0)
-        t = (function.torch_value_ or function.torch_value)(u)
-        result = torch.add(function.torch_gradient_of_value(rest, t), t, alpha=scale.alpha.item(), out=t)
-    else:
-        result = (function.torch_value_ or function.torch_value)(u).mul_(scale.alpha)
-    if far is not None:
-        u, alpha = scale.at(far, x)
-        result[far] = ((function.torch_tail or function.torch_value)(u) * alpha).to(result.dtype)
-    return result
+        return function.torch_scaled_value(x, scale, room)
+    return (function.torch_value_ or function.torch_value)(scale.over_alpha(x, room)).mul_(scale.alpha)
 
 
 @made_once(64)
@@ -156,49 +148,31 @@ def _table(function: Function, dtype: torch.dtype, alpha: float) -> Tensor:
     return _value(function, x, scale_of(function, x, alpha), Room().for_(x)).to(dtype)
 
 
-def _look_up(values: Tensor, x: Tensor, out: Tensor) -> None:
-    """The values for the bits of x: `index_select` is twice as fast as `take`, but has one thread only."""
-    if torch.get_num_threads() > 1 and x.numel() > GRAIN:
-        torch.take(values, x.view(torch.int16).long(), out=out)
-        return
-    bits = x.view(torch.uint16).to(torch.int32)
-    found = torch.index_select(values, 0, bits.as_strided((bits.numel(),), (1,)))
-    out.copy_(found.as_strided(bits.shape, bits.stride()))
+def _look_up(values: Tensor, bits: Tensor, out: Tensor) -> None:
+    """The values for bits; many are gathered row by row, since `index_select` has one thread only."""
+    n, found, bits = bits.numel(), *(t.as_strided((t.numel(),), (1,)) for t in (out, bits))
+    rest = n - n % ROWS if n > GRAIN else 0
+    if rest:
+        rows = bits[:rest].view(ROWS, -1)
+        torch.gather(values.expand(ROWS, -1), 1, rows, out=found[:rest].view(ROWS, -1))
+    if rest < n:
+        torch.index_select(values, 0, bits[rest:], out=found[rest:])
 
 
-def slope(function: Function, x: Tensor, u: Tensor, scale: Scale) -> Tensor:
-    """f'(u) with u = x / alpha, which is overwritten."""
+def gradient(function: Function, g: Tensor, x: Tensor, u: Tensor, scale: Scale) -> Tensor:
+    """g f'(u) with u = x / alpha, which is overwritten; g may be one number."""
     far = None
     if scale.slope_reach < math.inf:
         least, greatest = (bound.item() for bound in u.aminmax())
         if not (least >= -scale.slope_reach and greatest <= scale.slope_reach):
             far = u.abs() > scale.slope_reach
-    result = (function.torch_slope_ or function.torch_slope)(u)
+    if function.torch_gradient_ is None:
+        result = function.torch_slope(u).mul_(g)
+    else:
+        result = function.torch_gradient_(g, u)
     if far is not None:
-        result[far] = function.torch_slope(scale.at(far, x)[0]).to(result.dtype)
+        result[far] = (function.torch_slope(scale.at(far, x)) * g.expand_as(x)[far]).to(result.dtype)
     return result
-
-
-class Scale(NamedTuple):
-    """What alpha means for tensors of a dtype.
-
-    Numbers are 0-d tensors here, since a Python number costs an operation a microsecond to wrap.
-    """
-
-    alpha: Tensor
-    exactly: float | Tensor  # alpha as it was given: a number, or for each channel in float64
-    lost: float | None  # exactly - alpha where rounding x / alpha is to be corrected
-    is_exact: bool  # whether dividing by alpha rounds nothing
-    over_alpha: Callable[[Tensor, Tensor], Tensor]  # x / alpha, written to memory of the computing type
-    value_reach: float  # of -u, beyond which the value is computed in fp64
-    slope_reach: float  # of abs(u), beyond which the slope is computed in fp64
-
-    def at(self, far: Tensor, x: Tensor) -> tuple[Tensor, float | Tensor]:
-        """x / alpha in fp64 where `far`, and alpha there."""
-        alpha = self.exactly
-        if isinstance(alpha, Tensor):
-            alpha = alpha.expand_as(x)[far]
-        return x[far].double() / alpha, alpha
 
 
 def scale_of(function: Function, x: Tensor, alpha: float | Tensor) -> Scale:
@@ -207,12 +181,12 @@ def scale_of(function: Function, x: Tensor, alpha: float | Tensor) -> Scale:
         return _scale(function, x.dtype, alpha)
     exactly = by_channel(alpha, x).double()
     operand = exactly.to(_computing(x.dtype))
-    reach = function.value_reach if x.dtype == torch.float32 else _value_reach(function, x.dtype)
 
     def over_alpha(x: Tensor, out: Tensor) -> Tensor:
         return torch.div(x, operand, out=out) if x.dtype is out.dtype else out.copy_(x).div_(operand)
 
-    return Scale(operand, exactly, None, False, over_alpha, reach, _slope_reach(function, x.dtype))
+    reach = function.slope_reach if x.dtype == torch.float32 else math.inf
+    return Scale(operand, exactly, None, False, over_alpha, reach)
 
 
 @lru_cache(maxsize=1024)
@@ -226,18 +200,9 @@ def _scale(function: Function, dtype: torch.dtype, alpha: float) -> Scale:
             return out.copy_(x).mul_(inverse)
         return torch.mul(x, inverse, out=out) if is_exact else torch.div(x, operand, out=out)
 
-    is_corrected = dtype == torch.float32 and not is_exact and not math.isinf(function.value_reach)
-    lost = alpha - operand.item() if is_corrected else None
-    value_reach, slope_reach = _value_reach(function, dtype), _slope_reach(function, dtype)
-    return Scale(operand, alpha, lost, is_exact, over_alpha, value_reach, slope_reach)
-
-
-def _value_reach(function: Function, dtype: torch.dtype) -> float:
-    return math.inf if math.isinf(function.value_reach) else FAR.get(dtype, math.inf)
-
-
-def _slope_reach(function: Function, dtype: torch.dtype) -> float:
-    return function.slope_reach if dtype == torch.float32 else math.inf
+    is_rounded = dtype == torch.float32 and not is_exact
+    lost = alpha - operand.item() if is_rounded else None
+    return Scale(operand, alpha, lost, is_exact, over_alpha, function.slope_reach if is_rounded else math.inf)
 
 
 def _computing(dtype: torch.dtype) -> torch.dtype:
@@ -265,7 +230,7 @@ def learned_backward(
     rooms = Room(), Room()
     for part, incoming, result in parts(shared, x, g, in_x):
         u = scale.over_alpha(part, rooms[0].like(part))
-        s = slope(function, part, rooms[1].like(part).copy_(u), scale)
+        s = gradient(function, ONE, part, rooms[1].like(part).copy_(u), scale)
         if dalpha:
             terms = _alpha_slope(function, u.clamp_(-LIMIT, LIMIT), s).mul_(incoming)
             total += terms.sum([d for d in range(terms.ndim) if d != 1 or shared]).double()
