@@ -40,6 +40,8 @@ QUICK_SEEDS = (0, 1, 2, 3)
 """For each of them the remedy of Figure 1 shows that early."""
 EPOCHS_PER_SAVE = {"cpu": 1, "cuda": 5}
 """A GPU trains an epoch in about the time that saving takes."""
+SIDE_BY_SIDE = {"cpu": 1, "cuda": 4}
+"""How many pipelines are trained at a time.  Steps of such small networks leave most of a GPU idle."""
 TRIAL_STEPS = 5
 """Steps of each pipeline that are timed to estimate how long a run takes."""
 
@@ -117,31 +119,38 @@ def _train(
     *,
     quiet: bool,
 ) -> None:
-    """One job after the other; the state is saved every few epochs."""
+    """One job after the other, on a GPU some side by side; the state is saved every few epochs."""
     cifar = cifar.to(device)
-    steps = settings.steps_per_epoch(len(cifar.train.labels))
+    steps, beside = settings.steps_per_epoch(len(cifar.train.labels)), SIDE_BY_SIDE[device.type]
     total = sum(len(seeds) for _, seeds in jobs) * settings.epochs * steps
     interval = 1 if sys.stderr.isatty() else 60
     with tqdm(total=total, unit="step", mininterval=interval, disable=quiet, smoothing=0.01) as bar:
-        for pipeline, seeds in jobs:
-            run = Run(pipeline, seeds, settings, cifar, device)
-            folder.restore(run)
-            what = f"{pipeline.label}, seeds {store.seed_ranges(seeds)}"
-            if run.not_native and not quiet:
-                bar.write(f"{what}: in PyTorch, which is slower ({run.not_native})", file=sys.stdout)
-            bar.update(run.epoch * steps * len(seeds))
-            advance = partial(bar.update, len(seeds))
-            while not run.done:
-                bar.set_description(f"{what}, epoch {run.epoch + 1}", refresh=False)
-                run.train_epoch(advance)
-                if run.done or run.epoch % EPOCHS_PER_SAVE[device.type] == 0:
-                    folder.save(run)
-            if not quiet:
-                accuracy = run.column("test_accuracy")[-1].mean()
-                bar.write(f"{what}: test accuracy {accuracy:.2%}", file=sys.stdout)
-            run.monitor.close()
-            del run
-            gc.collect()  # its graphs, before the next run takes as much memory
+        for first in range(0, len(jobs), beside):
+            runs = [Run(*job, settings, cifar, device) for job in jobs[first : first + beside]]
+            for run in runs:
+                folder.restore(run)
+                if run.not_native and not quiet:
+                    why = f"in PyTorch, which is slower ({run.not_native})"
+                    bar.write(f"{_what(run)}: {why}", file=sys.stdout)
+                bar.update(run.epoch * steps * len(run.seeds))
+            while training := [run for run in runs if not run.done]:
+                doing = "; ".join(f"{_what(run)}, epoch {run.epoch + 1}" for run in training)
+                bar.set_description(doing, refresh=False)
+                train.train_epoch(training, partial(bar.update, sum(len(run.seeds) for run in training)))
+                for run in training:
+                    if run.done or run.epoch % EPOCHS_PER_SAVE[device.type] == 0:
+                        folder.save(run)
+            for run in runs:
+                if not quiet:
+                    accuracy = run.column("test_accuracy")[-1].mean()
+                    bar.write(f"{_what(run)}: test accuracy {accuracy:.2%}", file=sys.stdout)
+                run.monitor.close()
+            del run, runs, training
+            gc.collect()  # their graphs, before the next runs take as much memory
+
+
+def _what(run: Run) -> str:
+    return f"{run.pipeline.label}, seeds {store.seed_ranges(run.seeds)}"
 
 
 def _announce(

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -127,14 +128,16 @@ class Run:
     def done(self) -> bool:
         return self.epoch == self.settings.epochs
 
-    def train_epoch(self, after_step: Callable[[], object] = lambda: None) -> None:
-        """Train for one epoch, evaluate, and append the epoch's numbers to `history`."""
+    def epoch_in_steps(self) -> Iterator[None]:
+        """Train for one epoch, evaluate, append the epoch's numbers to `history`; stops after each step."""
         start = time.perf_counter()
         with self.on_device():
             self.begin_epoch()
-            for _ in range(self.steps):
+        for _ in range(self.steps):
+            with self.on_device():
                 self.step()
-                after_step()
+            yield
+        with self.on_device():
             self._test()
             numbers = self._numbers().cpu().numpy()
         self.history.append(numbers)
@@ -155,25 +158,23 @@ class Run:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Where steps are to be made: on a GPU on one stream, which a graph can be captured on."""
+        """Where steps are to be made: on a GPU on the run's stream, beside those of other runs."""
         stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         deterministic = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with stream, deterministic, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
             yield
-        if self._stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """One of `NUMBERS`, (epochs, seeds)."""
         return np.array(self.history).reshape(-1, len(self.seeds), len(NUMBERS))[..., NUMBERS.index(name)]
 
     def begin_epoch(self) -> None:
-        """Shuffle, and count from nothing."""
+        """Shuffle, and count from nothing; on a GPU after what other streams have made or restored."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.default_stream(self.device))
         order = orders(self.seeds, self.epoch + 1, len(self.data.train.labels), self.device)
         self._step_number = self.epoch * self.steps
         self._order.copy_(order[:, : self._order[0].numel()].view_as(self._order))
@@ -259,6 +260,14 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = list(state["history"].numpy())
         self.seconds = state["seconds"]
+
+
+def train_epoch(runs: Sequence[Run], after_step: Callable[[], object] = lambda: None) -> None:
+    """One epoch of each run, step by step in turn: each has its stream, and a GPU overlaps them."""
+    for _ in zip_longest(*(run.epoch_in_steps() for run in runs)):
+        after_step()
+    for run in runs:
+        run.seconds[-1] /= len(runs)
 
 
 def single(pipeline: Pipeline, settings: Settings, seed: int) -> torch.nn.Sequential:

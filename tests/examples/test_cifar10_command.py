@@ -88,13 +88,13 @@ class TestRun:
 
     def test_figures_that_share_pipelines(self, tmp_path, undrawn, monkeypatch):
         """Trained once for both; subnormal numbers are 0, which would take as long as hundreds of others."""
-        seen, train_epoch = [], train.Run.train_epoch
+        seen, train_epoch = [], train.train_epoch
 
-        def watched(run, after_step):
+        def watched(runs, after_step):
             seen.append(float(torch.full((), 2.0**-140) * torch.ones(())))
-            train_epoch(run, after_step)
+            train_epoch(runs, after_step)
 
-        monkeypatch.setattr(train.Run, "train_epoch", watched)
+        monkeypatch.setattr(train, "train_epoch", watched)
         assert command(tmp_path, "--figure", "4,3") == 0
         assert len(stems(tmp_path)) == 6
         assert len(seen) == 6 * 2
@@ -230,10 +230,10 @@ class TestRun:
         ids=["GPU", "CPU", "Python"],
     )
     def test_out_of_memory(self, tmp_path, capsys, monkeypatch, error):
-        def full(self, after_step):
+        def full(runs, after_step):
             raise error
 
-        monkeypatch.setattr(train.Run, "train_epoch", full)
+        monkeypatch.setattr(train, "train_epoch", full)
         assert command(tmp_path, "--seeds", "6") == 2
         first, last = capsys.readouterr().err.splitlines()[-2:]
         assert first == f"error: out of memory on cpu ({str(error).splitlines()[0] if str(error) else ''})"

@@ -74,7 +74,7 @@ class TestEpoch:
             objective.append(torch.add(loss[-1], values[-1], alpha=pipeline.l2))
             values.append(beside(parameters))
 
-        run.train_epoch(keep)
+        train.train_epoch([run], keep)
         for name, kept in (("loss_gradient", loss), ("gradient", objective)):
             magnitudes = torch.cat(kept, 1).abs().double().numpy()
             assert magnitudes.shape[1] == 8 * sum(p[0].numel() for p in parameters)

@@ -12,7 +12,7 @@ from examples.cifar10 import train
 from examples.cifar10.gradients import QUANTILES
 from examples.cifar10.runtime import FolderError, orders
 from examples.cifar10.store import Folder
-from examples.cifar10.train import NUMBERS, Run, Settings, single
+from examples.cifar10.train import NUMBERS, Run, Settings, single, train_epoch
 from sigscale.kernels import reference_sketch
 from tests.oracles.cifar10 import BEYOND, CIFAR, CPU, PIPELINES, SCALED, SETTINGS, TANH, same, trained
 
@@ -47,8 +47,26 @@ class TestReproducibility:
         folder.restore(resumed)
         assert resumed.epoch == 1
         while not resumed.done:
-            resumed.train_epoch()
+            train_epoch([resumed])
         assert same(resumed, trained(pipeline))
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def test_side_by_side(self, device, monkeypatch):
+        """To the result of each alone, also if one is further than the others."""
+        monkeypatch.setattr(train, "RECORDS", 1)
+        device, settings = torch.device(device), replace(SETTINGS, epochs=7)
+        alone, beside = (
+            [Run(pipeline, (0, 1), settings, CIFAR.to(device), device) for pipeline in (TANH, SCALED)]
+            for _ in range(2)
+        )
+        for run in alone:
+            while not run.done:
+                train_epoch([run])
+        train_epoch(beside[1:])
+        while training := [run for run in beside if not run.done]:
+            train_epoch(training)
+        assert all(map(same, alone, beside))
+        assert not same(*beside)
 
     @pytest.mark.gpu
     def test_resumed_run_on_a_gpu(self, tmp_path, monkeypatch):
@@ -61,12 +79,12 @@ class TestReproducibility:
         folder.begin({})
         settings = replace(SETTINGS, epochs=7)
         runs = [Run(SCALED, (0, 1), settings, CIFAR.to(device), device) for _ in range(2)]
-        runs[0].train_epoch()
+        train_epoch(runs[:1])
         folder.save(runs[0])
         folder.restore(runs[1])
         for run in runs:
             while not run.done:
-                run.train_epoch()
+                train_epoch([run])
         assert same(*runs)
 
     def test_damaged_state(self, tmp_path):
@@ -105,7 +123,7 @@ class TestEpoch:
 
         run = Run(SCALED, (0, 1), SETTINGS, CIFAR, CPU)
         with Watch():
-            run.train_epoch(lambda: operations.append("step"))
+            train_epoch([run], lambda: operations.append("step"))
         assert operations.count("step") == 8
         forbidden = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.is_nonzero}
         assert not forbidden & set(operations)
@@ -163,7 +181,7 @@ class TestEpoch:
             run = Run(PIPELINES[name], range(3), SETTINGS, CIFAR.to(device), device)
             run._train_step.graphs = run._test.graphs = not eager
             while not run.done:
-                run.train_epoch()
+                train_epoch([run])
             runs.append(run)
         assert same(*runs)
 

@@ -8,7 +8,7 @@ import torch
 from examples.cifar10 import data
 from examples.cifar10.data import Cifar10, Split
 from examples.cifar10.pipelines import ALSO, FIGURES, unique
-from examples.cifar10.train import Run, Settings
+from examples.cifar10.train import Run, Settings, train_epoch
 
 RECORDS = 40  # in a file
 FILES = (*data.TRAIN, data.TEST)
@@ -32,7 +32,7 @@ CIFAR = Cifar10(split(70, 0), split(30, 1), "a test", "0")
 def trained(pipeline=SCALED, seeds=(0, 1), epochs=3, settings=SETTINGS):
     run = Run(pipeline, seeds, settings, CIFAR, CPU)
     for _ in range(epochs):
-        run.train_epoch()
+        train_epoch([run])
     return run
 
 
