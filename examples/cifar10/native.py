@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -57,29 +58,37 @@ class NotNativeError(RuntimeError):
     """Why steps cannot be made natively."""
 
 
-@cache
-def library() -> ctypes.CDLL:
-    """The compiled functions, which are built once and kept in PyTorch's cache of extensions."""
+def _build(name: str, folder: str) -> Path:
+    """The library, compiled in a folder."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA
     from torch.utils import cpp_extension
 
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        cpp_extension.load(
+            name,
+            [os.fspath(SOURCE)],
+            extra_cflags=["-O3", "-march=native"],
+            build_directory=folder,
+            is_python_module=False,
+        )
+    return Path(folder, f"{name}.so")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled functions, which are built once and kept in PyTorch's cache of extensions."""
     machine = f"{platform.node()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     digest = hashlib.sha256(SOURCE.read_bytes() + machine.encode()).hexdigest()
-    name = f"sigscale_cifar10_{digest[:16]}"
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
-    folder = Path(root) / name
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    built = root / f"sigscale_cifar10_{digest[:16]}.so"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            cpp_extension.load(
-                name,
-                [os.fspath(SOURCE)],
-                extra_cflags=["-O3", "-march=native"],
-                build_directory=os.fspath(folder),
-                is_python_module=False,
-            )
-        return ctypes.CDLL(os.fspath(folder / f"{name}.so"))
+        if not built.exists():
+            root.mkdir(parents=True, exist_ok=True)
+            # Not in a folder that others use: a build that is killed leaves its lock there, and they wait.
+            with TemporaryDirectory(dir=root) as folder:
+                os.replace(_build(built.stem, folder), built)
+        return ctypes.CDLL(os.fspath(built))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise NotNativeError(str(error).partition("\n")[0]) from error
 

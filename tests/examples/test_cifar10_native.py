@@ -1,11 +1,13 @@
 """The native step of stacked networks against the same networks in PyTorch."""
 
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from torch.utils import cpp_extension
 
 from examples.cifar10 import native, networks
 from examples.cifar10.train import Run, Settings, pixel_transform, single
@@ -133,6 +135,25 @@ def test_what_is_not_native_is_named(name):
     run = Run(BEYOND[name], (0, 1), SETTINGS, CIFAR, CPU)
     if run.native is None:
         assert "no native code for " in run.not_native
+
+
+def test_an_interrupted_build_leaves_nothing(monkeypatch, tmp_path):
+    """No half of a library, and no lock that the next build would wait for."""
+
+    def interrupted(name, *args, build_directory, **kwargs):
+        for file in (f"{name}.so", "lock"):
+            Path(build_directory, file).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(cpp_extension, "load", interrupted)
+    native.library.cache_clear()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            native.library()
+    finally:
+        native.library.cache_clear()
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_compiler(monkeypatch, tmp_path):
