@@ -138,10 +138,11 @@ def _bins(found: Tensor, tensors: Sequence[Tensor], m: int) -> Tensor:
     """
     bins, zero = found.gather(1, _words_of_bins(m).expand(len(found), -1)), zero_bin(m)
     around_zero = bins[:, zero - 1 : zero + 2]
-    sums = zip(around_zero.sum(1).tolist(), bins.sum(1).tolist(), tensors, strict=True)
-    for row, (near_zero, finite, x) in enumerate(sums):
-        if near_zero:
-            positive, negative = _signed(x, 0)
+    sums = zip(around_zero[:, ::2].tolist(), bins.sum(1).tolist(), tensors, strict=True)
+    for row, ((below, above), finite, x) in enumerate(sums):
+        if below or above:
+            zeros = len(x) - int((_bits(x) << 1).count_nonzero())
+            positive, negative = (above, below) if zeros == above + below else _signed(x, 0)
             around_zero[row] += torch.tensor([-negative, positive + negative, -positive], device="cpu")
         if others := len(x) - finite:
             positive, negative = _signed(x, _INFINITY[_bits(x).dtype])

@@ -174,8 +174,9 @@ def distribution(counts: Tensor, m: int, *, magnitude: bool) -> Distribution:
     if not magnitude:
         return Distribution(counts[..., :-1], lower, upper)
     zero = zero_bin(m)
-    folded = counts[..., zero:-1].clone()
-    folded[..., 1:] += counts[..., :zero].flip(-1)
+    folded = counts[..., : zero + 1].flip(-1)
+    folded += counts[..., zero:-1]
+    folded[..., 0] = counts[..., zero]
     return Distribution(folded, lower, upper)
 
 
@@ -215,9 +216,10 @@ def fraction_below(values: Distribution, thresholds: Tensor) -> Tensor:
 
 def fraction_of_bins_below(values: Distribution, thresholds: Tensor) -> Tensor:
     """The share of values in bins that begin below each threshold (..., k), which misses none: (..., k)."""
-    begins_below = values.lower < thresholds.unsqueeze(-1)
-    below = torch.where(begins_below, values.counts.unsqueeze(-2), 0).sum(-1)
-    return below.double() / values.counts.sum(-1, keepdim=True)
+    cumulative = values.counts.cumsum(-1)
+    bins = torch.searchsorted(values.lower, thresholds.nan_to_num(nan=0.0)).expand(*cumulative.shape[:-1], -1)
+    below = cumulative.gather(-1, (bins - 1).clamp_(min=0)).masked_fill_(bins == 0, 0)
+    return below.double() / cumulative[..., -1:]
 
 
 def mean(values: Distribution) -> Tensor:
@@ -228,7 +230,9 @@ def mean(values: Distribution) -> Tensor:
     """
     near = torch.where(values.lower < 0, values.upper, values.lower)
     middle = torch.where(near.abs() < 2.0**128, (values.lower + values.upper) / 2, near)
-    terms = torch.where(values.counts > 0, values.counts * middle, 0.0)
+    terms = values.counts * middle
+    for end in (0, -1):  # where infinities are counted, of which there may be none
+        terms[..., end].masked_fill_(values.counts[..., end] == 0, 0.0)
     return terms.sum(-1) / values.counts.sum(-1)
 
 
