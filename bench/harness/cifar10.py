@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bench.harness.timing import synchronize
 from examples.cifar10 import data, runtime
 from examples.cifar10.data import Cifar10, Split
 from examples.cifar10.networks import TABLE_3, build, large_uniform
@@ -66,7 +67,8 @@ class Seeds:
             self.run.step()
 
     def gradients(self) -> list[Tensor]:
-        """Of the last step; the first dimension is that of all seeds."""
+        """Of the last step, which has ended by then; the first dimension is that of all seeds."""
+        synchronize(self.run.device)
         return [p.grad for p in self.run.network.parameters() if p.grad is not None]
 
     def close(self) -> None:
