@@ -171,7 +171,9 @@ def made_aside(device: torch.device | None, make: Callable[[], T]) -> T:
     """What `make` makes on a GPU, on a private stream: complete on return, and in no CUDA graph."""
     if device is None:
         return make()
-    stream = _private_stream(device)
+    current, own = current_stream(device), _private_streams(device)
+    is_aside = current in own and not is_capturing(device)
+    stream = current if is_aside else next(stream for stream in own if stream != current)
     with outside_captures():
         with torch.cuda.stream(stream):
             result = make()
@@ -186,8 +188,9 @@ def kept_for_replays(result: T) -> T:
 
 
 @lru_cache
-def _private_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+def _private_streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Two, since PyTorch has 32 and gives one that is in use, as the current one, again."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
 @contextmanager

@@ -88,9 +88,9 @@ class Function:
     g f'(u) and g f'(u) in the memory of u or t, which they own. `slope_reach` (of abs(u)) says how far fp32
     is as accurate as the package promises for a u that was rounded; beyond, slopes are evaluated in fp64.
     Where alpha f(u) suffers too much from that rounding, or takes fewer operations, `torch_scaled_value(x,
-    scale, room)` gives it in `room`, which is of the computing type, or in memory of its own. Where f(u) - u
-    f'(u) cancels or is slow, `torch_alpha_slope(u, f'(u))` gives it in fp32. `torch_by_table` says that
-    looking up the result of a 16-bit value is faster than computing it.
+    scale, out)` gives it in `out` or in memory of its own, of a dtype that may be wider. Where f(u) - u f'(u)
+    cancels or is slow, `torch_alpha_slope(u, f'(u))` gives it in fp32. `torch_by_table` says that looking up
+    the result of a 16-bit value is faster than computing it.
 
     `mp_value` and `mp_slope` are f and f' of an mpmath number, at its precision; they find mpmath's functions
     in the number's `context`. They define what the package computes, and the tests hold it to them. In fp32,
@@ -368,12 +368,13 @@ FUNCTIONS = Registry()
 
 
 # 0-d tensors, since wrapping a Python number costs an operation a microsecond.
-ONE, FOUR = (torch.tensor(number, device="cpu") for number in (1.0, 4.0))
+ONE, FOUR = (torch.tensor(number, dtype=torch.float32, device="cpu") for number in (1.0, 4.0))
 FLAT = 60.0  # from here on 1 / (1 + e^-u) is 1 in every dtype
+SUBNORMAL = 86.0  # e^-u is subnormal in fp32 a little further on
 
 
 def _times_logistic(g: Tensor, u: Tensor, scale: float, out: Tensor) -> Tensor:
-    # g / (1 + e^(-scale u)), as g e / (e + 1) in one pass, which is accurate down to the smallest number.
+    # g / (1 + e^(-scale u)), as g e / (e + 1) in one pass.
     torch.ops.aten.softplus_backward.grad_input(g, u, scale, FLAT, grad_input=out)
     return out
 
@@ -385,15 +386,18 @@ def _logistic_gradient_(g: Tensor, u: Tensor, scale: float) -> Tensor:
     return r
 
 
-def _sigmoid_scaled(x: Tensor, scale: Scale, room: Tensor) -> Tensor:
+def _sigmoid_scaled(x: Tensor, scale: Scale, out: Tensor) -> Tensor:
     alpha = scale.exactly
-    if not isinstance(alpha, Tensor) and scale.is_exact and x.dtype != torch.float16:
-        out = torch.empty_like(x) if x.dtype == torch.bfloat16 else room
-        return _times_logistic(scale.alpha, x, 1 / alpha, out)
-    if isinstance(alpha, Tensor) and x.dtype == torch.float32:
-        u = x / alpha  # in fp64
+    if isinstance(alpha, Tensor):
+        u = x.double() / alpha
         return _times_logistic(alpha, u, 1.0, u)
-    u = scale.over_alpha(x, room)
+    if alpha > 4.0 and x.numel() and not x.amin().item() >= -SUBNORMAL * alpha:
+        # A subnormal e^u has lost digits, and alpha makes a normal number of it.
+        u = x.double() / alpha
+        return _times_logistic(torch.tensor(alpha, dtype=u.dtype, device="cpu"), u, 1.0, u)
+    if scale.is_exact and x.dtype != torch.float16:  # which may not hold alpha
+        return _times_logistic(scale.alpha, x, 1 / alpha, out)
+    u = scale.over_alpha(x, torch.empty_like(x, dtype=torch.float32) if x.dtype.itemsize == 2 else out)
     if scale.lost is None:
         return _times_logistic(scale.alpha, u, 1.0, u)
     # What rounding u has lost, (x - alpha u) f'(u) to first order.
@@ -408,7 +412,7 @@ def _softsign(u: Tensor) -> Tensor:
     return u / (u.abs() + 1)
 
 
-def _softsign_scaled(x: Tensor, scale: Scale, room: Tensor) -> Tensor:
+def _softsign_scaled(x: Tensor, scale: Scale, out: Tensor) -> Tensor:
     # x / (1 + |x / alpha|)
     alpha = scale.exactly
     if isinstance(alpha, Tensor):
@@ -417,7 +421,7 @@ def _softsign_scaled(x: Tensor, scale: Scale, room: Tensor) -> Tensor:
     lost = _lost_in_float32(1 / alpha) if x.dtype == torch.float32 else 0.0
     x = (x.float() if x.dtype.itemsize == 2 else x).clamp(-1e18 * alpha, 1e18 * alpha)
     y = x / torch.add(ONE, x.abs(), alpha=1 / alpha)
-    return torch.addcmul(y, y, y.abs(), value=-lost) if lost else y
+    return torch.addcmul(y, y, y.abs(), value=-lost).copysign_(y) if lost else y
 
 
 @lru_cache(maxsize=1024)
@@ -434,12 +438,12 @@ def _horner(w: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
 
 
 def _numbers(*numbers: float) -> tuple[Tensor, ...]:
-    return tuple(torch.tensor(number, device="cpu") for number in numbers)
+    return tuple(torch.tensor(number, dtype=torch.float32, device="cpu") for number in numbers)
 
 
 def _near_or_far(u: Tensor, w: Tensor, limit: float, coefficients: tuple[Tensor, ...], far: Tensor) -> Tensor:
     # u w p(w) with w = u^2 up to `limit`, u far beyond; by arithmetic, since torch.where is slow.
-    is_far = torch.add(torch.tensor(-1e30 * limit, device="cpu"), w, alpha=1e30).clamp_(0, 1)
+    is_far = torch.add(_numbers(-1e30 * limit)[0], w, alpha=1e30).clamp_(0, 1)
     w.clamp_(max=limit)
     near = _horner(w, coefficients).mul_(w)
     return torch.lerp(near, far, is_far, out=near).mul_(u)
@@ -478,7 +482,7 @@ FUNCTIONS.register(
         torch_by_table=True,
         torch_value_=torch.tanh_,
         torch_slope=lambda u: 4 * torch.sigmoid(2 * u) * torch.sigmoid(-2 * u),
-        torch_gradient_=lambda g, u: _logistic_gradient_(g, u, 2.0).mul_(FOUR),
+        torch_gradient_=lambda g, u: _logistic_gradient_(FOUR, u, 2.0).mul_(g),
         torch_alpha_slope=_tanh_alpha_slope,
         torch_gradient_of_value=torch.ops.aten.tanh_backward.default,
         torch_gradient_of_value_=lambda g, t: torch.ops.aten.tanh_backward.grad_input(g, t, grad_input=t),

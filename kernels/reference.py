@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .device import made_once
 from .functions import ONE, Function, Scale
+from .launcher import dense
 
 PART = 1 << 18  # elements for two threads; temporaries stay in the cache, and threads seldom meet
 TABLE = 1 << 14  # 16-bit values from which on they are looked up
@@ -25,22 +26,20 @@ ROWS = 16  # of a larger look-up, which threads share
 LIMIT = 2.0**60  # of abs(u), beyond which u f'(u) is 0 or its limit, and an infinite u would make NaN of it
 
 
-def forward(function: Function, x: Tensor, alpha: float | Tensor, *, table: int = TABLE) -> Tensor:
-    """alpha f(x / alpha), laid out as torch.tanh(x) would be; a tensor alpha has one for each channel.
-
-    `table` says from how many 16-bit values on a table for this alpha pays.
-    """
+def forward(function: Function, x: Tensor, alpha: float | Tensor, *, is_learned: bool = False) -> Tensor:
+    """alpha f(x / alpha), laid out as torch.tanh(x) would be; a tensor alpha has one for each channel."""
     y = torch.empty_like(x)
-    shared = not isinstance(alpha, Tensor)
-    by_table = function.torch_by_table and x.dtype.itemsize == 2 and x.numel() >= table
+    shared, least = not isinstance(alpha, Tensor), LEARNED_TABLE if is_learned else TABLE
+    by_table = function.torch_by_table and x.dtype.itemsize == 2 and x.numel() >= least
     if by_table and not isinstance(alpha, Tensor):
+        x = dense(x)  # so that parts are blocks of memory
         values, bits = _table(function, x.dtype, alpha), Room(torch.int64)
         for out, part in parts(shared, y, x):
             _look_up(values, bits.like(part).copy_(part.view(torch.uint16)), out)
         return y
     scale, room = scale_of(function, x, alpha), Room()
     for out, part in parts(shared, y, x):
-        y = _put(_value(function, part, scale, room.for_(out)), out, y)
+        y = _put(_value(function, part, scale, out, room), out, y)
     return y
 
 
@@ -134,22 +133,23 @@ def composed_backward(
     return (widened(g) * function.torch_slope(widened(saved) / alpha)).to(g.dtype)
 
 
-def _value(function: Function, x: Tensor, scale: Scale, room: Tensor) -> Tensor:
-    """alpha f(x / alpha), in `room`, which is of the computing type, or in memory of its own."""
+def _value(function: Function, x: Tensor, scale: Scale, out: Tensor, room: Room) -> Tensor:
+    """alpha f(x / alpha), in `out` or elsewhere, of a dtype that may be wider."""
     if function.torch_scaled_value is not None:
-        return function.torch_scaled_value(x, scale, room)
-    return (function.torch_value_ or function.torch_value)(scale.over_alpha(x, room)).mul_(scale.alpha)
+        return function.torch_scaled_value(x, scale, out)
+    u = scale.over_alpha(x, room.for_(out))
+    return (function.torch_value_ or function.torch_value)(u).mul_(scale.alpha)
 
 
 @made_once(64)
 def _table(function: Function, dtype: torch.dtype, alpha: float) -> Tensor:
     """alpha f(x / alpha) for each x of a 16-bit type, by its bits."""
     x = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
-    return _value(function, x, scale_of(function, x, alpha), Room().for_(x)).to(dtype)
+    return _value(function, x, scale_of(function, x, alpha), torch.empty_like(x), Room()).to(dtype)
 
 
 def _look_up(values: Tensor, bits: Tensor, out: Tensor) -> None:
-    """The values for bits; many are gathered row by row, since `index_select` has one thread only."""
+    """The values for bits, in blocks of memory; many by rows, since `index_select` has one thread only."""
     n, found, bits = bits.numel(), *(t.as_strided((t.numel(),), (1,)) for t in (out, bits))
     rest = n - n % ROWS if n > GRAIN else 0
     if rest:
@@ -216,7 +216,7 @@ def widened(x: Tensor) -> Tensor:
 def learned_forward(function: Function, x: Tensor, alpha: Tensor) -> Tensor:
     """alpha f(x / alpha), laid out as torch.tanh(x) would be."""
     scale = float(alpha) if alpha.numel() == 1 else alpha
-    return forward(function, x, scale, table=LEARNED_TABLE)
+    return forward(function, x, scale, is_learned=True)
 
 
 def learned_backward(

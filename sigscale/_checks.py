@@ -154,10 +154,11 @@ def check_learned_alpha(alpha: Tensor, x: Tensor) -> None:
             "alpha.to(x.device), or pass the number alpha.item()"
         )
     channels = x.shape[1] if x.ndim > 1 else 1
-    if alpha.numel() != 1 and (alpha.ndim != 1 or alpha.numel() != channels):
+    if alpha.numel() != 1 and (alpha.ndim != 1 or alpha.numel() != channels or not channels):
         raise ValueError(
             "alpha must have one element, or one for each of the channels in dimension 1 of x; got shape "
-            f"{tuple(alpha.shape)} for x of shape {tuple(x.shape)}: use num_parameters=1 or {channels}"
+            f"{tuple(alpha.shape)} for x of shape {tuple(x.shape)}: use num_parameters=1"
+            + (f" or {channels}" if channels > 1 else "")
         )
     if alpha.is_cpu and _is_concrete(alpha):  # its values can be read without waiting
         worst = alpha.detach().aminmax()

@@ -74,6 +74,16 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=[False, True], ids=["small", "large"])
+def are_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a few elements are computed in parts and by tables, as a CPU does with large tensors."""
+    from sigscale.kernels import reference
+
+    if request.param:
+        for name, number in {"PART": 40, "TABLE": 8, "LEARNED_TABLE": 8, "GRAIN": 16, "ROWS": 3}.items():
+            monkeypatch.setattr(reference, name, number)
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of CIFAR-10 have no more records than those of the tests."""

@@ -86,7 +86,7 @@ def library() -> ctypes.CDLL:
         if not built.exists():
             root.mkdir(parents=True, exist_ok=True)
             # Not in a folder that others use: a build that is killed leaves its lock there, and they wait.
-            with TemporaryDirectory(dir=root) as folder:
+            with TemporaryDirectory(dir=root, prefix=f"{built.stem}.") as folder:
                 os.replace(_build(built.stem, folder), built)
         return ctypes.CDLL(os.fspath(built))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -148,6 +148,12 @@ class Step:
         return self._losses, self._hits
 
 
+def _can_take(last: list[Layer], module: nn.Module) -> bool:
+    """Whether the last layer's output goes through a function natively."""
+    is_free = bool(last) and last[0].kind != POOL and not last[0].function
+    return is_free and not getattr(module, "learnable", False) and getattr(module, "save", None) != "input"
+
+
 def layers_of(network: nn.Sequential) -> tuple[ctypes.Array[Layer], list[networks.Stacked], int]:
     """The layers of a joined network, those with weights and biases, and how many numbers these are.
 
@@ -168,7 +174,7 @@ def layers_of(network: nn.Sequential) -> tuple[ctypes.Array[Layer], list[network
             layers.append(Layer(*what, size, biases, 1.0, 1.0))
             size += sum(tensor[0].numel() for tensor in (weight, bias) if tensor is not None)
             sources.append(module)
-        elif kind and not getattr(module, "learnable", False) and getattr(module, "save", None) != "input":
+        elif kind and _can_take(layers[-1:], module):
             gain = getattr(module, "alpha", 1.0)
             alpha = 1.0 if isinstance(module, NaiveTanh) else gain
             layers[-1].function, layers[-1].alpha, layers[-1].gain = kind, alpha, gain

@@ -135,8 +135,8 @@ def _signed(number: int) -> int:
 class Captured:
     """A function of tensors at fixed addresses, without arguments or result.
 
-    On a GPU, calls are captured in a graph after the first few and replayed from then on; `replay=False`
-    calls the function itself.  Elsewhere every call does.  Make all calls on one stream.
+    On a GPU, calls are captured in a graph after the first few and replayed from then on; elsewhere each
+    calls the function itself.  Make all calls on one stream.
     """
 
     def __init__(self, function: Callable[[], None], device: torch.device) -> None:
@@ -144,9 +144,9 @@ class Captured:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0
 
-    def __call__(self, *, replay: bool = True) -> None:
+    def __call__(self) -> None:
         self._calls += 1
-        if not (self.graphs and replay and self._calls > EAGER):
+        if not (self.graphs and self._calls > EAGER):
             return self.function()
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()

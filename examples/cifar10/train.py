@@ -66,7 +66,7 @@ class Settings:
 
 
 class Run:
-    """One pipeline, some seeds: `train_epoch()` until `done`; its state can be saved and loaded between."""
+    """One pipeline, some seeds: `train_epoch([run])` until `done`; its state can be kept in between."""
 
     def __init__(
         self,
@@ -133,12 +133,13 @@ class Run:
         start = time.perf_counter()
         with self.on_device():
             self.begin_epoch()
-        for _ in range(self.steps):
+        for number in range(1, self.steps + 1):
             with self.on_device():
                 self.step()
+                if number == self.steps:
+                    self._test()
             yield
         with self.on_device():
-            self._test()
             numbers = self._numbers().cpu().numpy()
         self.history.append(numbers)
         self.seconds.append(time.perf_counter() - start)
@@ -172,7 +173,7 @@ class Run:
         return np.array(self.history).reshape(-1, len(self.seeds), len(NUMBERS))[..., NUMBERS.index(name)]
 
     def begin_epoch(self) -> None:
-        """Shuffle, and count from nothing; on a GPU after what other streams have made or restored."""
+        """Shuffle, and count from nothing; on a GPU after what the default stream has made or restored."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.default_stream(self.device))
         order = orders(self.seeds, self.epoch + 1, len(self.data.train.labels), self.device)
@@ -186,9 +187,7 @@ class Run:
         """Train on the next batch of the epoch, again from the first one after the last."""
         self._measured = self._step_number % self._every == 0
         self._step_number += 1
-        self._train_step(replay=not self._measured)
-        if not self._measured:
-            self.monitor.step()  # which only counts it
+        self._train_step()
 
     def _step(self) -> None:
         """One batch of every network, of which images the device knows."""
@@ -199,8 +198,7 @@ class Run:
         else:
             losses, hits = self.native(self.data.train.images, self.data.train.labels, chosen, backward=True)
         self.gradients.record()
-        if self._measured:
-            self.monitor.step()
+        self.monitor.step()
         self.optimizer.step()
         self._losses += losses
         self._hits += hits

@@ -153,7 +153,9 @@ def test_limits_and_zeros(name, dtype, device):
     assert truth.ulps(y[:3], 1.7 * limits).max() <= 1
     assert y[4].isnan()
     if function.symmetry == "odd":
-        assert torch.signbit(y[2:4]).tolist() == [False, True]
+        for alpha in (0.3, 1.7, 2.0, 3.7):
+            zeros = activation(name, x[2:4], alpha, device)
+            assert torch.signbit(zeros).tolist() == [False, True], alpha
     slope = slopes(name, x, 1.7, device)
     assert slope[:4].tolist() == [0.0, 0.0, function.slope_at_zero, function.slope_at_zero]
 
@@ -162,10 +164,11 @@ def test_limits_and_zeros(name, dtype, device):
 @pytest.mark.interpreter
 def test_extreme_alpha(name, device):
     x = torch.tensor([0.0, 1e-15, 1.0, -3.0, 1e10, -1e30, 3e38, torch.inf])
-    for alpha in (2.0**-36, 1e-9, 1e9, 2.0**36):
-        y = activation(name, x, alpha, device)
-        exact = truth.exact_value(name, x.double().numpy(), alpha)
-        assert truth.ulps(y, exact).max() <= ss.FUNCTIONS[name].torch_ulp, alpha
+    for alpha in (2.0**-36, 1e-9, 64.0, 1e9, 2.0**36):
+        tail = -alpha * torch.linspace(80, 120, 81)  # e^u becomes subnormal here, alpha e^u later
+        y = activation(name, torch.cat([x, tail]), alpha, device)
+        exact = truth.exact_value(name, torch.cat([x, tail]).double().numpy(), alpha)
+        assert truth.ulps(y, exact).max() <= bound(name, device), alpha
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.7])
@@ -177,6 +180,14 @@ def test_fp64_tails_are_subnormal(alpha, device):
     torch.testing.assert_close(activation("sigmoid", x, alpha, device), want, rtol=1e-12, atol=tiny)
     torch.testing.assert_close(slopes("sigmoid", x, alpha, device), want / alpha, rtol=1e-12, atol=tiny)
     torch.testing.assert_close(slopes("tanh", x / 2, alpha, device), 4 * want / alpha, rtol=1e-12, atol=tiny)
+
+
+@pytest.mark.parametrize("name", ["tanh", "arctan", "softsign"])
+def test_smallest_gradients(name):
+    """Of slope 1 they are what they were, however small."""
+    g = torch.arange(1.0, 9.0).mul_(2.0**-149)
+    dx = backward(ss.FUNCTIONS[name], g, torch.zeros(8), 1.0, from_output=False)
+    assert torch.equal(dx, g)
 
 
 @pytest.mark.interpreter

@@ -43,7 +43,8 @@ def same(result, expected):
 
 
 @pytest.mark.parametrize("name", list(ss.FUNCTIONS))
-@pytest.mark.interpreter(name=["tanh"])
+@pytest.mark.interpreter(name=["tanh"], are_large=[False])
+@pytest.mark.usefixtures("are_large")
 def test_any_view(name, device):
     activation = getattr(ss, name)
 

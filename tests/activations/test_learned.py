@@ -63,7 +63,8 @@ SHAPES += [(1300, 3)] if INTERPRETED else [(1300, 3), (3, 5, 10_000)]  # the las
     [*(("tanh", shape) for shape in SHAPES), *((name, (4, 3, 5, 6)) for name in ss.FUNCTIONS)],
     ids=str,
 )
-@pytest.mark.interpreter(name=["tanh"])
+@pytest.mark.interpreter(name=["tanh"], are_large=[False])
+@pytest.mark.usefixtures("are_large")
 def test_shapes(name, shape, device):
     generator = torch.Generator().manual_seed(len(shape))
     for channels in {1, shape[1] if len(shape) > 1 else 1}:
@@ -115,6 +116,23 @@ def test_rows_fill_their_tiles(period, block):
     assert width / (-(-width // block) * block) >= 0.5
     if period <= block // 8 or period % block == 0:
         assert width / (-(-width // block) * block) >= 0.85
+
+
+@functions
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_default_dtype_changes_nothing(name, dtype, device):
+    def gradient():
+        alpha = torch.tensor(1.7, dtype=torch.float32, device=device, requires_grad=True)
+        getattr(ss, name)(x, alpha).sum().backward()
+        return alpha.grad
+
+    x = torch.randn(1000, device=device)
+    want, before = gradient(), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(gradient(), want)
+    finally:
+        torch.set_default_dtype(before)
 
 
 @functions
@@ -306,6 +324,11 @@ def test_wrong_arguments_of_a_module(arguments, error, message):
 def test_wrong_alphas(alpha, error, message):
     with pytest.raises(error, match=message):
         ss.tanh(torch.randn(4, 3), alpha)
+
+
+def test_no_channels():
+    with pytest.raises(ValueError, match=r"got shape \(0,\) for x of shape \(4, 0\): use num_parameters=1$"):
+        ss.tanh(torch.randn(4, 0), torch.empty(0))
 
 
 def test_wrong_calls():

@@ -137,6 +137,14 @@ def test_what_is_not_native_is_named(name):
         assert "no native code for " in run.not_native
 
 
+@pytest.mark.parametrize("layers", [[nn.Tanh()], [nn.MaxPool2d(2), nn.Tanh()], [nn.Tanh(), nn.Tanh()]])
+def test_a_function_without_a_layer_of_its_own(layers):
+    if len(layers) > 1:
+        layers = [nn.Conv2d(3, 3, 3, padding=1), *layers]
+    with pytest.raises(native.NotNativeError, match=f"^no native code for {len(layers) - 1}, Tanh"):
+        native.layers_of(networks.join([nn.Sequential(*layers)]))
+
+
 def test_an_interrupted_build_leaves_nothing(monkeypatch, tmp_path):
     """No half of a library, and no lock that the next build would wait for."""
 

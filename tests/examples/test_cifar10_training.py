@@ -51,10 +51,9 @@ class TestReproducibility:
         assert same(resumed, trained(pipeline))
 
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-    def test_side_by_side(self, device, monkeypatch):
+    def test_side_by_side(self, device):
         """To the result of each alone, also if one is further than the others."""
-        monkeypatch.setattr(train, "RECORDS", 1)
-        device, settings = torch.device(device), replace(SETTINGS, epochs=7)
+        device, settings = torch.device(device), SETTINGS
         alone, beside = (
             [Run(pipeline, (0, 1), settings, CIFAR.to(device), device) for pipeline in (TANH, SCALED)]
             for _ in range(2)
@@ -69,12 +68,8 @@ class TestReproducibility:
         assert not same(*beside)
 
     @pytest.mark.gpu
-    def test_resumed_run_on_a_gpu(self, tmp_path, monkeypatch):
-        """Where the first one went on from graphs, and the second one has to capture them anew.
-
-        So few records leave steps to replay, so many epochs evaluations.
-        """
-        monkeypatch.setattr(train, "RECORDS", 1)
+    def test_resumed_run_on_a_gpu(self, tmp_path):
+        """Where the first one went on from graphs, and the second one has to capture them anew."""
         folder, device = Folder(tmp_path), torch.device("cuda")
         folder.begin({})
         settings = replace(SETTINGS, epochs=7)
@@ -172,9 +167,8 @@ class TestEpoch:
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("name", ["combined-tanh-a2-r", "large-tanh-r", "deep-tanh"])
-    def test_graph_is_the_steps_it_replays(self, name, monkeypatch):
-        """Bit for bit, with some of the steps monitored and made as they are."""
-        monkeypatch.setattr(train, "RECORDS", 1)
+    def test_graph_is_the_steps_it_replays(self, name):
+        """Bit for bit, measured ones or not."""
         device = torch.device("cuda")
         runs = []
         for eager in (True, False):

@@ -27,7 +27,7 @@ class Gpu:
     """One device: the current stream, those being captured, and (stream, numbers) of each copy to it."""
 
     def __init__(self) -> None:
-        self.private = Stream(self)
+        self.private, self.spare = Stream(self), Stream(self)
         self.current = Stream(self)
         self.capturing: set[Stream] = set()
         self.copies: list[tuple[Stream, tuple[float, ...]]] = []
@@ -54,7 +54,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: gpu.current in gpu.capturing)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: gpu.recorded.append(stream))
     monkeypatch.setattr(device, "outside_captures", nullcontext)
-    monkeypatch.setattr(device, "_private_stream", lambda target: gpu.private)
+    monkeypatch.setattr(device, "_private_streams", lambda target: (gpu.private, gpu.spare))
     monkeypatch.setattr(device, "_captured", {})
     for module in (device, summary):
         monkeypatch.setattr(module, "to_device", gpu.copy)
@@ -96,6 +96,14 @@ def test_first_capture_copies_aside_and_waits(gpu):
     copied = len(gpu.copies)
     tables(gradients, 1002)
     assert len(gpu.copies) == copied + 1  # addresses, which are queued outside of captures
+
+
+def test_a_capture_on_a_private_stream(gpu):
+    """Which PyTorch may give to anybody, since it has only so many."""
+    gpu.current = gpu.private
+    gpu.capturing.add(gpu.current)
+    tables([torch.randn(5)], 1003)
+    assert {stream for stream, _ in gpu.copies} == {gpu.spare} == set(gpu.waited)
 
 
 def test_addresses_are_queued_and_kept_for_a_stream(gpu):
