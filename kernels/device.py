@@ -38,7 +38,7 @@ def takes_kernel(x: Tensor) -> bool:
 
 def is_supported(x: Tensor) -> bool:
     """Whether x is on a device that kernels or their twins are tested on."""
-    return x.is_cpu or x.is_cuda
+    return x.is_cuda or x.is_cpu
 
 
 def check_supported(device: torch.device, name: str) -> None:

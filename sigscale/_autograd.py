@@ -136,7 +136,8 @@ def activate(
     if not (x.requires_grad and torch.is_grad_enabled()):
         return activation.forward(function, x, alpha)
     keep_output = _keeps_output(function, x.dtype, alpha, save)
-    return _first(Activation.apply(x, (function, alpha, keep_output, sketch)))
+    outputs = Activation.apply(x, (function, alpha, keep_output, sketch))
+    return outputs if sketch is None else _first(outputs)  # a call takes time
 
 
 def _keeps_output(function: Function, dtype: torch.dtype, alpha: float, save: str | None) -> bool:
