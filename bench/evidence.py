@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,7 +160,8 @@ class Runner:
         self.deadline = time.monotonic() + seconds
         self.archive, self.rehearse, self.commit = out / f"call-{call}.tar.xz", rehearse, commit
         self.folder = ROOT / "build" / f"call-{call}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier call
+        self.folder.mkdir(parents=True)
         self.outcomes: list[dict[str, Any]] = []
 
     def run(self, step: Step) -> None:

@@ -20,14 +20,8 @@ from bench.harness import options
 @pytest.fixture
 def runner(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "GRACE", 0.5)
-
-    def made(seconds, rehearse=False):
-        made = Runner(1, seconds, tmp_path, rehearse, "c0ffee")
-        made.folder = tmp_path / "call-1"
-        made.folder.mkdir()
-        return made
-
-    return made
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    return lambda seconds, rehearse=False: Runner(1, seconds, tmp_path, rehearse, "c0ffee")
 
 
 def packed(runner):
@@ -43,6 +37,13 @@ def test_outcomes_are_packed_after_each_step(runner):
     assert packed(run)["call-1/two.log"] == "c0ffee 16\n"
     outcomes = json.loads(packed(run)["call-1/steps.json"])
     assert [(of["name"], of["outcome"]) for of in outcomes] == [("one", "passed"), ("two", "failed")]
+
+
+def test_a_call_begins_with_an_empty_folder(runner):
+    for name in ("first", "second"):
+        run = runner(60)
+        run.run(Step(name, 1, "", "echo done"))
+    assert sorted(packed(run)) == ["call-1/second.log", "call-1/steps.json"]
 
 
 def test_budget_and_limits(runner, monkeypatch):
