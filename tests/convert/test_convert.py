@@ -263,7 +263,7 @@ def test_wrapped_models():
     compiled = torch.compile(model, backend="eager")
     plain = compiled(x)
     assert changed(ss.scale_activations(compiled, exclude="2.1", **ALL)) == ["1", "3"]
-    assert torch.equal(compiled(x), model(x))
+    torch.testing.assert_close(compiled(x), model(x))
     ss.unscale_activations(compiled)
     assert torch.equal(compiled(x), plain)
     assert changed(ss.scale_activations(nn.DataParallel(model), **ALL)) == ["1", "2.1", "3"]

@@ -187,10 +187,11 @@ def assert_equal_to_eager(
     compiled: nn.Module, eager: nn.Module, steps: int, every: int = 1, call=None
 ) -> None:
     """Counts and gradients of training steps of changing batch size."""
+    dtype = next(compiled.parameters()).dtype
     call = call or torch.compile(compiled, fullgraph=True, backend="aot_eager")
     with ss.GradientMonitor(compiled) as ours, ss.GradientMonitor(eager) as theirs:
         for step in range(steps):
-            x = torch.randn(3 + step, 6, generator=torch.Generator().manual_seed(step))
+            x = torch.randn(3 + step, 6, generator=torch.Generator().manual_seed(step)).to(dtype)
             for model, forward, monitor in ((compiled, call, ours), (eager, eager, theirs)):
                 model.zero_grad()
                 forward(x).square().sum().backward()
@@ -220,7 +221,8 @@ def test_one_graph(backend):
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_batch_sizes():
-    assert_equal_to_eager(mixed(), mixed(), steps=20)
+    """In float64, whose rounding moves no gradient to another bin: compiled code has other operations."""
+    assert_equal_to_eager(mixed().double(), mixed().double(), steps=20)
     assert counters["stats"]["unique_graphs"] <= 2
 
 
