@@ -62,7 +62,6 @@ class Scale(NamedTuple):
 
     alpha: Tensor
     exactly: float | Tensor  # alpha as it was given: a number, or for each channel in float64
-    lost: float | None  # exactly - alpha where alpha was rounded to fp32
     is_exact: bool  # whether dividing by alpha rounds nothing
     over_alpha: Callable[[Tensor, Tensor], Tensor]  # x / alpha, written to memory of the computing type
     slope_reach: float  # of abs(u), beyond which the slope is computed in fp64
@@ -388,23 +387,21 @@ def _logistic_gradient_(g: Tensor, u: Tensor, scale: float) -> Tensor:
 
 def _sigmoid_scaled(x: Tensor, scale: Scale, out: Tensor) -> Tensor:
     alpha = scale.exactly
-    if isinstance(alpha, Tensor):
+    # In fp64 where a subnormal e^u has lost digits, and alpha makes a normal number of it.
+    if isinstance(alpha, Tensor) or (alpha > 4.0 and x.numel() and not x.amin().item() >= -SUBNORMAL * alpha):
         u = x.double() / alpha
-        return _times_logistic(alpha, u, 1.0, u)
-    if alpha > 4.0 and x.numel() and not x.amin().item() >= -SUBNORMAL * alpha:
-        # A subnormal e^u has lost digits, and alpha makes a normal number of it.
-        u = x.double() / alpha
-        return _times_logistic(torch.tensor(alpha, dtype=u.dtype, device="cpu"), u, 1.0, u)
+        return _times_logistic(ONE, u, 1.0, u).mul_(alpha)
     if scale.is_exact and x.dtype != torch.float16:  # which may not hold alpha
         return _times_logistic(scale.alpha, x, 1 / alpha, out)
     u = scale.over_alpha(x, torch.empty_like(x, dtype=torch.float32) if x.dtype.itemsize == 2 else out)
-    if scale.lost is None:
+    if x.dtype != torch.float32:
         return _times_logistic(scale.alpha, u, 1.0, u)
     # What rounding u has lost, (x - alpha u) f'(u) to first order.
-    rest = torch.add(x, u, alpha=-scale.alpha.item()).add_(u, alpha=-scale.lost).nan_to_num_(nan=0.0)
+    nearest = scale.alpha.item()
+    rest = torch.add(x, u, alpha=-nearest).add_(u, alpha=nearest - alpha).nan_to_num_(nan=0.0)
     t = _times_logistic(ONE, u, 1.0, u)
     torch.ops.aten.sigmoid_backward.grad_input(rest, t, grad_input=rest)
-    return torch.add(rest, t, alpha=scale.alpha.item(), out=t)
+    return torch.add(rest, t, alpha=nearest, out=t)
 
 
 def _softsign(u: Tensor) -> Tensor:

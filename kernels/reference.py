@@ -186,7 +186,7 @@ def scale_of(function: Function, x: Tensor, alpha: float | Tensor) -> Scale:
         return torch.div(x, operand, out=out) if x.dtype is out.dtype else out.copy_(x).div_(operand)
 
     reach = function.slope_reach if x.dtype == torch.float32 else math.inf
-    return Scale(operand, exactly, None, False, over_alpha, reach)
+    return Scale(operand, exactly, False, over_alpha, reach)
 
 
 @lru_cache(maxsize=1024)
@@ -200,9 +200,8 @@ def _scale(function: Function, dtype: torch.dtype, alpha: float) -> Scale:
             return out.copy_(x).mul_(inverse)
         return torch.mul(x, inverse, out=out) if is_exact else torch.div(x, operand, out=out)
 
-    is_rounded = dtype == torch.float32 and not is_exact
-    lost = alpha - operand.item() if is_rounded else None
-    return Scale(operand, alpha, lost, is_exact, over_alpha, function.slope_reach if is_rounded else math.inf)
+    reach = function.slope_reach if dtype == torch.float32 and not is_exact else math.inf
+    return Scale(operand, alpha, is_exact, over_alpha, reach)
 
 
 def _computing(dtype: torch.dtype) -> torch.dtype:
